@@ -1,0 +1,1501 @@
+// rescale.cuh -- rescale a freshly initialised ReLU network without changing its function, so that it trains faster.
+//
+// One header, nothing else of ours needed: copy it into your project. C11, C++17 and CUDA. Version RESCALE_VERSION.
+//
+// CONTENTS
+//     1. What it does            2. A complete example       3. Describing a network     4. diag(G)
+//     5. Options and report      6. Memory                   7. Errors                   8. Sources
+//
+// 1. WHAT IT DOES
+//     A hidden unit h with a positively homogeneous activation (ReLU, leaky ReLU, identity; pooling commutes with it) may
+//     be scaled: its incoming weights and bias times lambda_h > 0, its outgoing weights divided by lambda_h. The function
+//     of the network stays the same, its gradients do not. Write lambda_h = exp(u_h / 2).
+//
+//     RESCALE_PATHCOND chooses u so that diag(G) of the path-lifting comes closest, in the log-det (Burg) divergence, to a
+//     multiple of a reference r (the identity unless you say otherwise). That is the convex problem
+//         F(u) = p log( sum_i g_i / r_i exp((B u)_i) ) - sum_i (B u)_i,        p = number of counted parameters,
+//     with B[i][h] = -1 where parameter i enters unit h, +1 where it leaves it; parameter i becomes theta_i exp(-(B u)_i / 2).
+//     Newton's method solves it to a certificate: max |dF/du| is reported, and is below tolerance * max(1, max |n_h|),
+//     n_h = number of parameters leaving h minus number entering it.
+//
+//     RESCALE_ENORM is the baseline: it minimises the sum of squared weights (biases are scaled but not counted).
+//
+// 2. A COMPLETE EXAMPLE (the tests compile this very text as C11, as C++17 and with nvcc)
+// EXAMPLE
+// #include "rescale.cuh"
+// #include <stdio.h>
+// static float w1[64 * 8], b1[64], w2[3 * 64], b2[3];       // y = W2 relu(W1 x + b1) + b2, weights are [out][in]
+// int main(void) {
+//     for (int i = 0; i < 64 * 8; i++) w1[i] = (float)((i * 37) % 101 - 50) / 150;
+//     for (int i = 0; i < 3 * 64; i++) w2[i] = (float)((i * 53) % 103 - 51) / 400;
+//     rescale_group hidden[] = {rescale_units("relu1", 64, RESCALE_RELU)};
+//     rescale_tensor t[] = {
+//         rescale_weight("fc1.weight", w1, 64, 8, 1, 0, RESCALE_NONE),     // rows enter group 0
+//         rescale_bias("fc1.bias", b1, 64, 0),
+//         rescale_weight("fc2.weight", w2, 3, 64, 1, RESCALE_NONE, 0),     // columns leave group 0
+//         rescale_bias("fc2.bias", b2, 3, RESCALE_NONE)};
+//     rescale_net net = {hidden, 1, t, 4};
+//     rescale_options options = rescale_default_options();
+//     rescale_report report;
+//     if (rescale_run(&net, &options, &report)) return fprintf(stderr, "%s\n", report.message), 1;
+//     printf("F %.3f -> %.3f, max |dF/du| %.1e after %d Newton steps\n", report.objective_before, report.objective_after,
+//            report.grad_inf, report.iterations);
+//     return 0;
+// }
+// END
+//
+// 3. DESCRIBING A NETWORK
+//     A *group* is a set of units that share a symmetry: a hidden layer's neurons, a feature map's channels, a residual
+//     stream's channels. A *tensor* [n_out][n_in][kernel] enters at most one group by its rows and leaves at most one by
+//     its columns; RESCALE_NONE where there is none. List every parameter tensor, also those outside every group
+//     (the output bias): they count in F.
+//         fully connected     rescale_weight(name, W, out, in, 1, group of the outputs, group of the inputs)
+//         convolution         rescale_weight(name, W, C_out, C_in, kh * kw, ...)
+//         linear after a flatten of C channels of H x W          rescale_weight(name, W, out, C, H * W, ...)
+//         bias of a layer     rescale_bias(name, b, n, group)
+//         BatchNorm           rescale_gain(name, gamma, n, group, running_mean, running_var, eps) and rescale_bias for beta;
+//                             the layer BEFORE the BatchNorm enters RESCALE_NONE and so does its bias: exact in training
+//                             and in evaluation mode, running statistics untouched
+//         residual stream     one group; all tensors that write into it enter it, all that read it leave it
+//         attention           values: rows of W_v enter, columns of W_o leave a group of linear units; queries and keys:
+//                             rows of W_q enter, rows of W_k leave (flags RESCALE_ROWS_LEAVE)
+//     flags: RESCALE_UNCOUNTED  scaled, but left out of F, p and n_h;  RESCALE_ROWS_LEAVE  the rows leave `enters`
+//     (row r is divided by lambda);  RESCALE_COLS_ENTER  the columns enter `leaves` (an embedding that writes a stream).
+//     reference / reference_each: r > 0 for the tensor, or per parameter [n_out][n_in][kernel].
+//     moment1 / moment2: optimizer state of the tensor (SGD momentum or Adam's m; Adam's v), same shape and memory; it is
+//     divided by the factor (by its square) that multiplies the parameter, so that training goes on consistently.
+//     A group whose activation is not positively homogeneous (RESCALE_GELU, ...) is refused.
+//
+// 4. diag(G)
+//     g_i = sum over paths p through i of (Phi_p / theta_i)^2. Three ways to provide it:
+//     - nothing: if no tensor carries it, the tensors must be a sequential fully connected net in order (W1, b1, gamma1,
+//       beta1, W2, ...), and rescale_run computes it by one squared forward and backward pass of one sample;
+//     - g, the full array [n_out][n_in][kernel] in the same memory as the tensor: the gradient, with respect to the squared
+//       parameters, of the summed outputs of the network with squared parameters on an input of ones;
+//     - g_out[n_out] and g_in[n_in * kernel], host vectors with g = g_out (x) g_in: a fully connected layer is rank one.
+//
+// 5. OPTIONS AND REPORT: see the structures below; every field has a comment. rescale_default_options() fills defaults.
+//
+// 6. MEMORY
+//     Tensors are all in host memory (on_device = 0) or all in device memory (on_device = 1, CUDA builds). All working
+//     memory is one arena of rescale_arena_bytes(&net, &options) bytes: yours (options.arena), else one malloc. It is
+//     O(units), plus 8 bytes per row-column pair (not per kernel entry) of a tensor with a full g. On a device, scratch
+//     of O(units), or of the largest such tensor, is allocated and freed with cudaMalloc.
+//     `#define RESCALE_REAL double` before the include for double tensors (default float). OpenMP is used where enabled.
+//
+// 7. ERRORS
+//     rescale_run returns RESCALE_OK or a status; report.message names the tensor or group. It never prints or exits, and
+//     on any error no parameter has been changed.
+//
+// 8. SOURCES
+//     Lebeurrier, Vayer, Gribonval, "Path-conditioned training: a principled way to rescale ReLU neural networks", ICML 2026,
+//     arXiv 2602.19799. Stock, Graham, Gribonval, Jegou, "Equi-normalization of Neural Networks", ICLR 2019, arXiv 1902.10416.
+//     Newton with a certificate, the per-group scalar equation of a sweep and the group-mean correction are this project's.
+#ifndef RESCALE_CUH
+#define RESCALE_CUH
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define RESCALE_VERSION "1.0"
+#ifndef RESCALE_REAL
+#define RESCALE_REAL float
+#endif
+typedef RESCALE_REAL rescale_real;
+#if defined(__CUDACC__) || defined(CUDA_CPU)
+#define RESCALE_HAS_DEVICE 1  // kernels can be compiled: by nvcc, or by common/cuda_cpu.h which runs them on the CPU
+#endif
+
+// ------------------------------------------------------------------------------------------------------ public types
+
+enum { RESCALE_NONE = -1 };  // a tensor side that belongs to no group
+
+enum {  // status codes
+    RESCALE_OK = 0,
+    RESCALE_ERROR_ARGUMENT,     // the description is inconsistent; the message says where
+    RESCALE_ERROR_ACTIVATION,   // a group's activation is not positively homogeneous
+    RESCALE_ERROR_NON_FINITE,   // a tensor holds NaN or infinity
+    RESCALE_ERROR_RANGE,        // diag(G) or a rescaled parameter leaves the range of its type
+    RESCALE_ERROR_MEMORY,       // arena too small, or allocation failed
+    RESCALE_ERROR_CONVERGENCE,  // Newton stopped before the certificate (never seen; report.grad_inf tells how far)
+    RESCALE_ERROR_DEVICE        // a CUDA call failed
+};
+enum { RESCALE_PATHCOND, RESCALE_ENORM };   // method
+enum { RESCALE_NEWTON, RESCALE_SWEEPS };    // solver
+enum { RESCALE_RELU, RESCALE_LEAKY_RELU, RESCALE_IDENTITY, RESCALE_GELU, RESCALE_SILU, RESCALE_TANH, RESCALE_SIGMOID };
+enum { RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN };  // role of a tensor
+enum { RESCALE_UNCOUNTED = 1, RESCALE_ROWS_LEAVE = 2, RESCALE_COLS_ENTER = 4 };  // flags
+
+typedef struct rescale_group {
+    const char *name;  // for messages
+    int n;             // units
+    int activation;    // RESCALE_RELU, ...
+} rescale_group;
+
+typedef struct rescale_tensor {
+    const char *name;                    // for messages
+    rescale_real *data;                  // [n_out][n_in][kernel], host or device
+    int n_out, n_in, kernel;
+    int enters, leaves;                  // groups of the rows and of the columns, or RESCALE_NONE
+    int role;                            // RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN
+    unsigned flags;                      // RESCALE_UNCOUNTED | RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER
+    const rescale_real *g;               // diag(G), full: [n_out][n_in][kernel], same memory as data; or NULL
+    const double *g_out, *g_in;          // diag(G), rank one: host [n_out], [n_in * kernel]; or NULL
+    double reference;                    // r > 0 for the whole tensor; 0 means 1
+    const rescale_real *reference_each;  // r > 0 per parameter, same shape and memory as data; or NULL
+    const rescale_real *mean, *var;      // of a gain: running statistics [n_out], same memory as data
+    double eps;                          // of a gain: added to var
+    rescale_real *moment1, *moment2;     // optimizer state, same shape and memory as data; or NULL
+} rescale_tensor;
+
+typedef struct rescale_net {
+    const rescale_group *group;
+    int n_groups;
+    const rescale_tensor *tensor;
+    int n_tensors;
+} rescale_net;
+
+typedef struct rescale_options {
+    int method;          // RESCALE_PATHCOND (default) or RESCALE_ENORM
+    int solver;          // RESCALE_NEWTON (default): to the optimum; RESCALE_SWEEPS: `sweeps` block sweeps, no more
+    int sweeps;          // 10
+    int max_iterations;  // of Newton, 100; of ENorm sweeps when solver is RESCALE_NEWTON, 10 times that
+    double tolerance;    // 1e-10: aim of max |dF/du| / max(1, max |n_h|); 1e-8 is accepted where rounding allows no more
+    double max_log;      // bound on |log lambda|, enforced inside the optimisation; 0 (default) = none
+    int pow2;            // 1: round every lambda to a power of two, so that the function is preserved bit for bit
+    double enorm_c;      // ENorm's depth penalty c, 1 = none
+    int dry_run;         // 1: solve and report, change no parameter
+    int on_device;       // 1: tensors are in device memory
+    int general;         // 1: always use conjugate gradients, also where the Woodbury solve applies
+    void *arena;         // working memory of rescale_arena_bytes() bytes, or NULL: one malloc
+    size_t arena_bytes;
+    double *u;           // out: u of every unit, groups in order (host, one entry per unit), or NULL
+} rescale_options;
+
+typedef struct rescale_report {
+    int status;
+    char message[256];         // "" or one line that names the tensor or group
+    double objective_before, objective_after;  // F (PathCond) or the sum of squared weights (ENorm)
+    double grad_inf;           // max over units of |dF/du|, projected at bounds: the certificate (before pow2 rounding)
+    double grad_tolerance;     // 1e-8 * max(1, max |n_h|): what grad_inf has to be below to be called the optimum
+    int converged;             // grad_inf <= grad_tolerance
+    int iterations;            // Newton steps on all units
+    int sweeps;                // block sweeps
+    int cg_steps;              // conjugate-gradient steps, 0 with the Woodbury solve
+    double seconds_diag_g, seconds_solve, seconds_apply;
+    double max_abs_log_lambda;
+    int units, pinned_units, bounded_units;  // pinned: no incoming or no outgoing energy, lambda = 1
+    long long parameters;      // counted parameters, p
+    int tensors_touched;
+} rescale_report;
+
+// ---------------------------------------------------------------------------------------------- describing a network
+
+// n units with a given activation (RESCALE_RELU, ...).
+static inline rescale_group rescale_units(const char *name, int n, int activation) {
+    rescale_group g;
+    g.name = name, g.n = n, g.activation = activation;
+    return g;
+}
+
+// A weight tensor [n_out][n_in][kernel] whose rows enter one group and whose columns leave another (or RESCALE_NONE).
+static inline rescale_tensor rescale_weight(const char *name, rescale_real *data, int n_out, int n_in, int kernel,
+                                            int enters, int leaves) {
+    rescale_tensor t;
+    memset(&t, 0, sizeof t);
+    t.name = name, t.data = data, t.n_out = n_out, t.n_in = n_in, t.kernel = kernel;
+    t.enters = enters, t.leaves = leaves, t.role = RESCALE_WEIGHT;
+    return t;
+}
+
+// A bias [n] (of a layer, or BatchNorm's beta) that enters a group.
+static inline rescale_tensor rescale_bias(const char *name, rescale_real *data, int n, int enters) {
+    rescale_tensor t = rescale_weight(name, data, n, 1, 1, enters, RESCALE_NONE);
+    t.role = RESCALE_BIAS;
+    return t;
+}
+
+// BatchNorm's gamma [n] that enters a group, with the running statistics it is evaluated with (they are only read).
+static inline rescale_tensor rescale_gain(const char *name, rescale_real *data, int n, int enters,
+                                          const rescale_real *mean, const rescale_real *var, double eps) {
+    rescale_tensor t = rescale_weight(name, data, n, 1, 1, enters, RESCALE_NONE);
+    t.role = RESCALE_GAIN, t.mean = mean, t.var = var, t.eps = eps;
+    return t;
+}
+
+static inline rescale_options rescale_default_options(void) {
+    rescale_options o;
+    memset(&o, 0, sizeof o);
+    o.method = RESCALE_PATHCOND, o.solver = RESCALE_NEWTON, o.sweeps = 10, o.max_iterations = 100;
+    o.tolerance = 1e-10, o.enorm_c = 1;
+    return o;
+}
+
+// ------------------------------------------------------------------------------------------------- internal structures
+// Names with rsc_ are internal. Energies are what F sums: g_i / r_i exp((B u)_i).
+
+enum { RSC_UNUSED, RSC_RANK_ONE, RSC_MATRIX, RSC_DIRECT };  // how a tensor's energies are stored
+
+typedef struct rsc_energy {
+    int kind;              // _UNUSED: not counted; _RANK_ONE: also all one-sided tensors; _MATRIX; _DIRECT: ENorm, from data
+    int row, col;          // first unit of the rows' / columns' group, or -1
+    int row_sign, col_sign;  // of u in the exponent: -1 enters, +1 leaves
+    double *out, *in;      // RSC_RANK_ONE: energies are out (x) in at u = 0, [n_out], [n_in]
+    double *p, *q;         // the same at the current u: out * row factor, in * column factor
+    double sum_p, sum_q;
+    double *matrix;        // RSC_MATRIX: [n_out][n_in]
+    double fixed;          // RSC_MATRIX: energy that no u changes (the diagonal of a tensor from a group to itself)
+    double total;          // energy of the tensor at the current u
+    double max_abs[3];     // of data, moment1, moment2
+} rsc_energy;
+
+typedef struct rsc_arena {
+    char *base;            // NULL: only count
+    size_t used, size;
+} rsc_arena;
+
+typedef struct rsc_solver {
+    const rescale_net *net;
+    const rescale_options *options;
+    rescale_report *report;
+    rsc_energy *energy;          // [n_tensors]
+    int *first;                  // [n_groups + 1] first unit of each group
+    int units;
+    long long parameters;        // p
+    double *u, *x, *trial;       // [units] u, exp(u), a trial u
+    double *leave, *enter;       // [units] O_h and I_h
+    double *count;               // [units] n_h
+    double *gradient, *step, *residual, *direction, *product, *diagonal;  // [units] Newton and conjugate gradients
+    unsigned char *fixed;        // [units] 1: pinned, 2: at a bound in this iteration
+    double bound;                // of |u|
+    double total;                // S
+    int n_pairs;                 // two-sided rank-one tensors
+    double *small;               // Woodbury: [m][m + 1], m = 2 n_pairs + 1; and the group-mean problem
+    double *rows, *cols, *in_scale;  // [widest] scratch vectors
+    double *wide;                // [largest one-sided full tensor] scratch matrix
+} rsc_solver;
+
+static inline double rsc_seconds(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Records an error in the report and returns its status.
+static inline int rsc_error(rescale_report *r, int status, const char *name, const char *what) {
+    snprintf(r->message, sizeof r->message, "rescale: %s: %s", name ? name : "(unnamed)", what);
+    return r->status = status;
+}
+
+static inline void *rsc_take(rsc_arena *a, size_t bytes) {  // 64-byte aligned piece of the arena
+    const size_t at = a->used;
+    a->used += (bytes + 63) / 64 * 64;
+    return a->base && a->used <= a->size ? a->base + at : NULL;
+}
+static inline double *rsc_doubles(rsc_arena *a, size_t n) { return (double *)rsc_take(a, n * sizeof(double)); }
+static inline int rsc_max(int a, int b) { return a > b ? a : b; }
+static inline size_t rsc_columns(const rescale_tensor *t) { return (size_t)t->n_in * (size_t)t->kernel; }
+static inline size_t rsc_size(const rescale_tensor *t) { return (size_t)t->n_out * rsc_columns(t); }
+
+#ifdef _OPENMP  // `work`, the number of elements touched, is a variable at the place of use
+#define RSC_PARALLEL_FOR _Pragma("omp parallel for schedule(static) if (work > 32768)")
+#else
+#define RSC_PARALLEL_FOR
+#endif
+
+// ------------------------------------------------------------------------------------- passes over the tensors: host
+// Five operations read or write a whole tensor; each exists for host memory here and for device memory below. Sums are in
+// double; their order does not depend on the number of threads.
+
+// Largest absolute value of data[n]; infinity if an element is not finite.
+static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
+    const size_t block = 4096, n_blocks = (n + block - 1) / block, work = n;
+    double result = 0;
+    (void)work;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) reduction(max : result) if (work > 32768)
+#endif
+    for (size_t b = 0; b < n_blocks; b++) {
+        const size_t end = (b + 1) * block < n ? (b + 1) * block : n;
+        rescale_real largest = 0, zero = 0;
+        for (size_t i = b * block; i < end; i++) {
+            const rescale_real v = data[i] < 0 ? -data[i] : data[i];
+            largest = v > largest ? v : largest;
+            zero += data[i] * 0;  // NaN as soon as one element is not finite
+        }
+        const double found = zero == 0 ? (double)largest : (double)INFINITY;
+        if (found > result) result = found;
+    }
+    return result;
+}
+
+// y[o] = sum_i W[o][i]^2 x[i], W [rows][columns].
+static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size_t columns, const double *x, double *y) {
+    const size_t work = rows * columns;
+    (void)work;
+    RSC_PARALLEL_FOR
+    for (size_t o = 0; o < rows; o++) {
+        const rescale_real *w = W + o * columns;
+        double part[8] = {0, 0, 0, 0, 0, 0, 0, 0}, tail = 0;
+        size_t i = 0;
+        for (; i + 8 <= columns; i += 8)
+            for (int j = 0; j < 8; j++) part[j] += (double)w[i + j] * w[i + j] * x[i + j];
+        for (; i < columns; i++) tail += (double)w[i] * w[i] * x[i];
+        y[o] = ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7])) + tail;
+    }
+}
+
+// y[i] = sum_o W[o][i]^2 x[o]: a strip of columns at a time, so that threads share nothing.
+static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size_t columns, const double *x, double *y) {
+    const size_t strip = 128, n_strips = (columns + strip - 1) / strip, work = rows * columns;
+    (void)work;
+    RSC_PARALLEL_FOR
+    for (size_t s = 0; s < n_strips; s++) {
+        const size_t first = s * strip, width = first + strip <= columns ? strip : columns - first;
+        double part[128];
+        for (size_t i = 0; i < width; i++) part[i] = 0;
+        for (size_t o = 0; o < rows; o++) {
+            const rescale_real *w = W + o * columns + first;
+            const double scale = x[o];
+            for (size_t i = 0; i < width; i++) part[i] += (double)w[i] * w[i] * scale;
+        }
+        for (size_t i = 0; i < width; i++) y[first + i] = part[i];
+    }
+}
+
+// M[o][i] = sum over the kernel of g / r: r = reference_each or 1; g full, or where it is NULL row[o] * column[i * kernel + k].
+// NaN where a term is negative.
+static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *reference_each, size_t n_out, size_t n_in,
+                                   size_t kernel, const double *row, const double *column, double *M) {
+    const size_t work = n_out * n_in * kernel;
+    (void)work;
+    RSC_PARALLEL_FOR
+    for (size_t o = 0; o < n_out; o++)
+        for (size_t i = 0; i < n_in; i++) {
+            double sum = 0;
+            for (size_t k = 0; k < kernel; k++) {
+                const size_t c = i * kernel + k, j = o * n_in * kernel + c;
+                const double v = (g ? (double)g[j] : row[o] * column[c]) / (reference_each ? (double)reference_each[j] : 1.0);
+                sum += v >= 0 ? v : (double)NAN;
+            }
+            M[o * n_in + i] = sum;
+        }
+}
+
+// W[o][c] *= row[o] * column[c]; a NULL vector stands for ones.
+static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, const double *row, const double *column) {
+    const size_t work = rows * columns;
+    (void)work;
+    RSC_PARALLEL_FOR
+    for (size_t o = 0; o < rows; o++) {
+        rescale_real *w = W + o * columns;
+        const double r = row ? row[o] : 1;
+        if (column)
+            for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * (r * column[c]));
+        else
+            for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * r);
+    }
+}
+
+// ----------------------------------------------------------------------------------- passes over the tensors: device
+// The same five on device memory. Vectors come from and go to the host: they are O(units).
+
+#ifdef RESCALE_HAS_DEVICE
+#define RSC_BLOCK 256
+
+// Sum over the block's threads of v, in a fixed order; part is shared memory of RSC_BLOCK doubles. Valid in thread 0.
+static __device__ __forceinline__ double rsc_block_sum(double v, double *part) {
+    part[threadIdx.x] = v;
+    __syncthreads();
+    for (int half = RSC_BLOCK / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+        __syncthreads();
+    }
+    return part[0];
+}
+
+// part[block] = largest |data| of a grid-stride share, infinity if not finite.
+static __global__ void rsc_max_abs_kernel(const rescale_real *__restrict__ data, size_t n, double *__restrict__ part) {
+    __shared__ double largest[RSC_BLOCK];
+    double v = 0;
+    for (size_t i = (size_t)blockIdx.x * RSC_BLOCK + threadIdx.x; i < n; i += (size_t)gridDim.x * RSC_BLOCK) {
+        const double a = fabs((double)data[i]);
+        if (!(a <= v)) v = a <= DBL_MAX ? a : (double)INFINITY;
+    }
+    largest[threadIdx.x] = v;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 1; i < RSC_BLOCK; i++) v = largest[i] > v ? largest[i] : v;
+        part[blockIdx.x] = v;
+    }
+}
+
+// One block per row: y[o] = sum_i W[o][i]^2 x[i].
+static __global__ void rsc_square_rows_kernel(const rescale_real *__restrict__ W, int columns, const double *__restrict__ x,
+                                              double *__restrict__ y) {
+    __shared__ double part[RSC_BLOCK];
+    const rescale_real *w = W + (size_t)blockIdx.x * (size_t)columns;
+    double sum = 0;
+    for (int i = (int)threadIdx.x; i < columns; i += RSC_BLOCK) sum += (double)w[i] * (double)w[i] * x[i];
+    sum = rsc_block_sum(sum, part);
+    if (threadIdx.x == 0) y[blockIdx.x] = sum;
+}
+
+// A thread per column, a chunk of rows per blockIdx.y: part[chunk][i] = sum over its rows of W[o][i]^2 x[o].
+static __global__ void rsc_square_cols_kernel(const rescale_real *__restrict__ W, int rows, int columns, int chunk,
+                                              const double *__restrict__ x, double *__restrict__ part) {
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), first = (int)blockIdx.y * chunk;
+    if (i >= columns) return;
+    double sum = 0;
+    for (int o = first; o < first + chunk && o < rows; o++) {
+        const double w = (double)W[(size_t)o * (size_t)columns + i];
+        sum += w * w * x[o];
+    }
+    part[(size_t)blockIdx.y * (size_t)columns + i] = sum;
+}
+
+// y[i] = sum over chunks of part[chunk][i].
+static __global__ void rsc_sum_chunks_kernel(const double *__restrict__ part, int chunks, int columns,
+                                             double *__restrict__ y) {
+    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= columns) return;
+    double sum = 0;
+    for (int c = 0; c < chunks; c++) sum += part[(size_t)c * (size_t)columns + i];
+    y[i] = sum;
+}
+
+// A thread per row-column pair: M[o][i] = sum over the kernel of g / r, as rsc_host_reduce.
+static __global__ void rsc_reduce_kernel(const rescale_real *__restrict__ g, const rescale_real *__restrict__ reference_each,
+                                         size_t n_pairs, size_t n_in, size_t kernel, const double *__restrict__ row,
+                                         const double *__restrict__ column, double *__restrict__ M) {
+    const size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (pair >= n_pairs) return;
+    const size_t o = pair / n_in, i = pair % n_in;
+    double sum = 0;
+    for (size_t k = 0; k < kernel; k++) {
+        const size_t j = pair * kernel + k;
+        const double v = (g ? (double)g[j] : row[o] * column[i * kernel + k]) / (reference_each ? (double)reference_each[j] : 1.0);
+        sum += v >= 0 ? v : (double)NAN;
+    }
+    M[pair] = sum;
+}
+
+// Column tile x row: W[o][c] *= row[o] * column[c].
+static __global__ void rsc_scale_kernel(rescale_real *__restrict__ W, int rows, int columns, const double *__restrict__ row,
+                                        const double *__restrict__ column) {
+    const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (c >= columns) return;
+    for (int o = (int)blockIdx.y; o < rows; o += (int)gridDim.y) {
+        const size_t i = (size_t)o * (size_t)columns + (size_t)c;
+        W[i] = (rescale_real)((double)W[i] * (row[o] * column[c]));
+    }
+}
+
+// Runs one pass over device memory: copies `in_a` and `in_b` up, launches, copies `out` down. which: 0 max_abs, 1 rows,
+// 2 columns, 3 reduce, 4 scale. Returns 0, or a CUDA error code.
+typedef struct rsc_pass {
+    int which;
+    rescale_real *data;              // the tensor; reduce: the full g or NULL
+    const rescale_real *second;      // reduce: reference_each or NULL
+    size_t rows, columns, kernel;    // of the matrix; kernel only for reduce
+    const double *in_a, *in_b;       // host vectors [n_a], [n_b]
+    size_t n_a, n_b;
+    double *out;                     // host vector [n_out]
+    size_t n_out;
+} rsc_pass;
+static inline int rsc_device_pass(const rsc_pass *p) {
+    const unsigned blocks = 264, tiles = (unsigned)((p->columns + RSC_BLOCK - 1) / RSC_BLOCK);
+    const int rows = (int)p->rows, columns = (int)p->columns;
+    const int chunk = p->rows > 64 * 32 ? (int)((p->rows + 63) / 64) : 32, chunks = (rows + chunk - 1) / chunk;
+    const size_t n_part = p->which == 2 ? (size_t)chunks * p->columns : p->which == 0 ? blocks : 0;
+    const size_t total = p->n_a + p->n_b + p->n_out + n_part;
+    double *scratch = NULL;
+    cudaError_t e = cudaMalloc((void **)&scratch, (total ? total : 1) * sizeof(double));
+    if (e != cudaSuccess) return (int)e;
+    double *a = scratch, *b = a + p->n_a, *out = b + p->n_b, *part = out + p->n_out;
+    if (e == cudaSuccess && p->n_a) e = cudaMemcpy(a, p->in_a, p->n_a * sizeof(double), cudaMemcpyHostToDevice);
+    if (e == cudaSuccess && p->n_b) e = cudaMemcpy(b, p->in_b, p->n_b * sizeof(double), cudaMemcpyHostToDevice);
+    if (e == cudaSuccess) {
+        if (p->which == 0) {
+            rsc_max_abs_kernel<<<blocks, RSC_BLOCK>>>(p->data, p->rows * p->columns, part);
+        } else if (p->which == 1) {
+            rsc_square_rows_kernel<<<(unsigned)rows, RSC_BLOCK>>>(p->data, columns, a, out);
+        } else if (p->which == 2) {
+            rsc_square_cols_kernel<<<dim3(tiles, (unsigned)chunks), RSC_BLOCK>>>(p->data, rows, columns, chunk, a, part);
+            rsc_sum_chunks_kernel<<<tiles, RSC_BLOCK>>>(part, chunks, columns, out);
+        } else if (p->which == 3) {
+            const unsigned grid = (unsigned)((p->n_out + RSC_BLOCK - 1) / RSC_BLOCK);
+            rsc_reduce_kernel<<<grid, RSC_BLOCK>>>(p->data, p->second, p->n_out, p->n_out / p->rows, p->kernel, a, b, out);
+        } else {
+            rsc_scale_kernel<<<dim3(tiles, (unsigned)(rows < 65535 ? rows : 65535)), RSC_BLOCK>>>(p->data, rows, columns, a, b);
+        }
+        e = cudaGetLastError();
+    }
+    if (e == cudaSuccess && p->which == 0) {
+        double largest[264];
+        e = cudaMemcpy(largest, part, sizeof largest, cudaMemcpyDeviceToHost);
+        *p->out = 0;
+        for (unsigned i = 0; i < blocks; i++) *p->out = largest[i] > *p->out ? largest[i] : *p->out;
+    } else if (e == cudaSuccess && p->n_out) {
+        e = cudaMemcpy(p->out, out, p->n_out * sizeof(double), cudaMemcpyDeviceToHost);
+    } else if (e == cudaSuccess) {
+        e = cudaDeviceSynchronize();
+    }
+    const cudaError_t freed = cudaFree(scratch);
+    return (int)(e != cudaSuccess ? e : freed);
+}
+#endif
+
+// ----------------------------------------------------------------------------------------- passes: host or device
+// Each returns RESCALE_OK or RESCALE_ERROR_DEVICE with the message set.
+
+#ifdef RESCALE_HAS_DEVICE
+static inline int rsc_run_pass(rsc_solver *s, const char *name, rsc_pass p) {
+    const int e = rsc_device_pass(&p);
+    return e ? rsc_error(s->report, RESCALE_ERROR_DEVICE, name, cudaGetErrorString((cudaError_t)e)) : RESCALE_OK;
+}
+#define RSC_ON_DEVICE(...)                                                                                           \
+    if (s->options->on_device) {                                                                                     \
+        const rsc_pass pass = {__VA_ARGS__};                                                                         \
+        return rsc_run_pass(s, name, pass);                                                                          \
+    }
+#else
+#define RSC_ON_DEVICE(...) (void)s, (void)name;
+#endif
+
+static inline int rsc_max_abs(rsc_solver *s, const char *name, rescale_real *data, size_t n, double *result) {
+    RSC_ON_DEVICE(0, data, NULL, 1, n, 1, NULL, NULL, 0, 0, result, 0)
+    *result = rsc_host_max_abs(data, n);
+    return RESCALE_OK;
+}
+static inline int rsc_square_rows(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
+                                  const double *x, double *y) {
+    RSC_ON_DEVICE(1, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, columns, 0, y, rows)
+    rsc_host_square_rows(W, rows, columns, x, y);
+    return RESCALE_OK;
+}
+static inline int rsc_square_cols(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
+                                  const double *x, double *y) {
+    RSC_ON_DEVICE(2, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, rows, 0, y, columns)
+    rsc_host_square_cols(W, rows, columns, x, y);
+    return RESCALE_OK;
+}
+static inline int rsc_reduce(rsc_solver *s, const char *name, const rescale_real *g, const rescale_real *reference_each,
+                             size_t n_out, size_t n_in, size_t kernel, const double *row, const double *column, double *M) {
+    RSC_ON_DEVICE(3, (rescale_real *)g, reference_each, n_out, n_in * kernel, kernel, row, column, row ? n_out : 0,
+                  column ? n_in * kernel : 0, M, n_out * n_in)
+    rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M);
+    return RESCALE_OK;
+}
+static inline int rsc_scale(rsc_solver *s, const char *name, rescale_real *W, size_t rows, size_t columns, const double *row,
+                            const double *column) {
+    RSC_ON_DEVICE(4, W, NULL, rows, columns, 1, row, column, rows, columns, NULL, 0)
+    rsc_host_scale(W, rows, columns, row, column);
+    return RESCALE_OK;
+}
+
+// ------------------------------------------------------------------------------------------------ check and lay out
+
+// Checks a description; the message names the group or tensor. Returns a status.
+static inline int rsc_validate(const rescale_net *net, const rescale_options *o, rescale_report *r) {
+    static const char *const activation[] = {"ReLU", "leaky ReLU", "identity", "GELU", "SiLU", "tanh", "sigmoid"};
+    char text[160];
+    int with_g = 0;
+    if (net->n_groups < 0 || net->n_tensors <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "no tensors");
+    if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM || o->solver < RESCALE_NEWTON || o->solver > RESCALE_SWEEPS)
+        return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "unknown method or solver");
+    if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0))
+        return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "tolerance, iterations, sweeps, max_log or enorm_c out of range");
+#ifndef RESCALE_HAS_DEVICE
+    if (o->on_device) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "on_device needs a build with CUDA");
+#endif
+    for (int i = 0; i < net->n_groups; i++) {
+        const rescale_group *g = net->group + i;
+        if (g->n <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, g->name, "a group needs at least one unit");
+        if (g->activation < RESCALE_RELU || g->activation > RESCALE_IDENTITY) {
+            const int known = g->activation >= 0 && g->activation <= RESCALE_SIGMOID;
+            snprintf(text, sizeof text, "%s is not positively homogeneous, so these units cannot be rescaled",
+                     known ? activation[g->activation] : "this activation");
+            return rsc_error(r, RESCALE_ERROR_ACTIVATION, g->name, text);
+        }
+    }
+    for (int i = 0; i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        if (!t->data || t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0)
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "needs data and a shape of positive sizes");
+        if ((double)t->n_in * t->kernel > 1e9 || (double)t->n_out * t->n_in * t->kernel > 1e15)
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "is too large");
+        const int side[2] = {t->enters, t->leaves}, n[2] = {t->n_out, t->n_in};
+        for (int k = 0; k < 2; k++) {
+            if (side[k] < RESCALE_NONE || side[k] >= net->n_groups)
+                return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "names a group that does not exist");
+            if (side[k] >= 0 && net->group[side[k]].n != n[k]) {
+                snprintf(text, sizeof text, "has %d %s, but group %s has %d units", n[k], k ? "columns" : "rows",
+                         net->group[side[k]].name ? net->group[side[k]].name : "(unnamed)", net->group[side[k]].n);
+                return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, text);
+            }
+        }
+        if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "a gain needs running mean, running variance and eps >= 0");
+        if (!(t->reference >= 0) || t->reference > DBL_MAX)
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "the reference must be positive and finite");
+        if (!t->g_out != !t->g_in) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "needs both g_out and g_in");
+        if (t->g && t->g_out) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "has both a full and a rank-one diag(G)");
+        for (int j = 0; j < i; j++)
+            if (net->tensor[j].data == t->data) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "is listed twice");
+        with_g += t->g || t->g_out;
+    }
+    if (o->method == RESCALE_PATHCOND && with_g && with_g < net->n_tensors)
+        for (int i = 0; i < net->n_tensors; i++)
+            if (!net->tensor[i].g && !net->tensor[i].g_out && !(net->tensor[i].flags & RESCALE_UNCOUNTED))
+                return rsc_error(r, RESCALE_ERROR_ARGUMENT, net->tensor[i].name, "has no diag(G), but other tensors have");
+    return RESCALE_OK;
+}
+
+// Whether diag(G) is ours to compute, from a sequential fully connected net.
+static inline int rsc_is_chain(const rescale_net *net) {
+    for (int i = 0; i < net->n_tensors; i++)
+        if (net->tensor[i].g || net->tensor[i].g_out) return 0;
+    return 1;
+}
+
+// How the energies of a tensor are stored.
+static inline int rsc_kind(const rescale_tensor *t, int method) {
+    if (t->flags & RESCALE_UNCOUNTED || (method == RESCALE_ENORM && t->role == RESCALE_BIAS)) return RSC_UNUSED;
+    if (method == RESCALE_ENORM) return RSC_DIRECT;
+    const int two_sided = t->enters >= 0 && t->leaves >= 0;
+    return two_sided && (t->g || t->reference_each || t->enters == t->leaves) ? RSC_MATRIX : RSC_RANK_ONE;
+}
+static inline int rsc_is_pair(const rsc_energy *e) { return e->kind == RSC_RANK_ONE && e->row >= 0 && e->col >= 0; }
+
+// Lays the whole working memory out in an arena; with an arena without base it only counts the bytes.
+static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
+    const rescale_net *net = s->net;
+    const int groups = net->n_groups;
+    int units = 0, widest = 1, n_pairs = 0;
+    size_t wide = 0;
+    s->energy = (rsc_energy *)rsc_take(a, (size_t)net->n_tensors * sizeof(rsc_energy));
+    s->first = (int *)rsc_take(a, (size_t)(groups + 1) * sizeof(int));
+    for (int i = 0; i < groups; i++) units += net->group[i].n;
+    double **vector[] = {&s->u, &s->x, &s->trial, &s->leave, &s->enter, &s->count, &s->gradient, &s->step, &s->residual,
+                         &s->direction, &s->product, &s->diagonal};
+    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++) *vector[i] = rsc_doubles(a, (size_t)units);
+    s->fixed = (unsigned char *)rsc_take(a, (size_t)units);
+    for (int i = 0; i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        const int kind = rsc_kind(t, s->options->method), columns = (int)rsc_columns(t);
+        rsc_energy none, *e = s->energy ? s->energy + i : &none;
+        memset(e, 0, sizeof *e);
+        e->kind = kind;
+        const size_t pairs = (size_t)t->n_out * (size_t)t->n_in;
+        if (s->options->method == RESCALE_PATHCOND) {
+            e->out = rsc_doubles(a, (size_t)t->n_out), e->in = rsc_doubles(a, (size_t)columns);
+            e->p = rsc_doubles(a, (size_t)t->n_out), e->q = rsc_doubles(a, (size_t)t->n_in);
+        }
+        n_pairs += kind == RSC_RANK_ONE && t->enters >= 0 && t->leaves >= 0;
+        if (kind == RSC_MATRIX) e->matrix = rsc_doubles(a, pairs);
+        else if (kind == RSC_RANK_ONE && (t->g || t->reference_each) && pairs > wide) wide = pairs;
+        widest = rsc_max(widest, rsc_max(t->n_out, columns));
+    }
+    s->rows = rsc_doubles(a, (size_t)widest), s->cols = rsc_doubles(a, (size_t)widest);
+    s->in_scale = rsc_doubles(a, (size_t)widest);
+    s->wide = rsc_doubles(a, wide);
+    const size_t m = (size_t)rsc_max(2 * n_pairs + 1, groups);
+    s->small = rsc_doubles(a, m * (m + 2));
+    s->units = units, s->n_pairs = n_pairs;
+}
+
+// Bytes of working memory that rescale_run needs for this network and these options.
+static inline size_t rescale_arena_bytes(const rescale_net *net, const rescale_options *options) {
+    const rescale_options defaults = rescale_default_options();
+    rsc_arena count = {NULL, 0, 0};
+    rsc_solver s;
+    memset(&s, 0, sizeof s);
+    s.net = net, s.options = options ? options : &defaults;
+    rsc_layout(&s, &count);
+    return count.used + 64;
+}
+
+// Fills units, parameter counts n_h and p, and the links from tensors to units.
+static inline void rsc_link(rsc_solver *s) {
+    const rescale_net *net = s->net;
+    s->first[0] = 0;
+    for (int i = 0; i < net->n_groups; i++) s->first[i + 1] = s->first[i] + net->group[i].n;
+    for (int h = 0; h < s->units; h++) s->u[h] = 0, s->count[h] = 0, s->fixed[h] = 0;
+    s->parameters = 0;
+    for (int i = 0; i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        rsc_energy *e = s->energy + i;
+        e->row = t->enters >= 0 ? s->first[t->enters] : -1, e->col = t->leaves >= 0 ? s->first[t->leaves] : -1;
+        e->row_sign = t->flags & RESCALE_ROWS_LEAVE ? 1 : -1, e->col_sign = t->flags & RESCALE_COLS_ENTER ? -1 : 1;
+        if (!e->kind) continue;
+        s->parameters += (long long)rsc_size(t);
+        for (int o = 0; e->row >= 0 && o < t->n_out; o++) s->count[e->row + o] += e->row_sign * (double)rsc_columns(t);
+        for (int c = 0; e->col >= 0 && c < t->n_in; c++) s->count[e->col + c] += e->col_sign * (double)t->n_out * t->kernel;
+    }
+    s->bound = s->options->max_log > 0 ? 2 * s->options->max_log : (double)INFINITY;
+}
+
+// Every tensor finite, and how large its largest element is.
+static inline int rsc_check_finite(rsc_solver *s) {
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        const rescale_tensor *t = s->net->tensor + i;
+        rescale_real *const data[3] = {t->data, t->moment1, t->moment2};
+        for (int k = 0; k < 3; k++) {
+            s->energy[i].max_abs[k] = 0;
+            if (!data[k]) continue;
+            const int e = rsc_max_abs(s, t->name, data[k], rsc_size(t), &s->energy[i].max_abs[k]);
+            if (e) return e;
+            if (s->energy[i].max_abs[k] > DBL_MAX)
+                return rsc_error(s->report, RESCALE_ERROR_NON_FINITE, t->name,
+                                 k ? "its optimizer state holds NaN or infinity" : "holds NaN or infinity");
+        }
+    }
+    return RESCALE_OK;
+}
+
+// ------------------------------------------------------------------------------------------------------------ diag(G)
+
+// diag(G) of a sequential fully connected net: a = energies of the paths that arrive, d = of the paths that go on.
+// Forward a -> W^2 a + b^2, backward d -> (W^2)^T d, squares taken on the fly. Leaves e->out = d and e->in = a of every
+// tensor, so that g = out (x) in. BatchNorm counts as in evaluation mode: gain gamma / sqrt(var + eps), a fixed path from
+// the running mean.
+static inline int rsc_chain_diag_g(rsc_solver *s) {
+    const rescale_net *net = s->net;
+    const double one = 1;
+    int n = net->tensor[0].role == RESCALE_WEIGHT ? (int)rsc_columns(net->tensor) : 0, status = RESCALE_OK;
+    double *a = s->rows, *next = s->cols;
+    for (int i = 0; i < n; i++) a[i] = 1;
+    for (int i = 0; i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        rsc_energy *e = s->energy + i;
+        const size_t columns = rsc_columns(t), rows = (size_t)t->n_out;
+        if ((t->role == RESCALE_WEIGHT ? (int)columns : t->n_out) != n || (t->role != RESCALE_WEIGHT && columns != 1))
+            return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name,
+                             "does not follow the tensor before it: without diag(G) the tensors must be a sequential net");
+        if (t->role == RESCALE_WEIGHT) {
+            memcpy(e->in, a, columns * sizeof(double));
+            if ((status = rsc_square_rows(s, t->name, t->data, rows, columns, a, next))) return status;
+            double *swap = a;
+            a = next, next = swap, n = t->n_out;
+            continue;
+        }
+        e->in[0] = 1;
+        if ((status = rsc_square_rows(s, t->name, t->data, rows, 1, &one, next))) return status;  // squares
+        if (t->role == RESCALE_BIAS) {
+            for (int o = 0; o < n; o++) a[o] += next[o];
+        } else {
+            double *mean2 = s->in_scale, *var = e->p;
+            if ((status = rsc_square_rows(s, t->name, t->mean, rows, 1, &one, mean2))) return status;
+            if ((status = rsc_reduce(s, t->name, t->var, NULL, rows, 1, 1, NULL, NULL, var))) return status;
+            for (int o = 0; o < n; o++) {
+                const double rstd2 = 1 / (var[o] + t->eps);
+                if (!(rstd2 > 0 && rstd2 <= DBL_MAX && mean2[o] <= DBL_MAX))
+                    return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "needs finite running mean and variance + eps > 0");
+                e->out[o] = rstd2 * (a[o] + mean2[o]);  // what arrives at the gain
+                a[o] = next[o] * e->out[o];
+                e->p[o] = next[o] * rstd2;              // what the gain passes on backwards
+            }
+        }
+    }
+    double *d = a;
+    for (int o = 0; o < n; o++) d[o] = 1;
+    for (int i = net->n_tensors - 1; i >= 0; i--) {
+        const rescale_tensor *t = net->tensor + i;
+        rsc_energy *e = s->energy + i;
+        if (t->role == RESCALE_GAIN) {
+            for (int o = 0; o < t->n_out; o++) e->out[o] *= d[o], d[o] *= e->p[o];
+            continue;
+        }
+        memcpy(e->out, d, (size_t)t->n_out * sizeof(double));
+        if (t->role == RESCALE_BIAS) continue;
+        if (i > 0 && (status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, rsc_columns(t), d, next))) return status;
+        double *swap = d;
+        d = next, next = swap;
+    }
+    return RESCALE_OK;
+}
+
+// Turns diag(G) / reference of one tensor into the energies the solver needs (see rsc_energy).
+static inline int rsc_collect(rsc_solver *s, int i, int chain) {
+    const rescale_tensor *t = s->net->tensor + i;
+    rsc_energy *e = s->energy + i;
+    const double inverse = 1 / (t->reference > 0 ? t->reference : 1);
+    const int n_out = t->n_out, n_in = t->n_in, kernel = t->kernel;
+    double all = 0, sum_out = 0, sum_in = 0;
+    int valid = 1;
+    if (!e->kind) return RESCALE_OK;
+    if (!chain && t->g_out) {
+        memcpy(e->out, t->g_out, (size_t)n_out * sizeof(double));
+        memcpy(e->in, t->g_in, rsc_columns(t) * sizeof(double));
+    }
+    if (t->g || t->reference_each || e->kind == RSC_MATRIX) {
+        double *M = e->kind == RSC_MATRIX ? e->matrix : s->wide;
+        const int status = rsc_reduce(s, t->name, t->g, t->reference_each, (size_t)n_out, (size_t)n_in, (size_t)kernel,
+                                      t->g ? NULL : e->out, t->g ? NULL : e->in, M);
+        if (status) return status;
+        for (int o = 0; o < n_out; o++) e->out[o] = 0;
+        for (int c = 0; c < n_in; c++) e->in[c] = 0;
+        for (int o = 0; o < n_out; o++)
+            for (int c = 0; c < n_in; c++) {
+                double *m = M + (size_t)o * (size_t)n_in + c;
+                *m *= inverse;
+                e->out[o] += *m, e->in[c] += *m, all += *m;
+                if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) e->fixed += *m, *m = 0;
+            }
+        // One-sided: the sums of the free side times the first unit vector.
+        for (int c = 0; c < n_in && e->col < 0; c++) e->in[c] = c == 0;
+        for (int o = 0; o < n_out && e->col >= 0; o++) e->out[o] = o == 0;
+    } else {
+        for (int c = 0; c < n_in; c++) {
+            double sum = 0;
+            for (int k = 0; k < kernel; k++) valid = valid && e->in[c * kernel + k] >= 0, sum += e->in[c * kernel + k];
+            e->in[c] = sum, sum_in += sum;
+        }
+        for (int o = 0; o < n_out; o++) valid = valid && e->out[o] >= 0, sum_out += e->out[o] *= inverse;
+        all = sum_out * sum_in;
+        const double f = sqrt(sum_in / sum_out);  // balance, so that neither factor over- or underflows
+        for (int o = 0; o < n_out && all > 0; o++) e->out[o] *= f;
+        for (int c = 0; c < n_in && all > 0; c++) e->in[c] /= f;
+    }
+    e->total = all;
+    if (!valid || !(all >= 0) || all > DBL_MAX)
+        return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "diag(G) / reference is negative, NaN or overflows");
+    return RESCALE_OK;
+}
+
+// ------------------------------------------------------------------------------------------- energies at a given u
+
+// What multiplies an energy: exp(sign * u), 1 outside every group.
+static inline double rsc_factor(const rsc_solver *s, int first, int i, int sign) {
+    return first < 0 ? 1 : sign > 0 ? s->x[first + i] : 1 / s->x[first + i];
+}
+static inline int rsc_touches(const rsc_energy *e, const rescale_tensor *t, int group) {
+    return e->kind && (t->enters == group || t->leaves == group);
+}
+
+// Brings p, q, their sums and the total energy of tensor i up to date with s->x.
+static inline void rsc_refresh(rsc_solver *s, int i) {
+    const rescale_tensor *t = s->net->tensor + i;
+    rsc_energy *e = s->energy + i;
+    e->sum_p = e->sum_q = 0;
+    for (int o = 0; o < t->n_out; o++) e->p[o] = rsc_factor(s, e->row, o, e->row_sign);
+    for (int c = 0; c < t->n_in; c++) e->q[c] = rsc_factor(s, e->col, c, e->col_sign);
+    if (e->kind == RSC_MATRIX) {  // p and q are the factors themselves
+        e->total = e->fixed;
+        for (int o = 0; o < t->n_out; o++) {
+            const double *m = e->matrix + (size_t)o * (size_t)t->n_in;
+            double sum = 0;
+            for (int c = 0; c < t->n_in; c++) sum += m[c] * e->q[c];
+            e->total += sum * e->p[o];
+        }
+        return;
+    }
+    for (int o = 0; o < t->n_out; o++) e->sum_p += e->p[o] *= e->out[o];
+    for (int c = 0; c < t->n_in; c++) e->sum_q += e->q[c] *= e->in[c];
+    e->total = e->sum_p * e->sum_q;
+}
+
+// Adds tensor i's energies to O (leave) and I (enter) of the units of the sides asked for. Needs rsc_refresh before.
+static inline void rsc_accumulate(rsc_solver *s, int i, int rows, int cols) {
+    const rescale_tensor *t = s->net->tensor + i;
+    const rsc_energy *e = s->energy + i;
+    double *row = e->row_sign > 0 ? s->leave : s->enter, *col = e->col_sign > 0 ? s->leave : s->enter;
+    for (int o = 0; o < t->n_out && e->kind == RSC_MATRIX; o++) {
+        const double *m = e->matrix + (size_t)o * (size_t)t->n_in, f = e->p[o];
+        double sum = 0;
+        for (int c = 0; c < t->n_in; c++) sum += m[c] * e->q[c];
+        if (rows) row[e->row + o] += sum * f;
+        for (int c = 0; c < t->n_in && cols; c++) col[e->col + c] += m[c] * f * e->q[c];
+    }
+    if (e->kind == RSC_MATRIX) return;
+    for (int o = 0; o < t->n_out && rows; o++) row[e->row + o] += e->p[o] * e->sum_q;
+    for (int c = 0; c < t->n_in && cols; c++) col[e->col + c] += e->q[c] * e->sum_p;
+}
+
+// Everything at u: x, energies, O, I, S. Returns F(u), infinity or NaN when exp overflows.
+static inline double rsc_evaluate(rsc_solver *s, const double *u) {
+    double linear = 0;
+    for (int h = 0; h < s->units; h++) {
+        s->x[h] = exp(u[h]), s->leave[h] = s->enter[h] = 0;
+        linear += s->count[h] * u[h];
+    }
+    s->total = 0;
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        if (!s->energy[i].kind) continue;
+        rsc_refresh(s, i), rsc_accumulate(s, i, s->energy[i].row >= 0, s->energy[i].col >= 0);
+        s->total += s->energy[i].total;
+    }
+    return (double)s->parameters * log(s->total) - linear;
+}
+
+// dF/du at the last evaluated u; returns the largest |.| over units that could still move (the certificate).
+static inline double rsc_gradient(rsc_solver *s, const double *u) {
+    const double scale = (double)s->parameters / s->total;
+    double largest = 0;
+    for (int h = 0; h < s->units; h++) {
+        const double g = scale * (s->leave[h] - s->enter[h]) - s->count[h];
+        s->gradient[h] = g;
+        if (s->fixed[h] == 1) continue;
+        s->fixed[h] = (u[h] >= s->bound && g < 0) || (u[h] <= -s->bound && g > 0) ? 2 : 0;  // at a bound, pushed outwards
+        if (!s->fixed[h] && !(fabs(g) <= largest)) largest = fabs(g);
+    }
+    return largest;
+}
+
+static inline double rsc_clip(double v, double bound) { return v > bound ? bound : v < -bound ? -bound : v; }
+
+// ------------------------------------------------------------------------------------------------------ block sweeps
+
+// Minimises F exactly over all units of one group, the rest fixed. With c = n_h / p, B = O_h / x_h, C = I_h x_h:
+//     x_h = (c S + sqrt(c^2 S^2 + 4 B C)) / (2 B) within the bound,   S = D + sum_h (B x_h + C / x_h),
+// one scalar equation in S, decreasing, solved by safeguarded Newton.
+static inline void rsc_block_update(rsc_solver *s, int group) {
+    const rescale_net *net = s->net;
+    const int first = s->first[group], end = s->first[group + 1];
+    double rest = 0, S = 0;
+    for (int i = 0; i < net->n_tensors; i++)
+        if (rsc_touches(s->energy + i, net->tensor + i, group) && net->tensor[i].enters == net->tensor[i].leaves) return;
+    for (int h = first; h < end; h++) s->leave[h] = s->enter[h] = 0;
+    for (int i = 0; i < net->n_tensors; i++) {
+        if (rsc_touches(s->energy + i, net->tensor + i, group))
+            rsc_accumulate(s, i, net->tensor[i].enters == group, net->tensor[i].leaves == group);
+        else if (s->energy[i].kind) rest += s->energy[i].total;
+    }
+    S = rest;
+    for (int h = first; h < end; h++) {
+        S += s->leave[h] + s->enter[h];
+        s->leave[h] /= s->x[h], s->enter[h] *= s->x[h];  // B and C
+    }
+    const double low = exp(-s->bound), high = exp(s->bound);
+    double lower = 0, upper = INFINITY;
+    for (int it = 0; it < 100; it++) {
+        double value = rest - S, slope = -1;
+        for (int h = first; h < end; h++) {
+            const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / (double)s->parameters * S;
+            if (s->fixed[h] == 1) {
+                value += B * s->x[h] + C / s->x[h];
+                continue;
+            }
+            const double root = hypot(cS, 2 * sqrt(B) * sqrt(C)), x = cS >= 0 ? (cS + root) / (2 * B) : 2 * C / (root - cS);
+            if (x > low && x < high) {
+                value += root, slope += cS * cS / (S * root), s->x[h] = x;
+            } else {
+                s->x[h] = x <= low ? low : high;
+                value += B * s->x[h] + C / s->x[h];
+            }
+        }
+        if (value > 0) lower = S;
+        else upper = S;
+        double next = S - value / slope;
+        if (fabs(next - S) <= 1e-15 * S) break;
+        if (!(next > lower && next < upper)) next = upper < INFINITY ? 0.5 * (lower + upper) : 2 * lower;
+        S = next;
+    }
+    for (int h = first; h < end; h++)
+        s->u[h] = s->x[h] <= low ? -s->bound : s->x[h] >= high ? s->bound : log(s->x[h]);
+    for (int i = 0; i < net->n_tensors; i++)
+        if (rsc_touches(s->energy + i, net->tensor + i, group)) rsc_refresh(s, i);
+}
+
+static inline void rsc_block_sweep(rsc_solver *s) {
+    for (int g = 0; g < s->net->n_groups; g++) rsc_block_update(s, g);
+    s->report->sweeps++;
+}
+
+// ------------------------------------------------------------------------------------------------- small linear solves
+
+// Solves A y = b in place, A [n][n + 1] with b in the last column, by LU with partial pivoting; y replaces column n.
+// Returns 0, or 1 when A is singular.
+static inline int rsc_lu_solve(double *A, int n) {
+    const size_t w = (size_t)n + 1;
+    for (int k = 0; k < n; k++) {
+        int pivot = k;
+        for (int i = k + 1; i < n; i++)
+            if (fabs(A[(size_t)i * w + k]) > fabs(A[(size_t)pivot * w + k])) pivot = i;
+        if (!(fabs(A[(size_t)pivot * w + k]) > 0)) return 1;
+        for (int j = k; pivot != k && j <= n; j++) {
+            const double swap = A[(size_t)k * w + j];
+            A[(size_t)k * w + j] = A[(size_t)pivot * w + j], A[(size_t)pivot * w + j] = swap;
+        }
+        for (int i = k + 1; i < n; i++) {
+            const double f = A[(size_t)i * w + k] / A[(size_t)k * w + k];
+            if (f == 0) continue;
+            for (int j = k + 1; j <= n; j++) A[(size_t)i * w + j] -= f * A[(size_t)k * w + j];
+        }
+    }
+    for (int i = n - 1; i >= 0; i--) {
+        double sum = A[(size_t)i * w + n];
+        for (int j = i + 1; j < n; j++) sum -= A[(size_t)i * w + j] * A[(size_t)j * w + n];
+        A[(size_t)i * w + n] = sum / A[(size_t)i * w + i];
+    }
+    return 0;
+}
+
+// ------------------------------------------------------------------------------------- Newton: the Hessian of F
+// With energies divided by S and q_h = O_h - I_h:  H = p (A - q q^T), A = diag(O + I) minus, for a tensor that enters h and
+// leaves k, its energy at [h][k] and [k][h]. Units with fixed[h] != 0 do not move: their rows and columns are left out.
+
+// y = (A - q q^T) v, v zero on fixed units.
+static inline void rsc_hessian_times(rsc_solver *s, const double *v, double *y) {
+    const double scale = 1 / s->total;
+    double qv = 0;
+    for (int h = 0; h < s->units; h++) {
+        y[h] = scale * (s->leave[h] + s->enter[h]) * v[h];
+        qv += scale * (s->leave[h] - s->enter[h]) * v[h];
+    }
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        const rescale_tensor *t = s->net->tensor + i;
+        const rsc_energy *e = s->energy + i;
+        const double cross = e->row_sign * e->col_sign * scale;
+        if (rsc_is_pair(e)) {
+            double pv = 0, qw = 0;
+            for (int o = 0; o < t->n_out; o++) pv += e->p[o] * v[e->row + o];
+            for (int c = 0; c < t->n_in; c++) qw += e->q[c] * v[e->col + c];
+            for (int o = 0; o < t->n_out; o++) y[e->row + o] += cross * e->p[o] * qw;
+            for (int c = 0; c < t->n_in; c++) y[e->col + c] += cross * e->q[c] * pv;
+        } else if (e->kind == RSC_MATRIX) {
+            double *sum = s->cols;
+            for (int c = 0; c < t->n_in; c++) s->rows[c] = e->q[c] * v[e->col + c], sum[c] = 0;
+            for (int o = 0; o < t->n_out; o++) {
+                const double *m = e->matrix + (size_t)o * (size_t)t->n_in, pv = e->p[o] * v[e->row + o];
+                double dot = 0;
+                for (int c = 0; c < t->n_in; c++) dot += m[c] * s->rows[c], sum[c] += m[c] * pv;
+                y[e->row + o] += cross * e->p[o] * dot;
+            }
+            for (int c = 0; c < t->n_in; c++) y[e->col + c] += cross * e->q[c] * sum[c];
+        }
+    }
+    for (int h = 0; h < s->units; h++)
+        y[h] = s->fixed[h] ? 0 : y[h] - scale * (s->leave[h] - s->enter[h]) * qv;
+}
+
+// A vector of the Woodbury update: scale * v[0..n) at units first..first+n. Number k of 2 n_pairs + 1: p and q of each
+// two-sided rank-one tensor in turn, each scaled to the square root of the tensor's share of S, which bounds the entries of
+// the small system by one; then O - I.
+typedef struct rsc_span {
+    const double *v;
+    int first, n;
+    double scale;
+} rsc_span;
+static inline rsc_span rsc_woodbury_vector(const rsc_solver *s, int k) {
+    rsc_span r = {s->product, 0, s->units, 1};
+    for (int i = 0, pair = 0; i < s->net->n_tensors && k < 2 * s->n_pairs; i++) {
+        const rsc_energy *e = s->energy + i;
+        if (!rsc_is_pair(e) || pair++ != k / 2) continue;
+        r.v = k % 2 ? e->q : e->p, r.first = k % 2 ? e->col : e->row, r.n = k % 2 ? s->net->tensor[i].n_in : s->net->tensor[i].n_out;
+        r.scale = e->total > 0 ? sqrt(e->total / s->total) / (k % 2 ? e->sum_q : e->sum_p) : 0;
+        break;
+    }
+    return r;
+}
+static inline double rsc_weighted_dot(const rsc_span *a, const rsc_span *b, const double *weight) {
+    const int first = rsc_max(a->first, b->first), ea = a->first + a->n, eb = b->first + b->n, end = ea < eb ? ea : eb;
+    double sum = 0;
+    for (int h = first; h < end; h++) sum += a->v[h - a->first] * weight[h] * b->v[h - b->first];
+    return a->scale * b->scale * sum;
+}
+
+// y = H^-1 b / p for nets whose two-sided tensors are all rank one: A - q q^T = Delta + V K V^T, inverted by Woodbury:
+// O(units * tensors + m^3), m = 2 n_pairs + 1. diagonal holds 1 / Delta (0 on fixed units). Returns 1 when singular.
+static inline int rsc_woodbury(rsc_solver *s, const double *b, double *y) {
+    const int m = 2 * s->n_pairs + 1;
+    const size_t w = (size_t)m + 1;
+    const double scale = 1 / s->total;
+    double *A = s->small;
+    for (int h = 0; h < s->units; h++) {
+        s->product[h] = scale * (s->leave[h] - s->enter[h]);
+        s->diagonal[h] = s->fixed[h] ? 0 : s->total / (s->leave[h] + s->enter[h]);
+    }
+    const rsc_span rhs = {b, 0, s->units, 1};
+    for (int i = 0; i < m; i++) {
+        const rsc_span vi = rsc_woodbury_vector(s, i);
+        for (int j = 0; j <= i; j++) {
+            const rsc_span vj = rsc_woodbury_vector(s, j);
+            A[(size_t)i * w + j] = A[(size_t)j * w + i] = rsc_weighted_dot(&vi, &vj, s->diagonal);
+        }
+        A[(size_t)i * w + m] = rsc_weighted_dot(&vi, &rhs, s->diagonal);
+    }
+    A[(size_t)(m - 1) * w + m - 1] -= 1;  // K^-1 of -q q^T
+    for (int i = 0, k = 0; i < s->net->n_tensors; i++) {
+        const rsc_energy *e = s->energy + i;
+        if (!rsc_is_pair(e)) continue;
+        const double inverse = e->row_sign * e->col_sign;  // K = K^-1 = +-[0 1; 1 0] for the scaled pair (p, q)
+        A[(size_t)k * w + k + 1] += inverse, A[(size_t)(k + 1) * w + k] += inverse;
+        k += 2;
+    }
+    if (rsc_lu_solve(A, m)) return 1;
+    for (int h = 0; h < s->units; h++) y[h] = b[h];
+    for (int i = 0; i < m; i++) {
+        const rsc_span v = rsc_woodbury_vector(s, i);
+        const double f = v.scale * A[(size_t)i * w + m];
+        for (int h = 0; h < v.n; h++) y[v.first + h] -= f * v.v[h];
+    }
+    for (int h = 0; h < s->units; h++) y[h] *= s->diagonal[h];
+    return 0;
+}
+
+// The same system by conjugate gradients, preconditioned with the diagonal, to a relative residual.
+static inline void rsc_conjugate_gradients(rsc_solver *s, const double *b, double *y, double relative) {
+    double *r = s->residual, *d = s->direction, *Ad = s->product, *inverse = s->diagonal;
+    double rho = 0, target;
+    for (int h = 0; h < s->units; h++) {
+        inverse[h] = s->fixed[h] ? 0 : s->total / (s->leave[h] + s->enter[h]);
+        y[h] = 0, r[h] = s->fixed[h] ? 0 : b[h], d[h] = inverse[h] * r[h];
+        rho += r[h] * d[h];
+    }
+    target = relative * relative * rho;
+    for (int it = 0; it < 2 * s->units + 100 && rho > target; it++) {
+        double curvature = 0, next = 0;
+        rsc_hessian_times(s, d, Ad);
+        for (int h = 0; h < s->units; h++) curvature += d[h] * Ad[h];
+        if (!(curvature > 0)) break;
+        for (int h = 0; h < s->units; h++) {
+            y[h] += rho / curvature * d[h], r[h] -= rho / curvature * Ad[h];
+            next += r[h] * inverse[h] * r[h];
+        }
+        for (int h = 0; h < s->units; h++) d[h] = inverse[h] * r[h] + next / rho * d[h];
+        rho = next, s->report->cg_steps++;
+    }
+}
+
+// -------------------------------------------------------------------------------------------- Newton: group means
+// The slow mode of sweeps is one shift per group. Galerkin step on it: minimise the quadratic model over a common shift of
+// all free units of each group, a system of n_groups unknowns; used to start Newton, and cheap.
+
+// step = the group-mean Newton step at the last evaluated u. Returns 1 when singular.
+static inline int rsc_group_mean_step(rsc_solver *s) {
+    const int n = s->net->n_groups;
+    const size_t w = (size_t)n + 1;
+    double *A = s->small, largest = 0;
+    for (int g = 0; g < n; g++) {
+        for (int h = 0; h < s->units; h++) s->direction[h] = h >= s->first[g] && h < s->first[g + 1] && !s->fixed[h];
+        rsc_hessian_times(s, s->direction, s->residual);
+        double sum = 0;
+        for (int k = 0; k < n; k++) {
+            A[(size_t)g * w + k] = 0;
+            for (int h = s->first[k]; h < s->first[k + 1]; h++) A[(size_t)g * w + k] += s->residual[h];
+        }
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) sum -= s->fixed[h] ? 0 : s->gradient[h];
+        A[(size_t)g * w + n] = sum / (double)s->parameters;
+        largest = fmax(largest, A[(size_t)g * w + g]);
+    }
+    for (int g = 0; g < n; g++) A[(size_t)g * w + g] += A[(size_t)g * w + g] > 0 ? 1e-14 * largest : 1;
+    if (rsc_lu_solve(A, n)) return 1;
+    for (int g = 0; g < n; g++)
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) s->step[h] = s->fixed[h] ? 0 : A[(size_t)g * w + n];
+    return 0;
+}
+
+// Moves u along step within the bound with Armijo backtracking; evaluates F and the gradient there. Returns 0 when no step
+// length decreases F (or, at rounding level, the gradient).
+static inline int rsc_line_search(rsc_solver *s, double *F, double *grad_inf) {
+    const double before = *F, gradient_before = *grad_inf;
+    double slope = 0;
+    for (int h = 0; h < s->units; h++) slope += s->gradient[h] * s->step[h];
+    for (int h = 0; h < s->units; h++) s->direction[h] = s->gradient[h];
+    double alpha = 1;
+    for (int tries = 0; tries < 60; tries++, alpha *= 0.5) {
+        double predicted = 0;
+        for (int h = 0; h < s->units; h++) {
+            s->trial[h] = rsc_clip(s->u[h] + alpha * s->step[h], s->bound);
+            predicted += s->direction[h] * (s->trial[h] - s->u[h]);
+        }
+        const double now = rsc_evaluate(s, s->trial);
+        if (!(now < INFINITY)) continue;
+        const int enough = now <= before + 1e-4 * predicted && predicted < 0;
+        const double gradient_now = enough || fabs(slope) <= 1e-9 * fabs(before) + 1e-12 ? rsc_gradient(s, s->trial) : INFINITY;
+        if (enough || gradient_now < gradient_before) {
+            memcpy(s->u, s->trial, (size_t)s->units * sizeof(double));
+            *F = now, *grad_inf = gradient_now;
+            return 1;
+        }
+    }
+    *F = rsc_evaluate(s, s->u), *grad_inf = rsc_gradient(s, s->u);
+    return 0;
+}
+
+// step = the Newton step at the last evaluated u: Woodbury with one round of iterative refinement, else conjugate gradients.
+static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative) {
+    const double scale = -1 / (double)s->parameters;
+    double *b = s->residual;
+    if (woodbury) {
+        for (int h = 0; h < s->units; h++) b[h] = s->fixed[h] ? 0 : scale * s->gradient[h];
+        if (!rsc_woodbury(s, b, s->step)) {
+            rsc_hessian_times(s, s->step, s->direction);
+            for (int h = 0; h < s->units; h++) b[h] -= s->direction[h];
+            if (!rsc_woodbury(s, b, s->direction))
+                for (int h = 0; h < s->units; h++) s->step[h] += s->direction[h];
+            return;
+        }
+    }
+    for (int h = 0; h < s->units; h++) s->trial[h] = s->fixed[h] ? 0 : scale * s->gradient[h];
+    rsc_conjugate_gradients(s, s->trial, s->step, relative);
+}
+
+// Minimises F to the tolerance. Starts with block sweeps and group-mean steps, then Newton on all units.
+static inline void rsc_newton(rsc_solver *s) {
+    const rescale_options *o = s->options;
+    int woodbury = !o->general && s->n_pairs <= 200;
+    for (int i = 0; i < s->net->n_tensors; i++) woodbury = woodbury && s->energy[i].kind != RSC_MATRIX;
+    double F = rsc_evaluate(s, s->u), grad_inf, n_max = 1;
+    for (int h = 0; h < s->units; h++) n_max = fmax(n_max, fabs(s->count[h]));
+    for (int round = 0; round < 2; round++) {
+        rsc_block_sweep(s);
+        F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
+        for (int k = 0; k < 4 && s->net->n_groups <= 200; k++)
+            if (rsc_group_mean_step(s) || !rsc_line_search(s, &F, &grad_inf)) break;
+    }
+    grad_inf = rsc_gradient(s, s->u);
+    const double first = grad_inf;
+    for (int it = 0; it < o->max_iterations && grad_inf > o->tolerance * n_max; it++) {
+        rsc_newton_step(s, woodbury, fmin(0.1, sqrt(grad_inf / first)));
+        double slope = 0;
+        for (int h = 0; h < s->units; h++) slope += s->gradient[h] * s->step[h];
+        if (!(slope < 0))  // rounding: fall back on the scaled gradient
+            for (int h = 0; h < s->units; h++)
+                s->step[h] = s->fixed[h] ? 0 : -s->gradient[h] * s->total / ((double)s->parameters * (s->leave[h] + s->enter[h]));
+        s->report->iterations++;
+        if (rsc_line_search(s, &F, &grad_inf)) continue;
+        const double before = F;  // at bounds the projected step may not descend; a sweep does
+        rsc_block_sweep(s);
+        F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
+        if (!(F < before)) break;
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- ENorm
+
+// Row sums (rows = 1) or column sums of tensor i's squared weights, the other side's factors applied: into s->rows[n_out]
+// or s->cols[n_in].
+static inline int rsc_direct_sums(rsc_solver *s, int i, int rows) {
+    const rescale_tensor *t = s->net->tensor + i;
+    const rsc_energy *e = s->energy + i;
+    const size_t columns = rsc_columns(t);
+    if (rows) {
+        for (size_t c = 0; c < columns; c++)
+            s->in_scale[c] = rsc_factor(s, e->col, (int)c / t->kernel, -e->col_sign);
+        return rsc_square_rows(s, t->name, t->data, (size_t)t->n_out, columns, s->in_scale, s->rows);
+    }
+    for (int o = 0; o < t->n_out; o++) s->in_scale[o] = rsc_factor(s, e->row, o, -e->row_sign);
+    const int status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, columns, s->in_scale, s->cols);
+    for (int c = 0; c < t->n_in && t->kernel > 1; c++) {
+        double sum = 0;
+        for (int k = 0; k < t->kernel; k++) sum += s->cols[c * t->kernel + k];
+        s->cols[c] = sum;
+    }
+    return status;
+}
+
+// Adds the squared weights that leave and enter the units of `group` (all groups: -1) to s->leave and s->enter, and returns
+// through `total` the sum of squared weights when group is -1.
+static inline int rsc_enorm_sums(rsc_solver *s, int group, double *total) {
+    for (int h = 0; h < s->units; h++) s->leave[h] = s->enter[h] = 0;
+    *total = 0;
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        const rescale_tensor *t = s->net->tensor + i;
+        const rsc_energy *e = s->energy + i;
+        int status;
+        if (!e->kind) continue;
+        if (t->enters >= 0 && t->enters == t->leaves)
+            return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name, "ENorm has no rule for a tensor from a group to itself");
+        if (group < 0 || (e->row >= 0 && t->enters == group)) {
+            if ((status = rsc_direct_sums(s, i, 1))) return status;
+            double *sum = e->row_sign > 0 ? s->leave : s->enter;
+            for (int o = 0; o < t->n_out; o++) {
+                const double energy = s->rows[o] * rsc_factor(s, e->row, o, -e->row_sign);
+                *total += energy;
+                if (e->row >= 0) sum[e->row + o] += energy;
+            }
+        }
+        if (e->col >= 0 && (group < 0 || t->leaves == group)) {
+            if ((status = rsc_direct_sums(s, i, 0))) return status;
+            double *sum = e->col_sign > 0 ? s->leave : s->enter;
+            for (int c = 0; c < t->n_in; c++)
+                sum[e->col + c] += s->cols[c] * rsc_factor(s, e->col, c, -e->col_sign);
+        }
+    }
+    return RESCALE_OK;
+}
+
+// One cycle over the groups: exp(2 u_h) = out_h / (c^2 in_h), sums of squared weights that leave / enter h at u_h = 0.
+// The largest change of u goes to `change`.
+static inline int rsc_enorm_cycle(rsc_solver *s, double *change) {
+    const double c = s->options->enorm_c;
+    *change = 0;
+    for (int g = 0; g < s->net->n_groups; g++) {
+        double total;
+        const int status = rsc_enorm_sums(s, g, &total);
+        if (status) return status;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+            if (!(s->leave[h] > 0) || !(s->enter[h] > 0)) s->fixed[h] = 1;
+            if (s->fixed[h] == 1) continue;
+            const double u = rsc_clip(s->u[h] + 0.5 * log(s->leave[h] / (c * c * s->enter[h])), s->bound);
+            *change = fmax(*change, fabs(u - s->u[h]));
+            s->u[h] = u, s->x[h] = exp(u);
+        }
+    }
+    s->report->sweeps++;
+    return RESCALE_OK;
+}
+
+// Minimises the sum of squared weights: a fixed number of cycles, or until u changes by less than 1e-9 (at most 10 *
+// max_iterations cycles: cycles converge linearly).
+static inline int rsc_enorm(rsc_solver *s) {
+    const rescale_options *o = s->options;
+    rescale_report *r = s->report;
+    const int cycles = o->solver == RESCALE_SWEEPS ? o->sweeps : 10 * o->max_iterations;
+    double change = INFINITY, total;
+    int status;
+    for (int h = 0; h < s->units; h++) s->x[h] = 1;
+    if ((status = rsc_enorm_sums(s, -1, &r->objective_before))) return status;
+    for (int k = 0; k < cycles && change > (o->solver == RESCALE_SWEEPS ? -1 : 1e-9); k++)
+        if ((status = rsc_enorm_cycle(s, &change))) return status;
+    if ((status = rsc_enorm_sums(s, -1, &total))) return status;
+    r->objective_after = total;
+    r->grad_tolerance = 1e-8 * total;
+    for (int h = 0; h < s->units; h++) {
+        const double g = o->enorm_c * o->enorm_c * s->enter[h] - s->leave[h];
+        const int outwards = (s->u[h] >= s->bound && g < 0) || (s->u[h] <= -s->bound && g > 0);
+        if (!s->fixed[h] && !outwards) r->grad_inf = fmax(r->grad_inf, fabs(g));
+    }
+    return RESCALE_OK;
+}
+
+// ----------------------------------------------------------------------------------------------------- PathCond, apply
+
+// diag(G), then the solver the options ask for; u ends in s->u.
+static inline int rsc_pathcond(rsc_solver *s, double start) {
+    rescale_report *r = s->report;
+    const int chain = rsc_is_chain(s->net);
+    int status = chain ? rsc_chain_diag_g(s) : RESCALE_OK;
+    for (int i = 0; i < s->net->n_tensors && !status; i++) status = rsc_collect(s, i, chain);
+    if (status) return status;
+    const double solve = rsc_seconds();
+    r->seconds_diag_g = solve - start;
+    r->objective_before = rsc_evaluate(s, s->u);
+    if (!(s->total > 0) || !(s->total <= DBL_MAX))
+        return rsc_error(r, RESCALE_ERROR_RANGE, "network", "diag(G) is zero everywhere or overflows");
+    double n_max = 1;
+    for (int h = 0; h < s->units; h++) {
+        if (!(s->leave[h] > 0) || !(s->enter[h] > 0)) s->fixed[h] = 1;
+        n_max = fmax(n_max, fabs(s->count[h]));
+    }
+    r->grad_tolerance = 1e-8 * n_max;
+    if (s->options->solver == RESCALE_SWEEPS)
+        for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
+    else rsc_newton(s);
+    r->objective_after = rsc_evaluate(s, s->u);
+    r->grad_inf = rsc_gradient(s, s->u);
+    return RESCALE_OK;
+}
+
+// Multiplies one tensor and its optimizer state by the factors exp(-(B u)_i / 2) to the powers 1, -1, -2. apply = 0 only
+// checks that the results stay in the range of the type.
+static inline int rsc_apply_tensor(rsc_solver *s, int i, int apply) {
+    const rescale_tensor *t = s->net->tensor + i;
+    const rsc_energy *e = s->energy + i;
+    static const int power[3] = {1, -1, -2};
+    const double limit = sizeof(rescale_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
+    rescale_real *const data[3] = {t->data, t->moment1, t->moment2};
+    for (int k = 0; k < 3; k++) {
+        double largest_row = 0, largest_col = 0;
+        if (!data[k]) continue;
+        for (int side = 0; side < 2; side++) {  // s->x holds lambda; a row that enters is multiplied, a column divided
+            const int first = side ? e->col : e->row, sign = side ? e->col_sign : e->row_sign;
+            const int n = side ? (int)rsc_columns(t) : t->n_out;
+            double *factor = side ? s->cols : s->rows, *largest = side ? &largest_col : &largest_row;
+            for (int j = 0; j < n; j++) {
+                const double f = rsc_factor(s, first, side ? j / t->kernel : j, -sign);
+                factor[j] = power[k] == 1 ? f : power[k] == -1 ? 1 / f : 1 / (f * f);
+                *largest = fmax(*largest, factor[j]);
+            }
+        }
+        if (!(e->max_abs[k] * largest_row * largest_col <= limit))
+            return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "the rescaled values overflow; bound |log lambda|");
+        if (!apply) continue;
+        const int status = rsc_scale(s, t->name, data[k], (size_t)t->n_out, rsc_columns(t), s->rows, s->cols);
+        if (status) return status;
+    }
+    return RESCALE_OK;
+}
+
+// Rounds to powers of two if asked, puts lambda into s->x, and rescales every tensor that touches a moved unit.
+static inline int rsc_apply(rsc_solver *s) {
+    const rescale_options *o = s->options;
+    rescale_report *r = s->report;
+    const double log2_bound = floor(0.5 * s->bound / log(2.0) * (1 + 1e-12)), start = rsc_seconds();
+    int status = RESCALE_OK;
+    for (int h = 0; h < s->units; h++) {
+        const double exponent = rsc_clip(rint(0.5 * s->u[h] / log(2.0)), log2_bound);
+        if (o->pow2) s->u[h] = 2 * log(2.0) * exponent;
+        r->pinned_units += s->fixed[h] == 1;
+        r->bounded_units += s->fixed[h] != 1 && fabs(s->u[h]) >= s->bound;
+        r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, 0.5 * fabs(s->u[h]));
+    }
+    for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
+    if (o->pow2 && o->method == RESCALE_PATHCOND) r->objective_after = rsc_evaluate(s, s->u);
+    else if (o->pow2 && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
+    for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, (int)rint(0.5 * s->u[h] / log(2.0))) : exp(0.5 * s->u[h]);
+    if (o->u) memcpy(o->u, s->u, (size_t)s->units * sizeof(double));
+    for (int apply = 0; apply < 2; apply++)
+        for (int i = 0; i < s->net->n_tensors; i++) {
+            const rescale_tensor *t = s->net->tensor + i;
+            int moved = 0;
+            for (int k = 0; k < t->n_out && t->enters >= 0; k++) moved = moved || s->u[s->energy[i].row + k] != 0;
+            for (int k = 0; k < t->n_in && t->leaves >= 0; k++) moved = moved || s->u[s->energy[i].col + k] != 0;
+            if (!moved) continue;
+            if ((status = rsc_apply_tensor(s, i, apply && !o->dry_run))) return status;
+            r->tensors_touched += apply && !o->dry_run;
+        }
+    r->seconds_apply = rsc_seconds() - start;
+    return RESCALE_OK;
+}
+
+// ----------------------------------------------------------------------------------------------------------- public run
+
+// Rescales the network in place. Returns RESCALE_OK, or a status with report->message set and no parameter changed (but for
+// RESCALE_ERROR_DEVICE while applying). options may be NULL for the defaults.
+static inline int rescale_run(const rescale_net *net, const rescale_options *options, rescale_report *report) {
+    const rescale_options defaults = rescale_default_options();
+    const double start = rsc_seconds();
+    rsc_solver s;
+    memset(&s, 0, sizeof s);
+    memset(report, 0, sizeof *report);
+    s.net = net, s.options = options ? options : &defaults, s.report = report;
+    int status = rsc_validate(net, s.options, report);
+    if (status) return status;
+    size_t bytes = s.options->arena_bytes;
+    char *mine = NULL, *base = (char *)s.options->arena;
+    if (!base) {
+        bytes = rescale_arena_bytes(net, s.options);
+        base = mine = (char *)malloc(bytes);
+        if (!mine) return rsc_error(report, RESCALE_ERROR_MEMORY, "arena", "out of memory");
+    }
+    const size_t shift = (64 - (uintptr_t)base % 64) % 64;
+    rsc_arena arena = {base + shift, 0, bytes > shift ? bytes - shift : 0};
+    rsc_layout(&s, &arena);
+    if (arena.used > arena.size) status = rsc_error(report, RESCALE_ERROR_MEMORY, "arena", "too small, see rescale_arena_bytes");
+    if (!status) {
+        rsc_link(&s);
+        report->units = s.units, report->parameters = s.parameters;
+        status = rsc_check_finite(&s);
+    }
+    if (!status) status = s.options->method == RESCALE_PATHCOND ? rsc_pathcond(&s, start) : rsc_enorm(&s);
+    if (!status) {
+        report->converged = report->grad_inf <= report->grad_tolerance;
+        if (s.options->solver == RESCALE_NEWTON && !report->converged)
+            status = rsc_error(report, RESCALE_ERROR_CONVERGENCE, "network", "the solver stopped before the optimum; a bound on |log lambda| helps");
+        report->seconds_solve = rsc_seconds() - start - report->seconds_diag_g;
+    }
+    if (!status) status = rsc_apply(&s);
+    free(mine);
+    return report->status = status;
+}
+
+#endif  // RESCALE_CUH
