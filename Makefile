@@ -1,0 +1,112 @@
+# Makefile of rescale.c. `make help` lists every target with one line of why.
+#
+#     make run            trains with and without rescaling, side by side; no GPU needed
+#     make test           runs all tests
+#     make DEVICE=cuda    forces the GPU build, DEVICE=cpu the CPU build; default: a GPU where nvcc and a GPU are found
+# Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0, ZLIB=0, CUDA_ARCH="80 90".
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+NVCC ?= nvcc
+DEVICE ?= $(shell command -v $(NVCC) >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+ifeq ($(filter cpu cuda,$(DEVICE)),)
+$(error DEVICE must be cpu or cuda, not '$(DEVICE)')
+endif
+B := build/$(DEVICE)
+
+# What this machine has (compilers' flags, OpenBLAS, zlib) is probed once, by dev/configure.sh.
+ifeq ($(filter help clean,$(MAKECMDGOALS)),)
+include build/config.mk
+endif
+
+WARN := -Wall -Wextra -Wpedantic
+OPT ?= -O3 $(MARCH) $(OPENMP) -fno-math-errno -fno-trapping-math
+EXTRA ?=
+CFLAGS := -std=c11 -D_GNU_SOURCE $(WARN) $(OPT) $(EXTRA)
+CXXFLAGS := -std=c++17 $(WARN) $(OPT) $(FCF) $(EXTRA)
+CPU_DEFS := $(DEFS)
+CPU_LIBS := $(LIBS) -lm
+CUDA_ARCH ?= native
+NVCC_ARCH := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)))
+NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Xcompiler -Wall,-Wextra,-fopenmp -Werror all-warnings
+NVCC_DEFS := $(filter -DUSE_ZLIB,$(DEFS))
+NVCC_LIBS := -lcublas $(filter -lz,$(LIBS)) -lgomp
+
+HEADERS := $(wildcard common/*.h) rescale.cuh
+CU2CPP := common/cu2cpp.sh common/cu2cpp.sed
+C_TESTS := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
+CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)))
+C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
+CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
+
+.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp
+
+all: train_mlp compare                          ## builds the trainers for this machine
+
+help:                                           ## this list
+	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 18
+
+# ---------------------------------------------------------------------------------------------------------- programs
+# For the CPU, every .cu and .cuh passes through common/cu2cpp.sh and is compiled as C++17.
+
+build/cpu/%.cu: %.cu $(CU2CPP)
+	@mkdir -p $(@D)
+	@sh common/cu2cpp.sh $< >$@
+build/cpu/%.cuh: %.cuh $(CU2CPP)
+	@mkdir -p $(@D)
+	@sh common/cu2cpp.sh $< >$@
+
+build/cpu/%: build/cpu/%.cu build/cpu/rescale.cuh $(HEADERS) build/config.mk
+	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -x c++ $< -x none -o $@ $(CPU_LIBS)
+build/cuda/%: %.cu $(HEADERS) build/config.mk
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) -I. -Itest $< -o $@ $(NVCC_LIBS)
+
+# Plain C programs do not depend on the device.
+build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
+
+$(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu
+build/cpu/test/test_mlp: build/cpu/train_mlp.cu
+$(addprefix $(B)/dev/bench/,$(CU_BENCH)): train_mlp.cu
+build/cpu/dev/bench/bench_rescale build/cpu/dev/bench/bench_step: build/cpu/train_mlp.cu
+
+train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
+	@ln -sf $(B)/train_mlp train_mlp
+compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
+.PHONY: compare
+
+build/config.mk: dev/configure.sh Makefile
+	@mkdir -p build
+	@CC="$(CC)" CXX="$(CXX)" NVCC="$(NVCC)" OPENBLAS="$(OPENBLAS)" ZLIB="$(ZLIB)" sh dev/configure.sh >$@
+
+# -------------------------------------------------------------------------------------------------------------- use
+
+run: train_mlp compare                          ## trains none / PathCond / ENorm side by side; table and plot in out/
+	@sh dev/run.sh ./train_mlp build/c/dev/compare
+
+test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS))
+test: train_mlp compare test-programs           ## runs every test; the last line counts them
+	@sh test/run.sh $(B) build/c
+
+bench: train_mlp $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time; tables in dev/bench/
+	@sh dev/bench/run.sh $(B) build/c
+
+gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
+	@sh dev/gpu_check.sh
+
+nvcc-check:                                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
+	@set -e; mkdir -p build/nvcc; for a in 80 90; do for f in *.cu test/test_*.cu dev/bench/*.cu; do [ -f $$f ] || continue; \
+	    echo "nvcc sm_$$a $$f"; $(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$$a $(NVCC_DEFS) -I. -Itest -c $$f -o build/nvcc/x.o; done; done
+
+sanitize:                                       ## all tests under AddressSanitizer and UBSan, and in other thread orders
+	@sh test/sanitize.sh
+
+fuzz:                                           ## a short deterministic fuzz of every file reader
+	@sh test/fuzz.sh
+
+clean:                                          ## removes build/ and out/, keeps data/
+	rm -rf build out train_mlp

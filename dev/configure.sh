@@ -1,0 +1,49 @@
+#!/bin/sh
+# configure.sh -- finds out what this machine has and prints it as make variables; messages go to stderr.
+#
+#     MARCH    -march=native, or the nearest this compiler knows         DEFS, LIBS   OpenBLAS and zlib when present
+#     OPENMP   -fopenmp when it works                                    FCF          -fcf-protection=none on x86
+# Environment: CC, CXX, NVCC; OPENBLAS=0 and ZLIB=0 leave the library out.
+CC=${CC:-cc} CXX=${CXX:-c++}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+
+# works COMPILER FLAGS...: a program from stdin compiles and links
+works() {
+    compiler=$1
+    shift
+    $compiler -x c - -o "$dir/a" "$@" >/dev/null 2>&1
+}
+command -v "$CC" >/dev/null 2>&1 || { echo "configure: no C compiler '$CC': install gcc (or set CC)" >&2; exit 1; }
+command -v "$CXX" >/dev/null 2>&1 || { echo "configure: no C++ compiler '$CXX': install g++ (or set CXX)" >&2; exit 1; }
+
+march=
+for flag in -march=native -mcpu=native; do
+    if echo 'int main(void){return 0;}' | works "$CC" "$flag"; then march=$flag; break; fi
+done
+echo "MARCH := $march"
+if echo 'int main(void){return 0;}' | works "$CC" -fcf-protection=none; then echo "FCF := -fcf-protection=none"; fi
+if printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}' | works "$CC" -fopenmp; then
+    echo "OPENMP := -fopenmp"
+else
+    echo "OPENMP :="
+    echo "configure: no OpenMP: everything runs on one thread (install libgomp, or libomp-dev for clang)" >&2
+fi
+defs= libs=
+if [ "${OPENBLAS:-1}" = 0 ]; then
+    :
+elif printf '#include <cblas.h>\nint main(void){openblas_set_num_threads(1);return 0;}' | works "$CC" -lopenblas; then
+    defs="$defs -DUSE_OPENBLAS" libs="$libs -lopenblas"
+else
+    echo "configure: no OpenBLAS: using the built-in matrix product (install libopenblas-dev to compare)" >&2
+fi
+if [ "${ZLIB:-1}" = 0 ]; then
+    :
+elif printf '#include <zlib.h>\nint main(void){return !zlibVersion();}' | works "$CC" -lz; then
+    defs="$defs -DUSE_ZLIB" libs="$libs -lz"
+else
+    echo "configure: no zlib: compressed data files are not read directly (install zlib1g-dev)" >&2
+fi
+command -v "${NVCC:-nvcc}" >/dev/null 2>&1 || echo "configure: no nvcc: CPU build only (install the CUDA Toolkit for a GPU)" >&2
+echo "DEFS :=$defs"
+echo "LIBS :=$libs"

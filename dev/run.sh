@@ -1,0 +1,26 @@
+#!/bin/sh
+# run.sh -- `make run`: the same MLP from the same seed three times: not rescaled, PathCond, ENorm.
+#
+#     sh dev/run.sh TRAINER COMPARE [options for every run, e.g. --lr 0.01 --epochs 5]
+#
+# Data: Fashion-MNIST through data/get_data.sh; where no source can be reached, the built-in synthetic images.
+# Results in out/: METHOD/log.csv and METHOD/report.json, compare.csv, compare.svg (loss and accuracy by epoch).
+trainer=$1 compare=$2
+if [ $# -lt 2 ]; then
+    echo "usage: sh dev/run.sh TRAINER COMPARE [OPTION...] (run make run)" >&2
+    exit 2
+fi
+shift 2
+data=fashion-mnist
+if ! sh data/get_data.sh fashion-mnist; then
+    data=images
+    echo "Fashion-MNIST could not be had: using the built-in synthetic images instead (--data images)"
+fi
+mkdir -p out || exit 1
+for method in none pathcond enorm; do
+    echo
+    echo "== $trainer --data $data --rescale $method $*"
+    "$trainer" --data $data --rescale $method --log-dir out/$method --report out/$method/report.json --checkpoint-every 0 "$@" || exit
+done
+echo
+"$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out none=out/none pathcond=out/pathcond enorm=out/enorm
