@@ -1,0 +1,61 @@
+#!/bin/sh
+# run.sh -- runs every test program and script and adds up their counts.
+#
+#     sh test/run.sh build/cpu build/c          (make test)
+#
+# Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
+# failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
+# Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
+device=$1 host=$2
+if [ $# -ne 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then
+    echo "usage: sh test/run.sh DEVICE_BUILD C_BUILD (run make test)" >&2
+    exit 2
+fi
+log=$(mktemp) || exit 1
+trap 'rm -f "$log"' EXIT
+passed=0 failed=0 skipped=0
+
+# run NAME COMMAND...: runs one test, shows what matters of its output, adds its counts
+run() {
+    name=$1
+    shift
+    "$@" >"$log" 2>&1
+    status=$?
+    if [ $status -eq 77 ]; then
+        skipped=$((skipped + 1))
+        printf '%-28s skipped: %s\n' "$name" "$(tail -n 1 "$log")"
+        return
+    fi
+    counts=$(sed -n 's/^\([0-9][0-9]*\) passed, \([0-9][0-9]*\) failed, \([0-9][0-9]*\) skipped$/\1 \2 \3/p' "$log" | tail -n 1)
+    if [ -z "$counts" ]; then
+        cat "$log"
+        printf '%-28s FAILED: no closing line, exit status %d\n' "$name" $status
+        failed=$((failed + 1))
+        return
+    fi
+    set -- $counts
+    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+    if [ $status -ne 0 ] && [ "$2" -eq 0 ]; then
+        failed=$((failed + 1))
+        echo "$name: exit status $status"
+    fi
+    if [ $status -ne 0 ]; then cat "$log"; else grep '^SKIP' "$log"; fi
+    printf '%-28s %d passed, %d failed, %d skipped\n' "$name" "$1" "$2" "$3"
+}
+
+for source in test/test_*.c; do
+    name=$(basename "$source" .c)
+    run "$name" "$host/test/$name"
+done
+for source in test/test_*.cu; do
+    name=$(basename "$source" .cu)
+    [ "$name" = test_cuda_cpu_errors ] && continue  # test_cuda_cpu_errors.sh runs it, mistake by mistake
+    run "$name" "$device/test/$name"
+done
+run test_example sh test/test_example.sh
+run test_get_data sh test/test_get_data.sh
+run test_compare sh test/test_compare.sh "$host/dev/compare"
+run test_train_mlp sh test/test_train_mlp.sh "$device/train_mlp" "$host/dev/compare"
+case $device in *cpu) run test_cuda_cpu_errors sh test/test_cuda_cpu_errors.sh build/errors ;; esac
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ] && [ $passed -gt 0 ]

@@ -1,0 +1,55 @@
+#!/bin/sh
+# sanitize.sh -- the CPU tests under AddressSanitizer and UndefinedBehaviorSanitizer, and the kernels in other thread orders.
+#
+#     sh test/sanitize.sh          (make sanitize)
+#
+# 1. every C test and every .cu test, built with -fsanitize=address,undefined, run once;
+# 2. test_mlp from the normal build with the threads of a block in forward, reverse and random order and with 1 and 2
+#    OpenMP threads: the same checks pass and the trained parameters have the same bits.
+# The last line is `N passed, N failed, N skipped`: one count per program and configuration.
+passed=0 failed=0 skipped=0
+dir=build/sanitize
+mkdir -p "$dir"
+flags="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fopenmp"
+if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - -fsanitize=address,undefined -o "$dir/probe" 2>/dev/null || ! "$dir/probe"; then
+    echo "SKIP sanitizers: this compiler cannot link or run -fsanitize=address,undefined"
+    skipped=$((skipped + 1))
+else
+    # Leaks of a process that exits with an error message are not of interest; everything else is.
+    export ASAN_OPTIONS=detect_leaks=${LEAKS:-1}:detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2
+    mkdir -p "$dir/common" "$dir/test"
+    for f in rescale.cuh train_mlp.cu test/test_*.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
+    for source in test/test_*.c test/test_*.cu; do
+        name=$(basename "$source")
+        program=$dir/${name%.*}
+        case $name in
+        test_cuda_cpu_errors.cu) continue ;; # makes mistakes on purpose; has its own script
+        *.cu) ${CXX:-c++} -std=c++17 $flags -DUSE_ZLIB -I"$dir" -I. -Itest -x c++ "$dir/$source" -x none -o "$program" -lz -lm ;;
+        *) ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -DUSE_ZLIB -I. -Itest "$source" -o "$program" -lz -lm ;;
+        esac
+        if [ $? -eq 0 ] && "$program" >"$dir/log" 2>&1; then
+            passed=$((passed + 1))
+            echo "ok   sanitized $name: $(tail -n 1 "$dir/log")"
+        else
+            failed=$((failed + 1))
+            tail -n 40 "$dir/log"
+            echo "FAIL sanitized $name"
+        fi
+    done
+fi
+want=
+for order in forward reverse random:3; do
+    for threads in 1 2; do
+        bits=$(CUDA_CPU_ORDER=$order OMP_NUM_THREADS=$threads build/cpu/test/test_mlp 2>&1 | sed -n 's/^bits //p')
+        want=${want:-$bits}
+        if [ -n "$bits" ] && [ "$bits" = "$want" ]; then
+            passed=$((passed + 1))
+            echo "ok   test_mlp, thread order $order, $threads threads: bits $bits"
+        else
+            failed=$((failed + 1))
+            echo "FAIL test_mlp, thread order $order, $threads threads: bits '$bits', expected '$want'"
+        fi
+    done
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
