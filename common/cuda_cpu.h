@@ -26,10 +26,13 @@
 //         if (c >= cols) return;
 //         for (int k = 0; k < 16; k++) s += (k <= last ? 1.0f : 0.0f) * (in + r0 * cols)[min(k, last) * cols + c];
 //         out[chunk * cols + c] = s;
-//     and the same kernel runs again on its result until one row is left. (With int offsets; rows * cols < 2^31.)
-//  4. Rows shorter than about 100 elements: one thread per row. Longer ones: one warp or block per row with
-//     warp_reduce_*() and block_reduce_*() of cuda_common.h, which cost one switch per thread instead of five or ten.
-//  5. A barrier costs a switch per thread. Matrix products belong to gemm.h.
+//     and the same kernel runs again on its result until one row is left. (With int offsets, so rows * cols < 2^31;
+//     rows past the end count with weight 0, so an infinity in the last row becomes NaN.)
+//  4. Rows shorter than about 100 elements: one thread per row. Longer ones: one warp per row, or one block per row of
+//     `DEVICE_IS_GPU ? 256 : 32` threads, with warp_reduce_*() and block_reduce_*() of cuda_common.h, which cost one
+//     switch per thread instead of five or ten.
+//  5. The first barrier or warp intrinsic of a block costs about 50 ns per thread, each further one about 10. So blocks
+//     that synchronise should be small here and do much work per thread. Matrix products belong to gemm.h.
 //
 // Rules for kernels that run on both
 //  - No grid-wide barrier, no waiting for another block, no implicit warp synchrony; blocks a multiple of 32 threads
@@ -40,8 +43,8 @@
 //     OMP_NUM_THREADS            number of OS threads
 //     CUDA_CPU_ORDER             forward (default), reverse or random[:SEED]: order of blocks and threads. Results must
 //                                not depend on it; a missing barrier usually shows as a difference.
-//     OMP_WAIT_POLICY=passive    where other programs use the processors too: OpenMP's idle threads otherwise spin and a
-//                                launch can take 10 ms. On an idle machine a launch takes 1 us without, 10 us with it.
+//     OMP_WAIT_POLICY=passive    where other programs use the processors too: OpenMP's idle threads otherwise spin and
+//                                a launch can take 10 ms. On an idle machine it takes 1 us without and 10 us with it.
 //
 // Macros for the build: CUDA_CPU_UCONTEXT uses swapcontext() instead of the assembly below (other processors than
 // x86-64 and AArch64 always do). AddressSanitizer, UBSan and valgrind know about the fibers.
@@ -603,7 +606,7 @@ template <class T> struct Sum {
     static T identity() { return 0; }
 };
 template <class T> struct Max {
-    static T combine(T a, T b) { return a > b || b != b ? a : b; }
+    static T combine(T a, T b) { return b == b && !(a > b) ? b : a; }
     static T identity() { return -(T)INFINITY; }
 };
 template <class T, template <class> class Op> void reduce_tree(uint64_t *bits) {
@@ -734,8 +737,8 @@ template <class F> struct Launcher {
 #pragma omp parallel
             {
                 const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
-                std::apply([&](F g, auto... b) { run_blocks(l, g, (int64_t)nb * i / t, (int64_t)nb * (i + 1) / t, b...); },
-                           args);
+                const int64_t b0 = (int64_t)nb * i / t, b1 = (int64_t)nb * (i + 1) / t;
+                std::apply([&](F g, auto... b) { run_blocks(l, g, b0, b1, b...); }, args);
             }
             return;
         }
@@ -836,17 +839,22 @@ template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
     const std::common_type_t<A, B> x = a, y = b;
     return x < y ? y : x;
 }
-// libm's fmaxf and the like are calls, which stops vectorisation. Same result: a NaN loses against a number.
+// libm's fmaxf and the like are calls, which stops vectorisation. Same result: a NaN loses against a number. Two
+// selections in this form become two instructions; a condition with || becomes jumps, 40 times slower on random data.
 namespace cuda_cpu {
-inline float max_num(float a, float b) { return a > b || b != b ? a : b; }
-inline float min_num(float a, float b) { return a < b || b != b ? a : b; }
-inline double max_num(double a, double b) { return a > b || b != b ? a : b; }
-inline double min_num(double a, double b) { return a < b || b != b ? a : b; }
+template <class T> T max_num(T a, T b) {
+    const T m = a > b ? a : b;
+    return b == b ? m : a;
+}
+template <class T> T min_num(T a, T b) {
+    const T m = a < b ? a : b;
+    return b == b ? m : a;
+}
 }  // namespace cuda_cpu
-#define fmaxf(a, b) cuda_cpu::max_num((float)(a), (float)(b))
-#define fminf(a, b) cuda_cpu::min_num((float)(a), (float)(b))
-#define fmax(a, b) cuda_cpu::max_num((double)(a), (double)(b))
-#define fmin(a, b) cuda_cpu::min_num((double)(a), (double)(b))
+#define fmaxf(a, b) cuda_cpu::max_num<float>(a, b)
+#define fminf(a, b) cuda_cpu::min_num<float>(a, b)
+#define fmax(a, b) cuda_cpu::max_num<double>(a, b)
+#define fmin(a, b) cuda_cpu::min_num<double>(a, b)
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float __expf(float x) { return expf(x); }

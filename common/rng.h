@@ -21,6 +21,7 @@
 //
 //     rng_uniform(word)                        float in [0, 1), a multiple of 2^-24
 //     rng_uniform_open0(word)                  float in (0, 1], likewise; safe to take a logarithm of
+//     rng_uniform_range(word, lo, hi)          float from lo to hi, the element of rng_fill_uniform
 //     rng_below(word, n)                       integer in [0, n), n >= 1; probabilities are off by less than n / 2^32
 //     rng_normal(word0, word1, out)            two independent standard normal floats, |z| <= 6.67
 //
@@ -141,6 +142,11 @@ RNG_FN float rng_affine(float x, float shift, float scale) {
     return (float)((double)shift + (double)scale * (double)x);
 }
 
+// lo + (hi - lo) * rng_uniform(word), the same bits everywhere.
+RNG_FN float rng_uniform_range(uint32_t word, float lo, float hi) {
+    return rng_affine(rng_uniform(word), lo, (float)((double)hi - (double)lo));
+}
+
 // Runs rng_fill_*'s loop over the blocks of four elements on all threads where the file is compiled with OpenMP.
 #ifdef _OPENMP
 #define RNG_PARALLEL_FOR _Pragma("omp parallel for schedule(static) if (n > 16384)")
@@ -150,14 +156,13 @@ RNG_FN float rng_affine(float x, float shift, float scale) {
 
 // Host: n uniform numbers from lo to hi.
 static inline void rng_fill_uniform(float *out, size_t n, float lo, float hi, uint64_t seed, uint64_t stream) {
-    const float range = (float)((double)hi - (double)lo);
     const int64_t blocks = (int64_t)(n / 4 + (n % 4 != 0));
     RNG_PARALLEL_FOR
     for (int64_t b = 0; b < blocks; b++) {
         const size_t first = (size_t)b * 4, count = n - first < 4 ? n - first : 4;
         uint32_t w[4];
         rng_philox(seed, stream, (uint64_t)b, w);
-        for (size_t j = 0; j < count; j++) out[first + j] = rng_affine(rng_uniform(w[j]), lo, range);
+        for (size_t j = 0; j < count; j++) out[first + j] = rng_uniform_range(w[j], lo, hi);
     }
 }
 

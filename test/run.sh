@@ -7,6 +7,7 @@
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
 device=$1 host=$2
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
 if [ $# -ne 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then
     echo "usage: sh test/run.sh DEVICE_BUILD C_BUILD (run make test)" >&2
     exit 2

@@ -8,6 +8,7 @@
 #    OpenMP threads: the same checks pass and the trained parameters have the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
 passed=0 failed=0 skipped=0
+export OMP_WAIT_POLICY=passive
 dir=build/sanitize
 mkdir -p "$dir"
 flags="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fopenmp"

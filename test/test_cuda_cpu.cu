@@ -611,7 +611,8 @@ __global__ void intrinsics(double *out) {
     out[i++] = fmin(__longlong_as_double(0x7ff8000000000000ll), -3.0);
     out[i++] = min(3, 4u) + max(2.5f, 1.0);
     out[i++] = rsqrtf(4.0f) + rsqrt(16.0);
-    out[i++] = __float2int_rn(2.5f) * 1000 + __float2int_rz(-2.7f) * 100 + __float2int_ru(0.1f) * 10 + __float2int_rd(-0.1f);
+    out[i++] = __float2int_rn(2.5f) * 1000 + __float2int_rz(-2.7f) * 100 + __float2int_ru(0.1f) * 10 +
+               __float2int_rd(-0.1f);
     out[i++] = (double)__double2ll_rn(3.5e10 + 0.5);
     out[i++] = __int_as_float(__float_as_int(1.5f)) + __uint_as_float(__float_as_uint(-0.25f));
     out[i++] = (double)__double_as_longlong(0.0) + (double)__umulhi(0x80000000u, 6u);

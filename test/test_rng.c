@@ -1,7 +1,6 @@
-// test_rng.c -- tests of common/rng.h on the CPU; the same file compiled by nvcc runs the device part as well.
+// test_rng.c -- tests of common/rng.h on the host; test_rng_device.cu compares a device with it.
 //
 //     gcc -std=c11 -D_GNU_SOURCE -O3 -fopenmp -I. test/test_rng.c -o test_rng -lm
-//     nvcc -x cu -std=c++17 -O3 -I. test/test_rng.c -o test_rng             (compares the GPU with the CPU)
 //
 // Statistical tests use fixed keys, so their outcome never varies. Each turns a chi-square statistic into a number of
 // standard deviations z; a sound generator exceeds the bound of 5 about once in 10^5 tests.
@@ -11,11 +10,6 @@
 #include "test.h"
 #ifdef _OPENMP
 #include <omp.h>
-#endif
-#ifdef __CUDACC__
-#include <curand_kernel.h>
-
-#include "common/cuda_common.h"
 #endif
 
 // Number of standard deviations of a chi-square statistic over its mean.
@@ -304,76 +298,6 @@ static void test_large_permutation(void) {
     free(before);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The device: same values
-
-#ifdef __CUDACC__
-// Blocks of four words, uniform and normal numbers, a permutation, and cuRAND's words; thread i does element i.
-static __global__ void device_values(uint32_t *words, uint32_t *curand_words, float *uniform, float *normal,
-                                     uint32_t *order, int n, uint64_t seed, uint64_t stream, uint64_t key) {
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= n) return;
-    rng_philox(seed, stream, (uint64_t)i, words + 4 * (size_t)i);
-    curandStatePhilox4_32_10_t state;
-    curand_init(seed, stream, 4ull * (unsigned)i, &state);
-    const uint4 w = curand4(&state);
-    curand_words[4 * i] = w.x, curand_words[4 * i + 1] = w.y, curand_words[4 * i + 2] = w.z,
-                     curand_words[4 * i + 3] = w.w;
-    uniform[i] = rng_affine(rng_uniform_at(seed, stream, (uint64_t)i), -0.3f, 0.7f);
-    normal[i] = rng_normal_at(seed, stream, (uint64_t)i);
-    order[i] = rng_permute((uint32_t)i, (uint32_t)n, key);
-}
-
-static void test_device(void) {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-        test_skip("device part: no GPU");
-        return;
-    }
-    static const int sizes[] = {1, 5, 200, 257, 60000, 1 << 20};
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        const int n = sizes[s];
-        const uint64_t seed = 0x123456789abcdefull, stream = rng_stream(RNG_TEST, 77), key = rng_permute_key(seed, 4);
-        uint32_t *words, *curand_words, *order;
-        float *uniform, *normal;
-        CUDA_CHECK(cudaMallocManaged((void **)&words, (size_t)n * 16));
-        CUDA_CHECK(cudaMallocManaged((void **)&curand_words, (size_t)n * 16));
-        CUDA_CHECK(cudaMallocManaged((void **)&uniform, (size_t)n * 4));
-        CUDA_CHECK(cudaMallocManaged((void **)&normal, (size_t)n * 4));
-        CUDA_CHECK(cudaMallocManaged((void **)&order, (size_t)n * 4));
-        device_values<<<ceil_div(n, 128), 128>>>(words, curand_words, uniform, normal, order, n, seed, stream, key);
-        CUDA_CHECK_LAUNCH();
-        device_synchronize();
-        float *u = (float *)malloc((size_t)n * 4), *z = (float *)malloc((size_t)n * 4);
-        rng_fill_uniform(u, (size_t)n, -0.3f, 0.4f, seed, stream);
-        rng_fill_normal(z, (size_t)n, 0, 1, seed, stream);
-        int same_words = 1, same_order = 1, different_normal = 0;
-        double worst = 0;
-        for (int i = 0; i < n; i++) {
-            uint32_t w[4];
-            rng_philox(seed, stream, (uint64_t)i, w);
-            same_words &= !memcmp(w, words + 4 * (size_t)i, 16) && !memcmp(w, curand_words + 4 * (size_t)i, 16);
-            same_order &= order[i] == rng_permute((uint32_t)i, (uint32_t)n, key);
-            different_normal += z[i] != normal[i];
-            worst = fmax(worst, fabs((double)z[i] - normal[i]) / fmax(fabs((double)z[i]), 1e-3));
-        }
-        CHECK(same_words, "words on the GPU equal the CPU's and cuRAND's");
-        CHECK(!memcmp(u, uniform, (size_t)n * 4), "uniform numbers on the GPU equal rng_fill_uniform bit for bit");
-        CHECK(same_order, "permutations on the GPU equal the CPU's");
-        CHECK(worst < 2.5e-7 && different_normal <= n / 100000 + 1,
-              "normal numbers on the GPU differ in rounding at most");
-        printf("n = %d: %d normal numbers differ between GPU and CPU\n", n, different_normal);
-        free(u);
-        free(z);
-        CUDA_CHECK(cudaFree(words));
-        CUDA_CHECK(cudaFree(curand_words));
-        CUDA_CHECK(cudaFree(uniform));
-        CUDA_CHECK(cudaFree(normal));
-        CUDA_CHECK(cudaFree(order));
-    }
-}
-#endif
-
 int main(void) {
     test_known_answers();
     test_words();
@@ -387,10 +311,5 @@ int main(void) {
     test_uniform_permutation(512, 8000);
     test_uniform_permutation(1000, 4000);
     test_large_permutation();
-#ifdef __CUDACC__
-    test_device();
-#else
-    test_skip("device part: compile this file with nvcc");
-#endif
     return test_summary();
 }
