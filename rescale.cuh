@@ -122,7 +122,7 @@ enum {  // status codes
     RESCALE_ERROR_NON_FINITE,   // a tensor holds NaN or infinity
     RESCALE_ERROR_RANGE,        // diag(G) or a rescaled parameter leaves the range of its type
     RESCALE_ERROR_MEMORY,       // arena too small, or allocation failed
-    RESCALE_ERROR_CONVERGENCE,  // Newton stopped before the certificate (never seen; report.grad_inf tells how far)
+    RESCALE_ERROR_CONVERGENCE,  // no certificate: the optimum needs |log lambda| beyond 350, the range of exp
     RESCALE_ERROR_DEVICE        // a CUDA call failed
 };
 enum { RESCALE_PATHCOND, RESCALE_ENORM };   // method
@@ -162,7 +162,8 @@ typedef struct rescale_net {
 
 typedef struct rescale_options {
     int method;          // RESCALE_PATHCOND (default) or RESCALE_ENORM
-    int solver;          // RESCALE_NEWTON (default): to the optimum; RESCALE_SWEEPS: `sweeps` block sweeps, no more
+    int solver;          // RESCALE_NEWTON (default): to the optimum; RESCALE_SWEEPS: `sweeps` block sweeps, no more,
+                         // and a group with a tensor from itself to itself stays
     int sweeps;          // 10
     int max_iterations;  // of Newton, 100; of ENorm sweeps when solver is RESCALE_NEWTON, 10 times that
     double tolerance;    // 1e-10: aim of max |dF/du| / max(1, max |n_h|); 1e-8 is accepted where rounding allows no more
@@ -245,8 +246,8 @@ typedef struct rsc_energy {
     int kind;              // _UNUSED: not counted; _RANK_ONE: also all one-sided tensors; _MATRIX; _DIRECT: ENorm, from data
     int row, col;          // first unit of the rows' / columns' group, or -1
     int row_sign, col_sign;  // of u in the exponent: -1 enters, +1 leaves
-    double *out, *in;      // RSC_RANK_ONE: energies are out (x) in at u = 0, [n_out], [n_in]
-    double *p, *q;         // the same at the current u: out * row factor, in * column factor
+    double *out, *in;      // [n_out], [n_in] RSC_RANK_ONE: energies are out (x) in at u = 0; _MATRIX: row and column sums now
+    double *p, *q;         // [n_out], [n_in] at the current u: out * row factor, in * column factor; _MATRIX: the factors
     double sum_p, sum_q;
     double *matrix;        // RSC_MATRIX: [n_out][n_in]
     double fixed;          // RSC_MATRIX: energy that no u changes (the diagonal of a tensor from a group to itself)
@@ -312,7 +313,8 @@ static inline size_t rsc_size(const rescale_tensor *t) { return (size_t)t->n_out
 // Five operations read or write a whole tensor; each exists for host memory here and for device memory below. Sums are in
 // double; their order does not depend on the number of threads.
 
-// Largest absolute value of data[n]; infinity if an element is not finite.
+// Largest absolute value of data[n]; infinity if an element is not finite. Works on the bits, whose order without the sign is
+// that of the values, with infinity and NaN at the top: integers vectorise, and no compiler flag can optimise NaN away.
 static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
     const size_t block = 4096, n_blocks = (n + block - 1) / block, work = n;
     double result = 0;
@@ -322,13 +324,25 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
 #endif
     for (size_t b = 0; b < n_blocks; b++) {
         const size_t end = (b + 1) * block < n ? (b + 1) * block : n;
-        rescale_real largest = 0, zero = 0;
-        for (size_t i = b * block; i < end; i++) {
-            const rescale_real v = data[i] < 0 ? -data[i] : data[i];
-            largest = v > largest ? v : largest;
-            zero += data[i] * 0;  // NaN as soon as one element is not finite
+        double found;
+        if (sizeof(rescale_real) == sizeof(uint32_t)) {
+            uint32_t largest = 0, bits;
+            float value;
+            for (size_t i = b * block; i < end; i++) {
+                memcpy(&bits, &data[i], sizeof bits);
+                bits &= 0x7fffffffu, largest = bits > largest ? bits : largest;
+            }
+            memcpy(&value, &largest, sizeof value);
+            found = largest < 0x7f800000u ? (double)value : (double)INFINITY;
+        } else {
+            uint64_t largest = 0, bits;
+            for (size_t i = b * block; i < end; i++) {
+                memcpy(&bits, &data[i], sizeof bits);
+                bits &= UINT64_C(0x7fffffffffffffff), largest = bits > largest ? bits : largest;
+            }
+            memcpy(&found, &largest, sizeof found);
+            found = largest < UINT64_C(0x7ff0000000000000) ? found : (double)INFINITY;
         }
-        const double found = zero == 0 ? (double)largest : (double)INFINITY;
         if (found > result) result = found;
     }
     return result;
@@ -412,10 +426,9 @@ static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, 
 static __device__ __forceinline__ double rsc_block_sum(double v, double *part) {
     part[threadIdx.x] = v;
     __syncthreads();
-    for (int half = RSC_BLOCK / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
-        __syncthreads();
-    }
+    for (int i = (int)threadIdx.x + 16; threadIdx.x < 16 && i < RSC_BLOCK; i += 16) part[threadIdx.x] += part[i];
+    __syncthreads();
+    for (int i = 1; threadIdx.x == 0 && i < 16; i++) part[0] += part[i];
     return part[0];
 }
 
@@ -559,44 +572,38 @@ static inline int rsc_run_pass(rsc_solver *s, const char *name, rsc_pass p) {
     const int e = rsc_device_pass(&p);
     return e ? rsc_error(s->report, RESCALE_ERROR_DEVICE, name, cudaGetErrorString((cudaError_t)e)) : RESCALE_OK;
 }
-#define RSC_ON_DEVICE(...)                                                                                           \
+#define RSC_PASS(host_call, ...)                                                                                     \
     if (s->options->on_device) {                                                                                     \
         const rsc_pass pass = {__VA_ARGS__};                                                                         \
         return rsc_run_pass(s, name, pass);                                                                          \
-    }
+    }                                                                                                                \
+    host_call;                                                                                                       \
+    return RESCALE_OK
 #else
-#define RSC_ON_DEVICE(...) (void)s, (void)name;
+#define RSC_PASS(host_call, ...)                                                                                     \
+    (void)s, (void)name, host_call;                                                                                  \
+    return RESCALE_OK
 #endif
 
 static inline int rsc_max_abs(rsc_solver *s, const char *name, rescale_real *data, size_t n, double *result) {
-    RSC_ON_DEVICE(0, data, NULL, 1, n, 1, NULL, NULL, 0, 0, result, 0)
-    *result = rsc_host_max_abs(data, n);
-    return RESCALE_OK;
+    RSC_PASS(*result = rsc_host_max_abs(data, n), 0, data, NULL, 1, n, 1, NULL, NULL, 0, 0, result, 0);
 }
 static inline int rsc_square_rows(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
                                   const double *x, double *y) {
-    RSC_ON_DEVICE(1, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, columns, 0, y, rows)
-    rsc_host_square_rows(W, rows, columns, x, y);
-    return RESCALE_OK;
+    RSC_PASS(rsc_host_square_rows(W, rows, columns, x, y), 1, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, columns, 0, y, rows);
 }
 static inline int rsc_square_cols(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
                                   const double *x, double *y) {
-    RSC_ON_DEVICE(2, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, rows, 0, y, columns)
-    rsc_host_square_cols(W, rows, columns, x, y);
-    return RESCALE_OK;
+    RSC_PASS(rsc_host_square_cols(W, rows, columns, x, y), 2, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, rows, 0, y, columns);
 }
 static inline int rsc_reduce(rsc_solver *s, const char *name, const rescale_real *g, const rescale_real *reference_each,
                              size_t n_out, size_t n_in, size_t kernel, const double *row, const double *column, double *M) {
-    RSC_ON_DEVICE(3, (rescale_real *)g, reference_each, n_out, n_in * kernel, kernel, row, column, row ? n_out : 0,
-                  column ? n_in * kernel : 0, M, n_out * n_in)
-    rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M);
-    return RESCALE_OK;
+    RSC_PASS(rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M), 3, (rescale_real *)g, reference_each, n_out,
+             n_in * kernel, kernel, row, column, row ? n_out : 0, column ? n_in * kernel : 0, M, n_out * n_in);
 }
 static inline int rsc_scale(rsc_solver *s, const char *name, rescale_real *W, size_t rows, size_t columns, const double *row,
                             const double *column) {
-    RSC_ON_DEVICE(4, W, NULL, rows, columns, 1, row, column, rows, columns, NULL, 0)
-    rsc_host_scale(W, rows, columns, row, column);
-    return RESCALE_OK;
+    RSC_PASS(rsc_host_scale(W, rows, columns, row, column), 4, W, NULL, rows, columns, 1, row, column, rows, columns, NULL, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ check and lay out
@@ -606,14 +613,16 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
     static const char *const activation[] = {"ReLU", "leaky ReLU", "identity", "GELU", "SiLU", "tanh", "sigmoid"};
     char text[160];
     int with_g = 0;
+    const char *wrong = NULL;
     if (net->n_groups < 0 || net->n_tensors <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "no tensors");
-    if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM || o->solver < RESCALE_NEWTON || o->solver > RESCALE_SWEEPS)
-        return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "unknown method or solver");
+    if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM) wrong = "unknown method";
+    if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_SWEEPS) wrong = "unknown solver";
     if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0))
-        return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "tolerance, iterations, sweeps, max_log or enorm_c out of range");
+        wrong = "tolerance, iterations, sweeps, max_log or enorm_c out of range";
 #ifndef RESCALE_HAS_DEVICE
-    if (o->on_device) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", "on_device needs a build with CUDA");
+    if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
+    if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", wrong);
     for (int i = 0; i < net->n_groups; i++) {
         const rescale_group *g = net->group + i;
         if (g->n <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, g->name, "a group needs at least one unit");
@@ -626,10 +635,16 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
     }
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
-        if (!t->data || t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0)
-            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "needs data and a shape of positive sizes");
-        if ((double)t->n_in * t->kernel > 1e9 || (double)t->n_out * t->n_in * t->kernel > 1e15)
-            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "is too large");
+        if (!t->data || t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0) wrong = "needs data and a shape of positive sizes";
+        else if ((double)t->n_in * t->kernel > 1e9 || (double)t->n_out * t->n_in * t->kernel > 1e15) wrong = "is too large";
+        else if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
+            wrong = "a gain needs running mean, running variance and eps >= 0";
+        else if (!(t->reference >= 0) || t->reference > DBL_MAX) wrong = "the reference must be positive and finite";
+        else if (!t->g_out != !t->g_in) wrong = "needs both g_out and g_in";
+        else if (t->g && t->g_out) wrong = "has both a full and a rank-one diag(G)";
+        for (int j = 0; j < i && !wrong; j++)
+            if (net->tensor[j].data == t->data) wrong = "is listed twice";
+        if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, wrong);
         const int side[2] = {t->enters, t->leaves}, n[2] = {t->n_out, t->n_in};
         for (int k = 0; k < 2; k++) {
             if (side[k] < RESCALE_NONE || side[k] >= net->n_groups)
@@ -640,14 +655,6 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
                 return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, text);
             }
         }
-        if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
-            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "a gain needs running mean, running variance and eps >= 0");
-        if (!(t->reference >= 0) || t->reference > DBL_MAX)
-            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "the reference must be positive and finite");
-        if (!t->g_out != !t->g_in) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "needs both g_out and g_in");
-        if (t->g && t->g_out) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "has both a full and a rank-one diag(G)");
-        for (int j = 0; j < i; j++)
-            if (net->tensor[j].data == t->data) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "is listed twice");
         with_g += t->g || t->g_out;
     }
     if (o->method == RESCALE_PATHCOND && with_g && with_g < net->n_tensors)
@@ -886,13 +893,17 @@ static inline void rsc_refresh(rsc_solver *s, int i) {
     e->sum_p = e->sum_q = 0;
     for (int o = 0; o < t->n_out; o++) e->p[o] = rsc_factor(s, e->row, o, e->row_sign);
     for (int c = 0; c < t->n_in; c++) e->q[c] = rsc_factor(s, e->col, c, e->col_sign);
-    if (e->kind == RSC_MATRIX) {  // p and q are the factors themselves
+    if (e->kind == RSC_MATRIX) {
         e->total = e->fixed;
+        for (int c = 0; c < t->n_in; c++) e->in[c] = 0;
         for (int o = 0; o < t->n_out; o++) {
             const double *m = e->matrix + (size_t)o * (size_t)t->n_in;
             double sum = 0;
-            for (int c = 0; c < t->n_in; c++) sum += m[c] * e->q[c];
-            e->total += sum * e->p[o];
+            for (int c = 0; c < t->n_in; c++) {
+                const double energy = m[c] * e->p[o] * e->q[c];
+                sum += energy, e->in[c] += energy;
+            }
+            e->total += e->out[o] = sum;
         }
         return;
     }
@@ -906,16 +917,9 @@ static inline void rsc_accumulate(rsc_solver *s, int i, int rows, int cols) {
     const rescale_tensor *t = s->net->tensor + i;
     const rsc_energy *e = s->energy + i;
     double *row = e->row_sign > 0 ? s->leave : s->enter, *col = e->col_sign > 0 ? s->leave : s->enter;
-    for (int o = 0; o < t->n_out && e->kind == RSC_MATRIX; o++) {
-        const double *m = e->matrix + (size_t)o * (size_t)t->n_in, f = e->p[o];
-        double sum = 0;
-        for (int c = 0; c < t->n_in; c++) sum += m[c] * e->q[c];
-        if (rows) row[e->row + o] += sum * f;
-        for (int c = 0; c < t->n_in && cols; c++) col[e->col + c] += m[c] * f * e->q[c];
-    }
-    if (e->kind == RSC_MATRIX) return;
-    for (int o = 0; o < t->n_out && rows; o++) row[e->row + o] += e->p[o] * e->sum_q;
-    for (int c = 0; c < t->n_in && cols; c++) col[e->col + c] += e->q[c] * e->sum_p;
+    const int matrix = e->kind == RSC_MATRIX;
+    for (int o = 0; o < t->n_out && rows; o++) row[e->row + o] += matrix ? e->out[o] : e->p[o] * e->sum_q;
+    for (int c = 0; c < t->n_in && cols; c++) col[e->col + c] += matrix ? e->in[c] : e->q[c] * e->sum_p;
 }
 
 // Everything at u: x, energies, O, I, S. Returns F(u), infinity or NaN when exp overflows.
@@ -1168,23 +1172,46 @@ static inline void rsc_conjugate_gradients(rsc_solver *s, const double *b, doubl
 // The slow mode of sweeps is one shift per group. Galerkin step on it: minimise the quadratic model over a common shift of
 // all free units of each group, a system of n_groups unknowns; used to start Newton, and cheap.
 
+// Energy of the two-sided tensor i between free rows and free columns, at the last evaluated u.
+static inline double rsc_free_energy(const rsc_solver *s, int i) {
+    const rescale_tensor *t = s->net->tensor + i;
+    const rsc_energy *e = s->energy + i;
+    double rows = 0, cols = 0;
+    for (int c = 0; c < t->n_in; c++) cols += s->cols[c] = s->fixed[e->col + c] ? 0 : e->q[c];
+    for (int o = 0; o < t->n_out; o++) {
+        double sum = e->kind == RSC_MATRIX ? 0 : cols;
+        for (int c = 0; e->kind == RSC_MATRIX && c < t->n_in; c++) sum += e->matrix[(size_t)o * (size_t)t->n_in + c] * s->cols[c];
+        rows += s->fixed[e->row + o] ? 0 : e->p[o] * sum;
+    }
+    return rows;
+}
+
 // step = the group-mean Newton step at the last evaluated u. Returns 1 when singular.
 static inline int rsc_group_mean_step(rsc_solver *s) {
     const int n = s->net->n_groups;
     const size_t w = (size_t)n + 1;
-    double *A = s->small, largest = 0;
+    const double scale = 1 / s->total;
+    double *A = s->small, *q = s->direction, largest = 0;
+    memset(A, 0, (size_t)n * w * sizeof(double));
     for (int g = 0; g < n; g++) {
-        for (int h = 0; h < s->units; h++) s->direction[h] = h >= s->first[g] && h < s->first[g + 1] && !s->fixed[h];
-        rsc_hessian_times(s, s->direction, s->residual);
-        double sum = 0;
-        for (int k = 0; k < n; k++) {
-            A[(size_t)g * w + k] = 0;
-            for (int h = s->first[k]; h < s->first[k + 1]; h++) A[(size_t)g * w + k] += s->residual[h];
+        q[g] = 0;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+            if (s->fixed[h]) continue;
+            A[(size_t)g * w + g] += scale * (s->leave[h] + s->enter[h]);
+            A[(size_t)g * w + n] -= s->gradient[h] / (double)s->parameters;
+            q[g] += scale * (s->leave[h] - s->enter[h]);
         }
-        for (int h = s->first[g]; h < s->first[g + 1]; h++) sum -= s->fixed[h] ? 0 : s->gradient[h];
-        A[(size_t)g * w + n] = sum / (double)s->parameters;
-        largest = fmax(largest, A[(size_t)g * w + g]);
     }
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        const rsc_energy *e = s->energy + i;
+        if (e->kind != RSC_MATRIX && !rsc_is_pair(e)) continue;
+        const double cross = scale * e->row_sign * e->col_sign * rsc_free_energy(s, i);
+        A[(size_t)s->net->tensor[i].enters * w + s->net->tensor[i].leaves] += cross;
+        A[(size_t)s->net->tensor[i].leaves * w + s->net->tensor[i].enters] += cross;
+    }
+    for (int g = 0; g < n; g++)
+        for (int k = 0; k < n; k++) A[(size_t)g * w + k] -= q[g] * q[k];
+    for (int g = 0; g < n; g++) largest = fmax(largest, A[(size_t)g * w + g]);
     for (int g = 0; g < n; g++) A[(size_t)g * w + g] += A[(size_t)g * w + g] > 0 ? 1e-14 * largest : 1;
     if (rsc_lu_solve(A, n)) return 1;
     for (int g = 0; g < n; g++)
@@ -1227,11 +1254,16 @@ static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative)
     if (woodbury) {
         for (int h = 0; h < s->units; h++) b[h] = s->fixed[h] ? 0 : scale * s->gradient[h];
         if (!rsc_woodbury(s, b, s->step)) {
+            double before = 0, after = 0;  // squared residuals, weighted with 1 / Delta
             rsc_hessian_times(s, s->step, s->direction);
-            for (int h = 0; h < s->units; h++) b[h] -= s->direction[h];
-            if (!rsc_woodbury(s, b, s->direction))
+            for (int h = 0; h < s->units; h++) {
+                before += b[h] * b[h] * s->diagonal[h], b[h] -= s->direction[h];
+                after += b[h] * b[h] * s->diagonal[h];
+            }
+            if (after <= 0.01 * before && !rsc_woodbury(s, b, s->direction)) {
                 for (int h = 0; h < s->units; h++) s->step[h] += s->direction[h];
-            return;
+                return;
+            }
         }
     }
     for (int h = 0; h < s->units; h++) s->trial[h] = s->fixed[h] ? 0 : scale * s->gradient[h];
@@ -1271,53 +1303,33 @@ static inline void rsc_newton(rsc_solver *s) {
 
 // -------------------------------------------------------------------------------------------------------------- ENorm
 
-// Row sums (rows = 1) or column sums of tensor i's squared weights, the other side's factors applied: into s->rows[n_out]
-// or s->cols[n_in].
-static inline int rsc_direct_sums(rsc_solver *s, int i, int rows) {
-    const rescale_tensor *t = s->net->tensor + i;
-    const rsc_energy *e = s->energy + i;
-    const size_t columns = rsc_columns(t);
-    if (rows) {
-        for (size_t c = 0; c < columns; c++)
-            s->in_scale[c] = rsc_factor(s, e->col, (int)c / t->kernel, -e->col_sign);
-        return rsc_square_rows(s, t->name, t->data, (size_t)t->n_out, columns, s->in_scale, s->rows);
-    }
-    for (int o = 0; o < t->n_out; o++) s->in_scale[o] = rsc_factor(s, e->row, o, -e->row_sign);
-    const int status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, columns, s->in_scale, s->cols);
-    for (int c = 0; c < t->n_in && t->kernel > 1; c++) {
-        double sum = 0;
-        for (int k = 0; k < t->kernel; k++) sum += s->cols[c * t->kernel + k];
-        s->cols[c] = sum;
-    }
-    return status;
-}
-
-// Adds the squared weights that leave and enter the units of `group` (all groups: -1) to s->leave and s->enter, and returns
-// through `total` the sum of squared weights when group is -1.
+// Adds the squared weights that leave and enter the units of `group` (all groups: -1) at the current u to s->leave and
+// s->enter, and returns through `total` the sum of squared weights when group is -1.
 static inline int rsc_enorm_sums(rsc_solver *s, int group, double *total) {
     for (int h = 0; h < s->units; h++) s->leave[h] = s->enter[h] = 0;
     *total = 0;
-    for (int i = 0; i < s->net->n_tensors; i++) {
-        const rescale_tensor *t = s->net->tensor + i;
-        const rsc_energy *e = s->energy + i;
+    for (int i = 0; i < 2 * s->net->n_tensors; i++) {
+        const rescale_tensor *t = s->net->tensor + i / 2;
+        const rsc_energy *e = s->energy + i / 2;
+        const int by_col = i % 2, columns = (int)rsc_columns(t), first = by_col ? e->col : e->row, mine = by_col ? t->leaves : t->enters;
+        const int sign = by_col ? e->col_sign : e->row_sign, per_unit = by_col ? t->kernel : 1;
+        double *sum = sign > 0 ? s->leave : s->enter;
         int status;
-        if (!e->kind) continue;
+        if (!e->kind || (group >= 0 ? mine != group : by_col && first < 0)) continue;
         if (t->enters >= 0 && t->enters == t->leaves)
             return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name, "ENorm has no rule for a tensor from a group to itself");
-        if (group < 0 || (e->row >= 0 && t->enters == group)) {
-            if ((status = rsc_direct_sums(s, i, 1))) return status;
-            double *sum = e->row_sign > 0 ? s->leave : s->enter;
-            for (int o = 0; o < t->n_out; o++) {
-                const double energy = s->rows[o] * rsc_factor(s, e->row, o, -e->row_sign);
-                *total += energy;
-                if (e->row >= 0) sum[e->row + o] += energy;
-            }
+        if (by_col) {
+            for (int o = 0; o < t->n_out; o++) s->in_scale[o] = rsc_factor(s, e->row, o, -e->row_sign);
+            status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, (size_t)columns, s->in_scale, s->rows);
+        } else {
+            for (int c = 0; c < columns; c++) s->in_scale[c] = rsc_factor(s, e->col, c / t->kernel, -e->col_sign);
+            status = rsc_square_rows(s, t->name, t->data, (size_t)t->n_out, (size_t)columns, s->in_scale, s->rows);
         }
-        if (e->col >= 0 && (group < 0 || t->leaves == group)) {
-            if ((status = rsc_direct_sums(s, i, 0))) return status;
-            double *sum = e->col_sign > 0 ? s->leave : s->enter;
-            for (int c = 0; c < t->n_in; c++)
-                sum[e->col + c] += s->cols[c] * rsc_factor(s, e->col, c, -e->col_sign);
+        if (status) return status;
+        for (int k = 0; k < (by_col ? columns : t->n_out); k++) {
+            const double energy = s->rows[k] * rsc_factor(s, first, k / per_unit, -sign);
+            if (!by_col) *total += energy;
+            if (first >= 0) sum[first + k / per_unit] += energy;
         }
     }
     return RESCALE_OK;

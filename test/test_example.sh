@@ -1,0 +1,83 @@
+#!/bin/sh
+# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C11, C++17 and CUDA, and runs it.
+#
+#     sh test/test_example.sh
+#
+# With every compiler found: cc and c++, clang and clang++, nvcc for sm_80 and sm_90 (compiled only; it runs where there is a
+# GPU). All warnings are errors. The runs have to print the same F. Last line: N passed, N failed, N skipped.
+cd "$(dirname "$0")/.." || exit 1
+work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+passed=0 failed=0 skipped=0
+warn="-Wall -Wextra -Wpedantic -Werror"
+
+sed -n '/^\/\/ EXAMPLE$/,/^\/\/ END$/p' rescale.cuh | sed -e '1d;$d' -e 's|^// \{0,1\}||' >"$work/example.c"
+cp "$work/example.c" "$work/example.cpp"
+cp "$work/example.c" "$work/example.cu"
+
+# check WHAT COMMAND...: counts one check, shows what the command said when it fails
+check() {
+    checked=$1
+    shift
+    if "$@" >"$work/log" 2>&1; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $checked"
+        sed 's/^/    /' "$work/log" | head -n 20
+        return 1
+    fi
+}
+
+# run_and_compare WHAT PROGRAM: the program exits 0 and prints the F of the first program that ran
+run_and_compare() {
+    check "$1 runs" "$2" || return
+    sed 's/, max.*//' "$work/log" >"$work/F"
+    [ -f "$work/F_first" ] || cp "$work/F" "$work/F_first"
+    echo "$1: $(cat "$work/log")"
+    check "$1 prints the same F" cmp "$work/F_first" "$work/F"
+}
+
+# build_and_run COMPILER FLAGS FILE: with and without OpenMP where the compiler has it
+build_and_run() {
+    if ! command -v "$1" >/dev/null 2>&1; then
+        skipped=$((skipped + 1))
+        echo "SKIP $1 is not installed"
+        return
+    fi
+    for openmp in "" -fopenmp; do
+        what="$1 $2 $openmp"
+        if [ -n "$openmp" ] && ! echo 'int main(void) { return 0; }' | "$1" $openmp -x c - -o "$work/probe" 2>/dev/null; then
+            skipped=$((skipped + 1))
+            echo "SKIP $1 has no OpenMP"
+            continue
+        fi
+        # shellcheck disable=SC2086
+        check "$what compiles" "$1" $2 $warn $openmp -O1 -I. "$work/$3" -o "$work/example" -lm &&
+            run_and_compare "$what" "$work/example"
+    done
+}
+
+check "the manual holds an example" grep -q 'rescale_run(&net' "$work/example.c"
+build_and_run "${CC:-cc}" -std=c11 example.c
+build_and_run "${CXX:-c++}" -std=c++17 example.cpp
+build_and_run clang -std=c11 example.c
+build_and_run clang++ -std=c++17 example.cpp
+if command -v "${NVCC:-nvcc}" >/dev/null 2>&1; then
+    for arch in 80 90; do
+        check "nvcc sm_$arch compiles" "${NVCC:-nvcc}" -std=c++17 -arch=sm_$arch -Werror all-warnings \
+            -Xcompiler -Wall,-Wextra,-Werror -I. "$work/example.cu" -o "$work/example_$arch"
+        # host memory only, so that it runs without a GPU, too
+        [ -x "$work/example_$arch" ] && run_and_compare "nvcc sm_$arch" "$work/example_$arch"
+    done
+else
+    skipped=$((skipped + 1))
+    echo "SKIP nvcc is not installed"
+fi
+if [ -f "$work/F_first" ]; then
+    # F 123.4 -> 120.0: four words
+    check "F falls" awk '{ exit !($4 < $2) }' "$work/F_first"
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
