@@ -88,7 +88,17 @@ build/config.mk: dev/configure.sh Makefile
 run: train_mlp compare                          ## trains none / PathCond / ENorm side by side; table and plot in out/
 	@sh dev/run.sh ./train_mlp build/c/dev/compare
 
-test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS))
+# The deliberate mistakes of test_cuda_cpu_errors.cu are for the CPU runtime, with and without sanitizers.
+ERRORS := $(if $(filter cpu,$(DEVICE)),build/errors/test_cuda_cpu_errors build/errors/test_cuda_cpu_errors_san)
+build/errors/test_cuda_cpu_errors: build/cpu/test/test_cuda_cpu_errors.cu $(HEADERS) build/config.mk
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -I. -x c++ $< -x none -o $@ -lm
+build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(HEADERS) build/config.mk
+	@mkdir -p $(@D)
+	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -x c++ $< \
+	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
+
+test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
 test: train_mlp compare test-programs           ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c
 

@@ -401,18 +401,14 @@ static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *re
         }
 }
 
-// W[o][c] *= row[o] * column[c]; a NULL vector stands for ones.
+// W[o][c] *= row[o] * column[c].
 static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, const double *row, const double *column) {
     const size_t work = rows * columns;
     (void)work;
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < rows; o++) {
         rescale_real *w = W + o * columns;
-        const double r = row ? row[o] : 1;
-        if (column)
-            for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * (r * column[c]));
-        else
-            for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * r);
+        for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * (row[o] * column[c]));
     }
 }
 
@@ -662,13 +658,6 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
             if (!net->tensor[i].g && !net->tensor[i].g_out && !(net->tensor[i].flags & RESCALE_UNCOUNTED))
                 return rsc_error(r, RESCALE_ERROR_ARGUMENT, net->tensor[i].name, "has no diag(G), but other tensors have");
     return RESCALE_OK;
-}
-
-// Whether diag(G) is ours to compute, from a sequential fully connected net.
-static inline int rsc_is_chain(const rescale_net *net) {
-    for (int i = 0; i < net->n_tensors; i++)
-        if (net->tensor[i].g || net->tensor[i].g_out) return 0;
-    return 1;
 }
 
 // How the energies of a tensor are stored.
@@ -1283,18 +1272,12 @@ static inline void rsc_newton(rsc_solver *s) {
         for (int k = 0; k < 4 && s->net->n_groups <= 200; k++)
             if (rsc_group_mean_step(s) || !rsc_line_search(s, &F, &grad_inf)) break;
     }
-    grad_inf = rsc_gradient(s, s->u);
     const double first = grad_inf;
     for (int it = 0; it < o->max_iterations && grad_inf > o->tolerance * n_max; it++) {
         rsc_newton_step(s, woodbury, fmin(0.1, sqrt(grad_inf / first)));
-        double slope = 0;
-        for (int h = 0; h < s->units; h++) slope += s->gradient[h] * s->step[h];
-        if (!(slope < 0))  // rounding: fall back on the scaled gradient
-            for (int h = 0; h < s->units; h++)
-                s->step[h] = s->fixed[h] ? 0 : -s->gradient[h] * s->total / ((double)s->parameters * (s->leave[h] + s->enter[h]));
         s->report->iterations++;
         if (rsc_line_search(s, &F, &grad_inf)) continue;
-        const double before = F;  // at bounds the projected step may not descend; a sweep does
+        const double before = F;  // at bounds, or by rounding, the step may not descend; a sweep does
         rsc_block_sweep(s);
         F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
         if (!(F < before)) break;
@@ -1384,7 +1367,8 @@ static inline int rsc_enorm(rsc_solver *s) {
 // diag(G), then the solver the options ask for; u ends in s->u.
 static inline int rsc_pathcond(rsc_solver *s, double start) {
     rescale_report *r = s->report;
-    const int chain = rsc_is_chain(s->net);
+    int chain = 1;  // diag(G) is ours to compute, from a sequential fully connected net
+    for (int i = 0; i < s->net->n_tensors; i++) chain = chain && !s->net->tensor[i].g && !s->net->tensor[i].g_out;
     int status = chain ? rsc_chain_diag_g(s) : RESCALE_OK;
     for (int i = 0; i < s->net->n_tensors && !status; i++) status = rsc_collect(s, i, chain);
     if (status) return status;
@@ -1416,19 +1400,19 @@ static inline int rsc_apply_tensor(rsc_solver *s, int i, int apply) {
     const double limit = sizeof(rescale_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
     rescale_real *const data[3] = {t->data, t->moment1, t->moment2};
     for (int k = 0; k < 3; k++) {
-        double largest_row = 0, largest_col = 0;
+        double largest[2] = {0, 0};
         if (!data[k]) continue;
         for (int side = 0; side < 2; side++) {  // s->x holds lambda; a row that enters is multiplied, a column divided
             const int first = side ? e->col : e->row, sign = side ? e->col_sign : e->row_sign;
             const int n = side ? (int)rsc_columns(t) : t->n_out;
-            double *factor = side ? s->cols : s->rows, *largest = side ? &largest_col : &largest_row;
+            double *factor = side ? s->cols : s->rows;
             for (int j = 0; j < n; j++) {
                 const double f = rsc_factor(s, first, side ? j / t->kernel : j, -sign);
                 factor[j] = power[k] == 1 ? f : power[k] == -1 ? 1 / f : 1 / (f * f);
-                *largest = fmax(*largest, factor[j]);
+                largest[side] = fmax(largest[side], factor[j]);
             }
         }
-        if (!(e->max_abs[k] * largest_row * largest_col <= limit))
+        if (!(e->max_abs[k] * largest[0] * largest[1] <= limit))
             return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "the rescaled values overflow; bound |log lambda|");
         if (!apply) continue;
         const int status = rsc_scale(s, t->name, data[k], (size_t)t->n_out, rsc_columns(t), s->rows, s->cols);

@@ -375,7 +375,7 @@ static __global__ void softmax_cross_entropy_kernel(float *__restrict__ row_loss
     for (int c = 0; c < classes; c++) sum += expf(x[c] - largest);
     for (int c = 0; c < classes; c++)
         d[(size_t)r * classes + c] = (expf(x[c] - largest) / sum - (c == label[r] ? 1.0f : 0.0f)) * scale;
-    row_loss[r] = logf(sum) + largest - x[label[r]];
+    row_loss[r] = logf(sum) + (largest - x[label[r]]);
     row_hit[r] = best == label[r];
 }
 
@@ -753,6 +753,8 @@ typedef struct trainer {
     double step_seconds, mark;   // time spent in steps; clock at the last mark
     double loss, train_loss, test_loss, test_accuracy;
     rescale_report rescale;      // of the first rescaling
+    int rescalings;              // how many there were, and how long all of them took
+    double rescale_seconds;
     double output_moved;
     log_csv csv;
     log_progress progress;
@@ -834,6 +836,7 @@ static int rescale_and_log(trainer *t, int first) {
     t->ready = -1;
     if (rescale_and_measure(&t->m, t->c, &r, &moved)) return fail(t, r.message);
     if (first) t->rescale = r, t->output_moved = moved;
+    t->rescalings++, t->rescale_seconds += r.seconds_diag_g + r.seconds_solve + r.seconds_apply;
     char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION];
     log_progress_line(&t->progress,
                       "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
@@ -984,8 +987,8 @@ static int find_checkpoints(const char *dir, int64_t *steps, int max) {
         long long step;
         char tail;
         if (sscanf(e->d_name, "checkpoint-%lld%c", &step, &tail) != 1) continue;
+        if (n == max && steps[max - 1] >= step) continue;
         int at = n < max ? n++ : max - 1;
-        if (at == max - 1 && n == max && steps[at] >= step && at < n - 1) continue;
         for (; at > 0 && steps[at - 1] < step; at--) steps[at] = steps[at - 1];
         steps[at] = step;
     }
@@ -1184,6 +1187,8 @@ static int write_report(trainer *t, double seconds) {
     log_json_number(&j, "seconds_diag_g", r->seconds_diag_g);
     log_json_number(&j, "seconds_solve", r->seconds_solve);
     log_json_number(&j, "seconds_apply", r->seconds_apply);
+    log_json_int(&j, "rescalings", t->rescalings);
+    log_json_number(&j, "seconds", t->rescale_seconds);
     log_json_number(&j, "max_abs_log_lambda", r->max_abs_log_lambda);
     log_json_int(&j, "pinned_units", r->pinned_units);
     log_json_int(&j, "units", r->units);

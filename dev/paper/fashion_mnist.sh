@@ -7,8 +7,11 @@
 # Nets: 784-512x3-10 and 784-256x6-10, PyTorch-default init; SGD, batch 128, 5 epochs; methods: none, PathCond at the optimum,
 # PathCond with 10 block sweeps, ENorm; the same seeds, so the same initial weights and sample order, for every method.
 # One thread per run, as many runs at once as there are processors. A finished run is not repeated.
-# Columns of the CSV: net, lr, method, seed, final training loss, final test accuracy, epochs until the training loss is at or
-# below the final one of `none` with the same seed and learning rate (0: not within the run), max |log lambda|.
+# Training loss here is the mean of the step losses over one epoch (469 steps, a moving window): the loss of a snapshot jumps
+# with the last few batches, and as the order of samples is shared, it jumps for all methods at once.
+# Columns of the CSV: net, lr, method, seed, training loss over the last epoch, final test accuracy, epochs until the training
+# loss of the last 469 steps is at or below the last one of `none` with the same seed and learning rate (0: not within the
+# run), max |log lambda|.
 trainer=${TRAINER:-./train_mlp} out=out/paper/fashion-mnist csv=dev/paper/results/fashion_mnist.csv
 epochs=5 seeds="1 2 3"
 
@@ -30,6 +33,14 @@ one() { # one NET LR METHOD SEED
 
 # value FILE KEY: a number of a report
 value() { sed -n "s/.*\"$2\": \([^,]*\),*$/\1/p" "$1" 2>/dev/null | head -n 1; }
+
+# window_loss LOG TARGET: mean loss of the last epoch's steps, and the first epoch whose window of steps is at or below TARGET
+window_loss() {
+    awk -F, -v target="$2" -v width=469 '
+    $3 == "step" { n++; sum += $4; loss[n] = $4; if (n > width) sum -= loss[n - width]
+                   if (n >= width && !reached && sum / width <= target + 1e-9) reached = n / width }
+    END { if (n >= width) printf "%.9f,%.3f\n", sum / width, reached; else print "nan,0" }' "$1"
+}
 
 if [ "${1:-}" = one ]; then
     shift
@@ -54,9 +65,9 @@ elif [ "${1:-}" = run ]; then
             method=${rest##*/} rest=${rest%/*}
             lr=${rest##*/} net=$(basename "${rest%/*}")
             report=$dir/report.json
-            target=$(value "$out/$net/$lr/none/$seed/report.json" final_train_loss)
-            reached=$(awk -F, -v target="${target:-nan}" '$3 == "train" && $2 > 0 && $4 + 0 <= target + 0 { print $2 + 0; exit }' "$dir/log.csv")
-            echo "$net,$lr,$method,$seed,$(value "$report" final_train_loss || echo nan),$(value "$report" final_test_accuracy),${reached:-0},$(value "$report" max_abs_log_lambda)"
+            target=$(window_loss "$out/$net/$lr/none/$seed/log.csv" 0 | cut -d, -f1)
+            found=$(window_loss "$dir/log.csv" "${target:-nan}")
+            echo "$net,$lr,$method,$seed,${found%,*},$(value "$report" final_test_accuracy),${found#*,},$(value "$report" max_abs_log_lambda)"
         done
     } >"$csv.part" && mv "$csv.part" "$csv"
     sh "$0" table
