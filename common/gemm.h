@@ -210,7 +210,7 @@ enum { GEMM_VL = 4, GEMM_NV = 2, GEMM_MR = 6 };  // 12 accumulators of 16 regist
 // stay in the second-level cache while the inner kernel runs over their tiles.
 enum { GEMM_NR = GEMM_NV * GEMM_VL, GEMM_KC = 384, GEMM_MC = 32 * GEMM_MR, GEMM_NC = 128 };
 enum { GEMM_THREAD_FLOATS = GEMM_MC * GEMM_KC + GEMM_KC * GEMM_NC };  // workspace of one thread
-enum { GEMM_WIDE = 4, GEMM_DOT_ROWS = 4 };                            // shapes of the kernels for very few rows
+enum { GEMM_WIDE = 4, GEMM_DOT = 4 };  // vectors per row for one or two rows; tile side of the dot products
 
 static inline const char *gemm_backend(void) { return GEMM_NAME; }
 
@@ -222,6 +222,7 @@ typedef struct gemm_grid {
 #ifndef USE_OPENBLAS
 typedef float gemm_vec __attribute__((vector_size(4 * GEMM_VL)));
 typedef float gemm_vec_u __attribute__((vector_size(4 * GEMM_VL), aligned(4), may_alias));  // any address
+typedef int gemm_int __attribute__((vector_size(4 * GEMM_VL)));
 typedef float gemm_vec4 __attribute__((vector_size(16)));
 typedef float gemm_vec4_u __attribute__((vector_size(16), aligned(4), may_alias));
 
@@ -256,8 +257,11 @@ GEMM_INLINE void gemm_kernel(const int MR, const int NV, int kc, const float *a,
         for (int v = 0; v < NV; v++) acc[i][v] = gemm_splat(0);
     }
     for (int l = 0; l < kc; l++, a += as, b += bs) {
-        __builtin_prefetch(b + 12 * bs);
-        __builtin_prefetch(b + 12 * bs + (NV - 1) * GEMM_VL);
+        if (NV <= 2) {
+            const float *ahead = b + (l + 12 < kc ? 12 * bs : 0);  // never past B: that may be what another thread writes
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + (NV - 1) * GEMM_VL);
+        }
         gemm_vec bv[GEMM_WIDE];
         GEMM_UNROLL
         for (int v = 0; v < NV; v++) bv[v] = *(const gemm_vec_u *)(b + v * GEMM_VL);
@@ -447,10 +451,21 @@ static inline void gemm_block(int mc, int nc, int kc, const float *a, ptrdiff_t 
     }
 }
 
-// Up to four rows times a transposed B: sums along k in vectors, without packing.
+// The sum of a vector's lanes, left as four partial sums.
+GEMM_INLINE gemm_vec4 gemm_fold(gemm_vec x) {
+    float lanes[GEMM_VL];
+    *(gemm_vec_u *)lanes = x;
+    gemm_vec4 sum = *(const gemm_vec4_u *)lanes;
+    GEMM_UNROLL
+    for (int i = 4; i < GEMM_VL; i += 4) sum += *(const gemm_vec4_u *)(lanes + i);
+    return sum;
+}
+
+// MR x NR of C = A B^T by sums along k in vectors, without packing; k >= VL. The last k % VL terms come from one more
+// load that ends at the row's end, with the lanes that were summed already set to zero.
 GEMM_INLINE void gemm_dot(const int MR, const int NR, int k, float alpha, const float *A, ptrdiff_t lda, const float *B,
                           ptrdiff_t ldb, float beta, gemm_out out) {
-    gemm_vec acc[GEMM_DOT_ROWS][4];
+    gemm_vec acc[GEMM_DOT][GEMM_DOT], av[GEMM_DOT], bv[GEMM_DOT];
     GEMM_UNROLL
     for (int i = 0; i < MR; i++) {
         GEMM_UNROLL
@@ -458,41 +473,72 @@ GEMM_INLINE void gemm_dot(const int MR, const int NR, int k, float alpha, const 
     }
     int l = 0;
     for (; l + GEMM_VL <= k; l += GEMM_VL) {
-        gemm_vec bv[4];
         GEMM_UNROLL
         for (int j = 0; j < NR; j++) bv[j] = *(const gemm_vec_u *)(B + j * ldb + l);
         GEMM_UNROLL
         for (int i = 0; i < MR; i++) {
-            const gemm_vec av = *(const gemm_vec_u *)(A + i * lda + l);
+            av[i] = *(const gemm_vec_u *)(A + i * lda + l);
             GEMM_UNROLL
-            for (int j = 0; j < NR; j++) acc[i][j] = GEMM_FMA(av, bv[j], acc[i][j]);
+            for (int j = 0; j < NR; j++) acc[i][j] = GEMM_FMA(av[i], bv[j], acc[i][j]);
         }
     }
-    for (int i = 0; i < MR; i++)
+    if (l < k) {
+        gemm_int fresh;
+        for (int x = 0; x < GEMM_VL; x++) fresh[x] = x >= GEMM_VL - (k - l) ? -1 : 0;
+        GEMM_UNROLL
+        for (int j = 0; j < NR; j++)
+            bv[j] = (gemm_vec)((gemm_int)(gemm_vec) * (const gemm_vec_u *)(B + j * ldb + k - GEMM_VL) & fresh);
+        GEMM_UNROLL
+        for (int i = 0; i < MR; i++) {
+            av[i] = (gemm_vec)((gemm_int)(gemm_vec) * (const gemm_vec_u *)(A + i * lda + k - GEMM_VL) & fresh);
+            GEMM_UNROLL
+            for (int j = 0; j < NR; j++) acc[i][j] = GEMM_FMA(av[i], bv[j], acc[i][j]);
+        }
+    }
+    GEMM_UNROLL
+    for (int i = 0; i < MR; i++) {
+        gemm_vec4 x[GEMM_DOT];
+        GEMM_UNROLL
+        for (int j = 0; j < GEMM_DOT; j++) x[j] = gemm_fold(acc[i][j < NR ? j : 0]);
+        const gemm_vec4 lo01 = GEMM_SHUFFLE4(x[0], x[1], 0, 4, 1, 5), hi01 = GEMM_SHUFFLE4(x[0], x[1], 2, 6, 3, 7);
+        const gemm_vec4 lo23 = GEMM_SHUFFLE4(x[2], x[3], 0, 4, 1, 5), hi23 = GEMM_SHUFFLE4(x[2], x[3], 2, 6, 3, 7);
+        const gemm_vec4 s01 = lo01 + hi01, s23 = lo23 + hi23;
+        const gemm_vec4 sum = GEMM_SHUFFLE4(s01, s23, 0, 1, 4, 5) + GEMM_SHUFFLE4(s01, s23, 2, 3, 6, 7);
+        GEMM_UNROLL
         for (int j = 0; j < NR; j++) {
-            float lanes[GEMM_VL], sum = 0;
-            *(gemm_vec_u *)lanes = acc[i][j];
-            for (int w = GEMM_VL / 2; w > 0; w /= 2)
-                for (int x = 0; x < w; x++) lanes[x] += lanes[x + w];
-            for (int r = l; r < k; r++) sum += A[i * lda + r] * B[j * ldb + r];
             float *c = out.c + i * out.rs + j * out.cs;
-            *c = alpha * (lanes[0] + sum) + (beta == 0 ? 0.0f : beta * *c);
+            *c = alpha * sum[j] + (beta == 0 ? 0.0f : beta * *c);
         }
-}
-static inline void gemm_dots(int m, int n, int k, float alpha, const float *A, ptrdiff_t lda, const float *B, ptrdiff_t ldb,
-                      float beta, gemm_out out) {
-    int j = 0;
-    for (; j + 4 <= n; j += 4, B += 4 * ldb, out.c += 4 * out.cs) {
-        if (m == 1) gemm_dot(1, 4, k, alpha, A, lda, B, ldb, beta, out);
-        else if (m == 2) gemm_dot(2, 4, k, alpha, A, lda, B, ldb, beta, out);
-        else if (m == 3) gemm_dot(3, 4, k, alpha, A, lda, B, ldb, beta, out);
-        else gemm_dot(4, 4, k, alpha, A, lda, B, ldb, beta, out);
     }
-    for (; j < n; j++, B += ldb, out.c += out.cs)
-        for (int i = 0; i < m; i++) {
-            const gemm_out row = {out.c + i * out.rs, out.rs, out.cs};
-            gemm_dot(1, 1, k, alpha, A + i * lda, lda, B, ldb, beta, row);
+}
+
+#define GEMM_DOT_CASES(NR)                                                                                              \
+    switch (mr) {                                                                                                       \
+    case 1: gemm_dot(1, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
+    case 2: gemm_dot(2, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
+    case 3: gemm_dot(3, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
+    default: gemm_dot(4, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                              \
+    }
+
+// One piece of C = A B^T with few rows or few columns. The shorter side is the inner loop, so the longer is read once.
+static inline void gemm_dots(int m, int n, int k, float alpha, const float *A, ptrdiff_t lda, const float *B,
+                             ptrdiff_t ldb, float beta, gemm_out out) {
+    for (int i = 0, j = 0; i < m && j < n;) {
+        const int mr = m - i < GEMM_DOT ? m - i : GEMM_DOT, nr = n - j < GEMM_DOT ? n - j : GEMM_DOT;
+        const float *a = A + i * lda, *b = B + j * ldb;
+        const gemm_out tile = {out.c + i * out.rs + j * out.cs, out.rs, out.cs};
+        if (nr == 4) GEMM_DOT_CASES(4)
+        else if (nr == 3) GEMM_DOT_CASES(3)
+        else if (nr == 2) GEMM_DOT_CASES(2)
+        else GEMM_DOT_CASES(1)
+        if (m < n) {
+            i += mr;
+            if (i == m) i = 0, j += nr;
+        } else {
+            j += nr;
+            if (j == n) j = 0, i += mr;
         }
+    }
 }
 
 // One piece of C on one thread. Blocks along k depend on k alone, so every element sees the same order of additions
@@ -576,21 +622,22 @@ static inline int gemm_create(gemm_context *g, int precision, char *err, size_t 
     return 0;
 }
 
-// Relative cost of the largest of rows x cols pieces: multiply-adds in vectors, plus packing of both operands.
-static inline double gemm_grid_cost(gemm_grid s, int m, int n) {
+// Relative cost of the largest of rows x cols pieces: multiply-adds, packing of both operands, and, where pieces cut
+// the rows of C, cache lines next to each cut that two cores write or prefetch in turn.
+static inline double gemm_grid_cost(gemm_grid s, int m, int n, int k, int cuts_rows) {
     const int unit_m = 4, unit_n = GEMM_VL;
     const double pm = unit_m * (double)(((m + unit_m - 1) / unit_m + s.rows - 1) / s.rows);
     const double pn = unit_n * (double)(((n + unit_n - 1) / unit_n + s.cols - 1) / s.cols);
-    return pm * pn + 6 * (pm + pn);
+    return pm * pn + 6 * (pm + pn) + (cuts_rows ? 3200.0 / k * pm : 0);
 }
 
-// The grid of pieces for `threads` threads.
-static inline gemm_grid gemm_choose_grid(int threads, int m, int n) {
+// The grid of pieces for `threads` threads. by_columns: C is stored by columns (its roles were swapped).
+static inline gemm_grid gemm_choose_grid(int threads, int m, int n, int k, int by_columns) {
     gemm_grid best = {1, 1};
-    double best_cost = gemm_grid_cost(best, m, n);
+    double best_cost = gemm_grid_cost(best, m, n, k, 0);
     for (int rows = 1; rows <= threads; rows++) {
         const gemm_grid s = {rows, threads / rows};
-        const double cost = gemm_grid_cost(s, m, n);
+        const double cost = gemm_grid_cost(s, m, n, k, (by_columns ? s.rows : s.cols) > 1);
         if (cost < best_cost) best = s, best_cost = cost;
     }
     return best;
@@ -649,7 +696,7 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
     const double flops = 2.0 * m * n * k, start = g->timed ? gemm_clock() : 0;
     gemm_call x = {trans_a, trans_b, m, n, k, alpha, beta, A, B, lda, ldb, C, ldc, 1, 0};
 #ifndef USE_OPENBLAS
-    x.dots = m <= GEMM_DOT_ROWS && !trans_a && trans_b;
+    x.dots = !trans_a && trans_b && k >= 2 * GEMM_VL && (m <= 16 || n <= 16);
     if (n <= GEMM_VL / 2 && m > n && !x.dots) {  // few columns: C^T = op(B)^T op(A)^T, so that vectors run along m
         const gemm_call swapped = {!trans_b, !trans_a, n, m, k, alpha, beta, B, A, ldb, lda, C, 1, ldc, 0};
         x = swapped;
@@ -658,7 +705,7 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
     gemm_grid s = {1, 1};
 #ifdef _OPENMP
     if (g->threads > 1 && flops >= GEMM_PARALLEL_FLOPS && !omp_in_parallel() && gemm_reserve(g, g->threads) == 0)
-        s = gemm_choose_grid(g->threads, x.m, x.n);
+        s = gemm_choose_grid(g->threads, x.m, x.n, x.k, x.cs != 1);
     if (s.rows * s.cols > 1) {
         // The team always has g->threads members, even for fewer pieces: changing its size is expensive.
 #pragma omp parallel num_threads(g->threads)

@@ -1,0 +1,1208 @@
+// test_mlp.cu -- tests of the MLP trainer, whole and piece by piece, on a GPU or on the CPU build.
+//
+//     make test-programs && build/cpu/test/test_mlp        (or build/cuda/test/test_mlp)
+//
+// 1. every kernel against plain loops in double precision, on odd shapes, with guarded and poisoned device memory
+// 2. whole networks: gradients against ref_mlp.h and against finite differences of the trainer's own loss
+// 3. diag(G) of the path-lifting by the trainer's own passes against rescale.cuh and ref_rescale.h
+// 4. rescaling leaves the function alone, at initialisation and in the middle of training; errors change nothing
+// 5. a hundred training steps against PyTorch's losses
+// 6. schedule, layer sizes, weight files, checkpoints, a run that is interrupted and resumed
+// 7. a hash of trained parameters, on the line `bits ...`: test/sanitize.sh compares it over thread orders and counts
+#define TESTING
+#include "train_mlp.cu"
+
+#include "ref_mlp.h"
+#include "ref_parity.h"
+#include "ref_rescale.h"
+#include "test.h"
+
+// ------------------------------------------------------------------------------------------------------------- helpers
+
+static uint64_t seed = 11;
+
+// Uniform in [-1, 1), a fixed sequence, as a float.
+static float uniform(void) { return (float)((double)(ref_parity_mix(seed++) >> 40) / 8388608.0 - 1); }
+
+static void fill(float *x, size_t n, double centre, double spread) {
+    for (size_t i = 0; i < n; i++) x[i] = (float)(centre + spread * (double)uniform());
+}
+
+// Memory of a case, all of it freed by release(): host arrays, and device arrays between two guards.
+enum { GUARD = 256, MAX_PIECES = 256 };
+static struct {
+    char *device;  // start of the guard in front
+    size_t bytes;  // between the guards
+} pieces[MAX_PIECES];
+static void *hosted[MAX_PIECES];
+static int n_pieces, n_hosted;
+static char label[160];  // what is being tested, for messages
+
+// Zeroed host memory.
+static void *host_bytes(size_t bytes) {
+    void *p = calloc(bytes ? bytes : 1, 1);
+    if (!p || n_hosted == MAX_PIECES) {
+        fprintf(stderr, "test_mlp: out of memory\n");
+        exit(1);
+    }
+    return hosted[n_hosted++] = p;
+}
+static float *floats(size_t n) { return (float *)host_bytes(n * sizeof(float)); }
+static double *doubles(size_t n) { return (double *)host_bytes(n * sizeof(double)); }
+static int *ints(size_t n) { return (int *)host_bytes(n * sizeof(int)); }
+
+// Device memory with guards around it: a copy of host memory, or with NULL all bits set (a NaN in every float).
+static void *guarded(const void *host, size_t bytes) {
+    char *p;
+    if (n_pieces == MAX_PIECES) exit(1);
+    CUDA_CHECK(cudaMalloc((void **)&p, bytes + 2 * GUARD));
+    CUDA_CHECK(cudaMemset(p, 0xa5, bytes + 2 * GUARD));
+    if (host) CUDA_CHECK(cudaMemcpy(p + GUARD, host, bytes, cudaMemcpyHostToDevice));
+    else CUDA_CHECK(cudaMemset(p + GUARD, 0xff, bytes));
+    pieces[n_pieces].device = p, pieces[n_pieces++].bytes = bytes;
+    return p + GUARD;
+}
+static float *in(const float *host, size_t n) { return (float *)guarded(host, n * sizeof(float)); }
+static int *in_ints(const int *host, size_t n) { return (int *)guarded(host, n * sizeof(int)); }
+static float *out(size_t n) { return (float *)guarded(NULL, n * sizeof(float)); }
+
+static void *fetch(const void *device, size_t bytes) {
+    void *host = host_bytes(bytes);
+    CUDA_CHECK(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
+    return host;
+}
+
+// Ends a case: no guard was touched; everything is freed.
+static void release(void) {
+    int intact = 1;
+    CUDA_CHECK_LAUNCH();
+    for (int i = 0; i < n_pieces; i++) {
+        const size_t total = pieces[i].bytes + 2 * GUARD;
+        unsigned char *host = (unsigned char *)malloc(total);
+        CUDA_CHECK(cudaMemcpy(host, pieces[i].device, total, cudaMemcpyDeviceToHost));
+        for (size_t k = 0; k < GUARD; k++) intact = intact && host[k] == 0xa5 && host[GUARD + pieces[i].bytes + k] == 0xa5;
+        CUDA_CHECK(cudaFree(pieces[i].device));
+        free(host);
+    }
+    for (int i = 0; i < n_hosted; i++) free(hosted[i]);
+    if (n_pieces && !CHECK(intact, "memory around the arrays is untouched")) printf("    in %s\n", label);
+    n_pieces = n_hosted = 0;
+}
+
+// Compares device floats with doubles; the message names the case.
+static void same(const char *what, const float *device, const double *want, size_t n, double rel, double abs) {
+    char name[240];
+    snprintf(name, sizeof name, "%s: %s", label, what);
+    test_close(name, (const float *)fetch(device, n * sizeof(float)), want, n, rel, abs);
+}
+static void same_d(const char *what, const double *device, const double *want, size_t n, double rel, double abs) {
+    char name[240];
+    snprintf(name, sizeof name, "%s: %s", label, what);
+    test_close_d(name, (const double *)fetch(device, n * sizeof(double)), want, n, rel, abs);
+}
+// The same, bit for bit.
+static void same_bits(const char *what, const void *device, const void *want, size_t bytes) {
+    if (!CHECK(memcmp(fetch(device, bytes), want, bytes) == 0, "equal bits")) printf("    %s: %s\n", label, what);
+}
+
+// ---------------------------------------------------------------------------------------------------------- 1. kernels
+
+static void test_permutation(int n) {
+    const uint64_t key = rng_permute_key(5, (uint64_t)n);
+    int *want = ints((size_t)n), *seen = ints((size_t)n), all = 1;
+    snprintf(label, sizeof label, "permutation n=%d", n);
+    for (int shuffled = 0; shuffled < 2; shuffled++) {
+        int *order = (int *)guarded(NULL, (size_t)n * sizeof(int));
+        permutation_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(order, n, key, shuffled);
+        for (int i = 0; i < n; i++) want[i] = shuffled ? (int)rng_permute((uint32_t)i, (uint32_t)n, key) : i;
+        same_bits(shuffled ? "shuffled" : "in order", order, want, (size_t)n * sizeof(int));
+    }
+    for (int i = 0; i < n; i++) all = all && want[i] >= 0 && want[i] < n && !seen[want[i]]++;
+    CHECK(all, "every sample comes once");
+    release();
+}
+
+// The three kernels that make a batch.
+static void test_gather(int rows, int cols, int channels) {
+    const int samples = 113, features = cols * channels;
+    const size_t total = (size_t)samples * (size_t)features, taken = (size_t)rows * (size_t)features;
+    unsigned char *pixels = (unsigned char *)host_bytes(total), labels[113];
+    float *values = floats(total);
+    int *order = ints((size_t)rows), *label_want = ints((size_t)rows);
+    double *pixels_want = doubles(taken), *values_want = doubles(taken);
+    normalisation norm = {{1.0f / 70, 0.02f, -0.01f, 9}, {-1.5f, 0.25f, 3, 9}};
+    snprintf(label, sizeof label, "gather rows=%d cols=%d channels=%d", rows, cols, channels);
+    for (size_t i = 0; i < total; i++) pixels[i] = (unsigned char)(128 + 128 * uniform());
+    for (int i = 0; i < samples; i++) labels[i] = (unsigned char)(i * 37 % 256);
+    fill(values, total, 0, 3);
+    for (int r = 0; r < rows; r++) {
+        order[r] = (r * 71 + 112) % samples, label_want[r] = labels[order[r]];
+        for (int c = 0; c < features; c++) {
+            const size_t to = (size_t)r * (size_t)features + (size_t)c, from = (size_t)order[r] * (size_t)features + (size_t)c;
+            const int k = c / cols;
+            pixels_want[to] = pixels[from] * (double)norm.mul[k] + (double)norm.add[k], values_want[to] = (double)values[from];
+        }
+    }
+    float *x = out(taken), *y = out(taken);
+    int *got = (int *)guarded(NULL, (size_t)rows * sizeof(int));
+    const int *order_d = in_ints(order, (size_t)rows);
+    const dim3 grid((unsigned)ceil_div(cols, BLOCK), (unsigned)rows, (unsigned)channels);
+    gather_pixels_kernel<<<grid, BLOCK>>>(x, (const unsigned char *)guarded(pixels, total), order_d, cols, norm);
+    gather_values_kernel<<<grid_of(features, rows), BLOCK>>>(y, in(values, total), order_d, features);
+    gather_labels_kernel<<<ceil_div(rows, BLOCK), BLOCK>>>(got, (const unsigned char *)guarded(labels, sizeof labels), order_d, rows);
+    same("pixels", x, pixels_want, taken, 1e-6, 1e-6);
+    same("values", y, values_want, taken, 0, 0);
+    same_bits("labels", got, label_want, (size_t)rows * sizeof(int));
+    release();
+}
+
+// Column sums of d[rows][cols] times weight (or 1), as the kernels' partial sums add up to.
+static void column_sums(double *sum, const double *d, const double *weight, int rows, int cols) {
+    for (int c = 0; c < cols; c++) {
+        sum[c] = 0;
+        for (int r = 0; r < rows; r++) sum[c] += d[r * cols + c] * (weight ? weight[r * cols + c] : 1);
+    }
+}
+
+// Activations behind a ReLU: about half of them zero, one of them a negative zero.
+static void fill_relu(float *y, size_t n) {
+    fill(y, n, 0, 1);
+    for (size_t i = 0; i < n; i++) y[i] = y[i] > 0 ? y[i] : i % 5 ? 0.0f : -0.0f;
+}
+
+// Bias, ReLU and their backward.
+static void test_bias_relu(int rows, int cols) {
+    const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
+    const int chunks = ceil_div(rows, ROW_CHUNK);
+    float *z = floats(n), *b = floats(c_n), *d = floats(n), *y = floats(n);
+    double *want = doubles(n), *sums = doubles(c_n);
+    fill(b, c_n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
+    for (int relu = 0; relu < 2; relu++) {
+        snprintf(label, sizeof label, "bias_relu rows=%d cols=%d relu=%d", rows, cols, relu);
+        fill(z, n, 0, 1);
+        z[n - 1] = -b[cols - 1];  // a sum of exactly zero
+        for (size_t i = 0; i < n; i++) {
+            const double v = (double)z[i] + (double)b[i % c_n];
+            want[i] = relu && v < 0 ? 0 : v;
+        }
+        float *z_d = in(z, n);
+        bias_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(z_d, in(b, c_n), cols, relu);
+        same("forward", z_d, want, n, 1e-6, 1e-7);
+        float *d_d = in(d, n), *partial = out((size_t)chunks * c_n), *sum = out(c_n);
+        bias_relu_backward_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), partial, rows, cols, relu);
+        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(sum, partial, chunks, cols);
+        for (size_t i = 0; i < n; i++) want[i] = relu && !(y[i] > 0) ? 0 : (double)d[i];
+        column_sums(sums, want, NULL, rows, cols);
+        same("gradient", d_d, want, n, 0, 0);
+        same("bias gradient", sum, sums, c_n, 1e-6, 1e-5);
+    }
+    release();
+}
+
+// A network that has diverged must show it: NaN goes through both ReLUs.
+static void test_nan_passes(void) {
+    const float z[3] = {NAN, -1, 2}, zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
+    snprintf(label, sizeof label, "NaN through ReLU");
+    float *plain = in(z, 3), *normed = in(one, 3);
+    bias_relu_kernel<<<1, BLOCK>>>(plain, in(zero, 3), 3, 1);
+    bn_relu_kernel<<<1, BLOCK>>>(normed, in(z, 3), in(zero, 3), in(one, 3), in(one, 3), in(zero, 3), 3);
+    for (int k = 0; k < 2; k++) {
+        const float *y = (const float *)fetch(k ? normed : plain, sizeof z);
+        CHECK(isnan(y[0]) && y[1] == 0 && y[2] == 2, "ReLU keeps NaN");
+    }
+    release();
+}
+
+// Statistics of BatchNorm, with a mean of 1000 in every other column: single-precision sums of squares would lose the variance.
+static void test_bn_stats(int rows, int cols) {
+    const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
+    const int chunks = ceil_div(rows, ROW_CHUNK);
+    float *z = floats(n), *b = floats(c_n), *mean0 = floats(c_n), *var0 = floats(c_n);
+    double *mean = doubles(c_n), *rstd = doubles(c_n), *moved_mean = doubles(c_n), *moved_var = doubles(c_n);
+    snprintf(label, sizeof label, "bn statistics rows=%d cols=%d", rows, cols);
+    for (size_t i = 0; i < n; i++) z[i] = (float)((i % c_n % 2 ? 1000.0 : 0.0) + sqrt(3.0) * (double)uniform());
+    fill(b, c_n, 0, 1), fill(mean0, c_n, 0, 1), fill(var0, c_n, 1.5, 1);
+    for (int c = 0; c < cols; c++) {
+        double m = 0, m2 = 0;
+        for (int r = 0; r < rows; r++) m += (double)z[r * cols + c] / rows;
+        for (int r = 0; r < rows; r++) m2 += ((double)z[r * cols + c] - m) * ((double)z[r * cols + c] - m);
+        mean[c] = m, rstd[c] = 1 / sqrt(m2 / rows + 1e-5);
+        moved_mean[c] = 0.9 * (double)mean0[c] + 0.1 * (m + (double)b[c]);
+        moved_var[c] = 0.9 * (double)var0[c] + 0.1 * (rows > 1 ? m2 / (rows - 1) : 0);
+    }
+    float *z_d = in(z, n), *b_d = in(b, c_n), *chunk_mean = out((size_t)chunks * c_n), *chunk_m2 = out((size_t)chunks * c_n);
+    float *running_mean = in(mean0, c_n), *running_var = in(var0, c_n);
+    bn_chunk_stats_kernel<<<grid_of(cols, chunks), BLOCK>>>(z_d, chunk_mean, chunk_m2, rows, cols);
+    for (int update = 0; update < 2; update++) {
+        float *mean_d = out(c_n), *rstd_d = out(c_n);
+        bn_merge_stats_kernel<<<grid_of(cols, 1), BLOCK>>>(mean_d, rstd_d, running_mean, running_var, chunk_mean, chunk_m2, b_d,
+                                                          rows, cols, update);
+        same("mean", mean_d, mean, c_n, 1e-6, 1e-5);
+        same("rstd", rstd_d, rstd, c_n, 1e-3, 0);
+        if (!update) same_bits("running mean, kept", running_mean, mean0, c_n * sizeof(float));
+        if (!update) same_bits("running variance, kept", running_var, var0, c_n * sizeof(float));
+    }
+    same("running mean", running_mean, moved_mean, c_n, 1e-6, 1e-5);
+    same("running variance", running_var, moved_var, c_n, 1e-3, 1e-6);
+    float *mean_d = out(c_n), *rstd_d = out(c_n);
+    bn_running_stats_kernel<<<grid_of(cols, 1), BLOCK>>>(mean_d, rstd_d, in(mean0, c_n), in(var0, c_n), b_d, cols);
+    for (int c = 0; c < cols; c++) mean[c] = (double)mean0[c] - (double)b[c], rstd[c] = 1 / sqrt((double)var0[c] + 1e-5);
+    same("evaluation mean", mean_d, mean, c_n, 1e-6, 1e-6);
+    same("evaluation rstd", rstd_d, rstd, c_n, 1e-6, 0);
+    release();
+}
+
+// BatchNorm with ReLU, forward and backward, for given statistics.
+static void test_bn(int rows, int cols) {
+    const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
+    const int chunks = ceil_div(rows, ROW_CHUNK);
+    float *z = floats(n), *d = floats(n), *y = floats(n), *mean = floats(c_n), *rstd = floats(c_n), *gamma = floats(c_n), *beta = floats(c_n);
+    double *want = doubles(n), *xhat = doubles(n), *masked = doubles(n), *dbeta = doubles(c_n), *dgamma = doubles(c_n);
+    snprintf(label, sizeof label, "bn rows=%d cols=%d", rows, cols);
+    fill(z, n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
+    fill(mean, c_n, 0, 1), fill(rstd, c_n, 1.5, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
+    for (size_t i = 0; i < n; i++) {
+        const size_t c = i % c_n;
+        xhat[i] = ((double)z[i] - (double)mean[c]) * (double)rstd[c];
+        const double v = (double)gamma[c] * xhat[i] + (double)beta[c];
+        want[i] = v > 0 ? v : 0, masked[i] = y[i] > 0 ? (double)d[i] : 0;
+    }
+    column_sums(dbeta, masked, NULL, rows, cols), column_sums(dgamma, masked, xhat, rows, cols);
+    float *z_d = in(z, n), *mean_d = in(mean, c_n), *rstd_d = in(rstd, c_n), *gamma_d = in(gamma, c_n), *forward_d = out(n);
+    bn_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(forward_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), cols);
+    same("forward", forward_d, want, n, 1e-6, 2e-6);
+    for (int training = 0; training < 2; training++) {
+        float *d_d = in(d, n), *beta_part = out((size_t)chunks * c_n), *gamma_part = out((size_t)chunks * c_n), *dbeta_d = out(c_n), *dgamma_d = out(c_n);
+        bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), z_d, mean_d, rstd_d, beta_part, gamma_part, rows, cols);
+        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dbeta_d, beta_part, chunks, cols);
+        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dgamma_d, gamma_part, chunks, cols);
+        same("masked gradient", d_d, masked, n, 0, 0);
+        same("beta gradient", dbeta_d, dbeta, c_n, 1e-6, 1e-5);
+        same("gamma gradient", dgamma_d, dgamma, c_n, 1e-6, 4e-5);
+        const double inverse = training ? 1.0 / rows : 0;
+        bn_backward_kernel<<<grid_of(cols, rows), BLOCK>>>(d_d, z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, cols, (float)inverse);
+        for (size_t i = 0; i < n; i++) {
+            const size_t c = i % c_n;
+            want[i] = (double)gamma[c] * (double)rstd[c] * (masked[i] - inverse * (dbeta[c] + xhat[i] * dgamma[c]));
+        }
+        same("input gradient", d_d, want, n, 1e-6, 5e-5);
+    }
+    release();
+}
+
+// Softmax cross-entropy for logits of a given size; ties make the largest logit appear twice.
+static void test_softmax(int rows, int cols, double size, int ties) {
+    const size_t n = (size_t)rows * (size_t)cols;
+    const double scale = 1.0 / rows;
+    float *x = floats(n);
+    int *y = ints((size_t)rows), *hit = ints((size_t)rows), hits = 0;
+    double *loss = doubles((size_t)rows), *d = doubles(n), sum_of_losses = 0;
+    snprintf(label, sizeof label, "softmax rows=%d cols=%d size=%g ties=%d", rows, cols, size, ties);
+    fill(x, n, 0, size);
+    for (int r = 0; r < rows; r++) {
+        float *row = x + (size_t)r * (size_t)cols;
+        y[r] = (r * 5 + 2) % cols;
+        int best = 0;
+        double sum = 0;
+        for (int c = 1; c < cols; c++) best = row[c] > row[best] ? c : best;
+        if (ties && cols > 1) {  // as large as the largest, before or behind it
+            const int twin = (best + 1 + r) % cols;
+            row[twin] = row[best];
+            y[r] = r % 2 ? best : twin;
+            best = twin < best ? twin : best;
+        }
+        for (int c = 0; c < cols; c++) sum += exp((double)row[c] - (double)row[best]);
+        for (int c = 0; c < cols; c++) d[r * cols + c] = (exp((double)row[c] - (double)row[best]) / sum - (c == y[r])) * scale;
+        loss[r] = log(sum) + ((double)row[best] - (double)row[y[r]]);
+        hit[r] = best == y[r], hits += hit[r], sum_of_losses += loss[r];
+    }
+    float *loss_d = out((size_t)rows), *d_d = out(n), *mean = out(1);
+    int *hit_d = (int *)guarded(NULL, (size_t)rows * sizeof(int));
+    softmax_cross_entropy_kernel<<<ceil_div(rows, 32), 32>>>(loss_d, hit_d, d_d, in(x, n), in_ints(y, (size_t)rows), rows, cols, (float)scale);
+    same("loss", loss_d, loss, (size_t)rows, 1e-6, 1e-6);
+    same("gradient", d_d, d, n, 3e-6, 1e-7);
+    same_bits("hits", hit_d, hit, (size_t)rows * sizeof(int));
+    for (int threads = 32; threads <= 256; threads *= 8) {  // sums add up over calls
+        const double start[2] = {100.5, 7}, want[2] = {100.5 + sum_of_losses, 7.0 + hits}, want_mean = sum_of_losses / rows;
+        double *totals = (double *)guarded(start, sizeof start);
+        sum_losses_kernel<<<1, threads>>>(totals, mean, loss_d, hit_d, rows, 1.0, rows);
+        same_d("totals", totals, want, 2, 2e-6, 2e-6);
+        same("mean loss", mean, &want_mean, 1, 2e-6, 2e-6);
+    }
+    release();
+}
+
+static void test_mse(int rows, int cols) {
+    const size_t n = (size_t)rows * (size_t)cols;
+    const int chunks = ceil_div(rows, ROW_CHUNK);
+    float *y = floats(n), *target = floats(n);
+    double *d = doubles(n), mean = 0;
+    const double start[2] = {0, 3};
+    snprintf(label, sizeof label, "mse rows=%d cols=%d", rows, cols);
+    fill(y, n, 0, 2), fill(target, n, 0, 2);
+    for (size_t i = 0; i < n; i++) {
+        const double e = (double)y[i] - (double)target[i];
+        d[i] = 2 * e / (double)n, mean += e * e / (double)n;
+    }
+    float *d_d = out(n), *partial = out((size_t)chunks * (size_t)cols), *mean_d = out(1);
+    double *totals = (double *)guarded(start, sizeof start);
+    const double want[2] = {mean * rows, 3};
+    mse_kernel<<<grid_of(cols, chunks), BLOCK>>>(partial, d_d, in(y, n), in(target, n), rows, cols, (float)(1.0 / (double)n));
+    sum_losses_kernel<<<1, 256>>>(totals, mean_d, partial, (const int *)NULL, chunks * cols, 1.0 / cols, rows);
+    same("gradient", d_d, d, n, 1e-6, 1e-7);
+    same("mean loss", mean_d, &mean, 1, 2e-6, 0);
+    same_d("totals", totals, want, 2, 2e-6, 0);
+    release();
+}
+
+static void test_sum_squares(size_t n) {
+    float *v = floats(n);
+    double want = 0, got = 0;
+    fill(v, n, 0, 1e3);
+    v[n / 2] = 1e25f;  // its square is beyond a float
+    for (size_t i = 0; i < n; i++) want += (double)v[i] * (double)v[i];
+    snprintf(label, sizeof label, "sum_squares n=%zu", n);
+    double *part = (double *)guarded(NULL, REDUCE_BLOCKS * sizeof(double));
+    sum_squares_kernel<<<REDUCE_BLOCKS, 32>>>(part, in(v, n), n);
+    const double *parts = (const double *)fetch(part, REDUCE_BLOCKS * sizeof(double));
+    for (int i = 0; i < REDUCE_BLOCKS; i++) got += parts[i];
+    test_close_d(label, &got, &want, 1, 1e-12, 0);
+    release();
+}
+
+// Six steps of an optimizer with weight decay and a fresh gradient each, against PyTorch's formulas.
+static void test_optimizer(int kind, int n) {
+    static const char *const name[] = {"sgd", "momentum", "adamw"};
+    const size_t s = (size_t)n;
+    const double lr = 0.03, decay = 0.1, momentum = 0.9, beta1 = 0.9, beta2 = 0.999;
+    float *w = floats(s), *g = floats(s), *zero = floats(s);
+    double *want = doubles(s), *m = doubles(s), *v = doubles(s);
+    snprintf(label, sizeof label, "%s n=%d", name[kind], n);
+    fill(w, s, 0, 1);
+    for (int i = 0; i < n; i++) want[i] = (double)w[i];
+    float *w_d = in(w, s), *m_d = in(zero, s), *v_d = in(zero, s);
+    for (int t = 1; t <= 6; t++) {
+        fill(g, s, 0.1, pow(10, t % 3 - 2));
+        const float *g_d = in(g, s);
+        const double step_size = lr / (1 - pow(beta1, t)), root = sqrt(1 - pow(beta2, t));
+        if (kind == OPTIMIZER_SGD) {
+            sgd_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, (float)lr, (float)decay, n);
+        } else if (kind == OPTIMIZER_MOMENTUM) {
+            momentum_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, m_d, (float)lr, (float)decay, (float)momentum, n);
+        } else {
+            adamw_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, m_d, v_d, (float)(1 - lr * decay), (float)step_size, (float)root,
+                                                       (float)beta1, (float)beta2, 1e-8f, n);
+        }
+        for (int i = 0; i < n; i++) {
+            const double grad = (double)g[i] + decay * want[i];
+            if (kind == OPTIMIZER_ADAMW) {
+                m[i] = beta1 * m[i] + (1 - beta1) * (double)g[i], v[i] = beta2 * v[i] + (1 - beta2) * (double)g[i] * (double)g[i];
+                want[i] -= lr * decay * want[i];
+                want[i] -= lr * (m[i] / (1 - pow(beta1, t))) / (sqrt(v[i] / (1 - pow(beta2, t))) + 1e-8);
+            } else if (kind == OPTIMIZER_MOMENTUM) {
+                m[i] = momentum * m[i] + grad, want[i] -= lr * m[i];
+            } else {
+                want[i] -= lr * grad;
+            }
+        }
+        same("parameters", w_d, want, s, 1e-6, 2e-6);
+        if (kind != OPTIMIZER_SGD) same("first moment", m_d, m, s, 1e-6, 1e-6);
+        if (kind == OPTIMIZER_ADAMW) same("second moment", v_d, v, s, 3e-5, 1e-12);
+    }
+    release();
+}
+
+static void test_kernels(void) {
+    const int row_counts[] = {1, 7, 32, 33, 100}, col_counts[] = {1, 3, 10, 17, 64, 257}, lengths[] = {1, 2, 7, 256, 257, 1000};
+    for (int i = 0; i < 6; i++) test_permutation(lengths[i]);
+    for (int i = 0; i < 5; i++)
+        for (int k = 0; k < 6; k++) {
+            const int rows = row_counts[i], cols = col_counts[k];
+            test_gather(rows, cols, 1), test_gather(rows, cols, 3);
+            test_bias_relu(rows, cols), test_bn_stats(rows, cols), test_bn(rows, cols), test_mse(rows, cols);
+            test_softmax(rows, cols, 3, 0), test_softmax(rows, cols, 1e4, 0);
+            test_softmax(rows, cols, 3, 1), test_softmax(rows, cols, 1e4, 1);
+        }
+    test_nan_passes();
+    for (int i = 0; i < 6; i++) test_sum_squares((size_t)lengths[i]);
+    test_sum_squares(100003);
+    for (int kind = OPTIMIZER_SGD; kind <= OPTIMIZER_ADAMW; kind++)
+        for (int i = 0; i < 6; i++) test_optimizer(kind, lengths[i]);
+}
+
+// ---------------------------------------------------------------------------------------------------- 2. whole networks
+
+// Builds a model for up to rows rows at a time; stops the program when it cannot.
+static void build(model *m, const int *dims, int n_layers, const config *c, int rows) {
+    char err[256];
+    if (model_create(m, dims, n_layers, c, rows, err, sizeof err)) {
+        fprintf(stderr, "test_mlp: %s\n", err);
+        exit(1);
+    }
+}
+
+// Copies n floats from doubles, which hold floats, to the device.
+static void upload(float *device, const double *values, size_t n) {
+    float *host = (float *)malloc(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) host[i] = (float)values[i];
+    CUDA_CHECK(cudaMemcpy(device, host, n * sizeof(float), cudaMemcpyHostToDevice));
+    free(host);
+}
+
+// Copies parameters and running statistics of the reference into the model, tensor by tensor, by name.
+static void copy_to_model(model *m, RefMlp *ref) {
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *t = &m->tensors[i];
+        const RefTensor *r = ref_mlp_tensor(ref, t->name);
+        if (CHECK(r && r->rows == t->rows && r->cols == t->cols, "the reference has the tensor")) upload(m->params + t->offset, r->data, r->n);
+    }
+    for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
+        upload(m->running_mean[l], ref->running_mean[l], (size_t)m->dim[l + 1]);
+        upload(m->running_var[l], ref->running_var[l], (size_t)m->dim[l + 1]);
+    }
+}
+
+static void fill_doubles(double *x, size_t n, double centre, double spread) {
+    for (size_t i = 0; i < n; i++) x[i] = (double)(float)(centre + spread * (double)uniform());
+}
+
+// Random parameters (gains of both signs) and running statistics, all of them floats.
+static void randomise(RefMlp *ref) {
+    for (int i = 0; i < ref->n_tensors; i++) {
+        RefTensor *t = &ref->tensors[i];
+        const int bn = t->name[0] == 'b', weight = strstr(t->name, "weight") != NULL;
+        fill_doubles(t->data, t->n, 0, bn ? weight ? 1.5 : 0.5 : weight ? 2 / sqrt((double)t->cols) : 0.5);
+    }
+    for (int l = 0; l < ref->n_layers - 1 && ref->has_bn; l++) {
+        fill_doubles(ref->running_mean[l], (size_t)ref->dims[l + 1], 0, 0.5);
+        fill_doubles(ref->running_var[l], (size_t)ref->dims[l + 1], 1, 0.7);
+    }
+}
+
+typedef struct net_case {
+    const char *name;
+    int n_layers, dims[6], bias, norm, task, rows;
+} net_case;
+
+static config case_config(const net_case *k) {
+    config c = default_config();
+    c.bias = k->bias, c.norm = k->norm, c.task = k->task;
+    return c;
+}
+
+// Mean loss of the batch that lies on the device, in MODE_PROBE or MODE_EVAL; from the totals, which are double.
+static double float_loss(model *m, int rows, int mode) {
+    double totals[2];
+    CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
+    forward(m, rows, mode);
+    loss_forward_backward(m, rows, 0);
+    CUDA_CHECK(cudaMemcpy(totals, m->totals, sizeof totals, cudaMemcpyDeviceToHost));
+    return totals[0] / rows;
+}
+
+static int differences;  // finite differences that were compared
+
+// The on/off pattern of all ReLUs of the reference's last forward pass; returns its length.
+static size_t relu_pattern(const RefMlp *ref, unsigned char *on) {
+    size_t n = 0;
+    for (int l = 0; l + 1 < ref->n_layers; l++)
+        for (size_t i = 0; i < (size_t)ref->n * (size_t)ref->dims[l + 1]; i++) on[n++] = ref->pre[l][i] > 0;
+    return n;
+}
+
+// A batch as the reference wants it.
+typedef struct batch {
+    int mode, loss, rows;  // REF_TRAIN, REF_CROSS_ENTROPY, ...
+    const double *x;
+    const int *y;
+} batch;
+
+static double reference_loss(RefMlp *ref, const batch *b) { return ref_mlp_forward(ref, b->mode, b->loss, b->x, b->y, b->x, b->rows); }
+
+// The largest of a few steps that switches no ReLU when *value moves up or down by it; 0 when all of them do.
+static float smooth_step(RefMlp *ref, const batch *b, double *value, const unsigned char *on, unsigned char *moved) {
+    const double centre = *value;
+    for (float h = 4e-3f; h > 4e-4f; h /= 2) {
+        int same = 1;
+        for (int side = -1; side < 2; side += 2) {
+            *value = centre + side * (double)h;
+            reference_loss(ref, b);
+            same = same && memcmp(on, moved, relu_pattern(ref, moved)) == 0;
+        }
+        *value = centre;
+        if (same) return h;
+    }
+    return 0;
+}
+
+// Central differences of the trainer's own loss, for entries of each tensor with large gradients; coarse, since the loss is a
+// float. Gradients are the reference's, which the trainer's were compared with.
+static void check_differences(model *m, RefMlp *ref, const batch *b, int mode) {
+    size_t relus = 0;
+    for (int l = 0; l + 1 < ref->n_layers; l++) relus += (size_t)b->rows * (size_t)ref->dims[l + 1];
+    unsigned char *on = (unsigned char *)host_bytes(relus), *moved = (unsigned char *)host_bytes(relus);
+    relu_pattern(ref, on);
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *t = &m->tensors[i];
+        const RefTensor *r = ref_mlp_tensor(ref, t->name);
+        double largest = 0;
+        for (size_t k = 0; k < r->n; k++) largest = fmax(largest, fabs(r->grad[k]));
+        for (size_t k = 0, found = 0, tried = 0; k < r->n && found < 3 && tried < 20; k++) {
+            if (fabs(r->grad[k]) < 0.6 * largest) continue;
+            const float h = smooth_step(ref, b, r->data + k, on, moved), centre = (float)r->data[k], up = centre + h, down = centre - h;
+            tried++;
+            if (h == 0) continue;
+            float *p = m->params + t->offset + k;
+            CUDA_CHECK(cudaMemcpy(p, &up, sizeof up, cudaMemcpyHostToDevice));
+            const double above = float_loss(m, b->rows, mode);
+            CUDA_CHECK(cudaMemcpy(p, &down, sizeof down, cudaMemcpyHostToDevice));
+            const double below = float_loss(m, b->rows, mode);
+            CUDA_CHECK(cudaMemcpy(p, &centre, sizeof centre, cudaMemcpyHostToDevice));
+            const double numeric = (above - below) / ((double)up - (double)down);
+            char name[240];
+            snprintf(name, sizeof name, "%s: finite difference of %s[%zu]", label, t->name, k);
+            test_close_d(name, &numeric, r->grad + k, 1, 0.02, 5e-4);
+            found++, differences++;
+        }
+    }
+}
+
+// Distance of the nearest pre-activation to a ReLU's kink: below the rounding error of a float the gradient is arbitrary.
+static double kink_distance(const RefMlp *ref) {
+    double nearest = 1;
+    for (int l = 0; l + 1 < ref->n_layers; l++)
+        for (size_t i = 0; i < (size_t)ref->n * (size_t)ref->dims[l + 1]; i++) nearest = fmin(nearest, fabs(ref->pre[l][i]));
+    return nearest;
+}
+
+// Compares device floats with the reference, relative to the largest value.
+static void same_scaled(const char *what, const float *device, const double *want, size_t n, double rel) {
+    double largest = 0;
+    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
+    same(what, device, want, n, rel, rel * largest + 1e-6);
+}
+
+// Sets every bit of the activations that a pass has to write, and of the gradients.
+static void poison(model *m) {
+    CUDA_CHECK(cudaMemset(m->acts, 0xff, (size_t)(m->no_bias - m->acts) * sizeof(float)));
+    CUDA_CHECK(cudaMemset(m->grads, 0xff, m->n_params * sizeof(float)));
+    CUDA_CHECK(cudaMemset(m->totals, 0, 2 * sizeof(double)));
+}
+
+// Whether the padding between the tensors of a poisoned gradient array is still poisoned.
+static int padding_untouched(const model *m) {
+    float *grads = download(m->grads, m->n_params);
+    int ok = 1;
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *t = &m->tensors[i];
+        const size_t end = i + 1 < m->n_tensors ? m->tensors[i + 1].offset : m->n_params;
+        for (size_t k = t->offset + (size_t)t->rows * (size_t)t->cols; k < end; k++) ok = ok && isnan(grads[k]);
+    }
+    free(grads);
+    return ok;
+}
+
+// Forward, loss and backward in one mode against the reference: outputs, loss, hits, every gradient, running statistics.
+static void test_network(const net_case *k, int mode) {
+    static const char *const mode_name[] = {"training", "probe", "evaluation"};
+    const config c = case_config(k);
+    const int rows = k->rows, n_in = k->dims[0], n_out = k->dims[k->n_layers];
+    RefMlp ref = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm);
+    double *x = doubles((size_t)rows * (size_t)n_in), loss, mean[2];
+    int *y = ints((size_t)rows);
+    const batch b = {mode == MODE_EVAL ? REF_EVAL : REF_TRAIN, k->task == TASK_CLASSIFY ? REF_CROSS_ENTROPY : REF_MSE, rows, x, y};
+    model m;
+    snprintf(label, sizeof label, "%s, %s mode", k->name, mode_name[mode]);
+    build(&m, k->dims, k->n_layers, &c, rows + 5);
+    double distance = 0;
+    for (int tries = 0; tries < 100 && distance < 5e-6; tries++) {
+        randomise(&ref);
+        fill_doubles(x, (size_t)rows * (size_t)n_in, 0.1, 1.5);
+        for (int r = 0; r < rows; r++) y[r] = r * 7 % n_out;
+        ref.track_running = 0;
+        reference_loss(&ref, &b);
+        distance = kink_distance(&ref);
+    }
+    copy_to_model(&m, &ref);
+    poison(&m);
+    upload(m.x[0], x, (size_t)rows * (size_t)n_in);
+    CUDA_CHECK(cudaMemcpy(m.label, y, (size_t)rows * sizeof(int), cudaMemcpyHostToDevice));
+    float *stats = download(m.stats, stats_size(&m));
+    ref.track_running = mode == MODE_TRAIN;
+    loss = reference_loss(&ref, &b);
+    ref_mlp_backward(&ref);
+    forward(&m, rows, mode);
+    loss_forward_backward(&m, rows, 3);
+    same_scaled("output", m.x[k->n_layers], ref.a[k->n_layers], (size_t)rows * (size_t)n_out, 5e-5);
+    same_scaled("output gradient", m.dx[0], ref.d_output, (size_t)rows * (size_t)n_out, 5e-5);
+    same("loss", m.step_loss + 3, &loss, 1, 1e-5, 0);
+    mean[0] = loss * rows, mean[1] = k->task == TASK_CLASSIFY ? ref.correct : 0;
+    same_d("totals", m.totals, mean, 2, 1e-5, 0);
+    const float *dx = backward(&m, rows, mode, 1);
+    same_scaled("input gradient", dx, ref.d_input, (size_t)rows * (size_t)n_in, 2e-4);
+    for (int i = 0; i < m.n_tensors; i++) {
+        const tensor *t = &m.tensors[i];
+        same_scaled(t->name, m.grads + t->offset, ref_mlp_tensor(&ref, t->name)->grad, (size_t)t->rows * (size_t)t->cols, 2e-4);
+    }
+    CHECK(padding_untouched(&m), "gradients keep to their tensors");
+    for (int l = 0; l < k->n_layers - 1 && k->norm == NORM_BATCH; l++) {
+        same("running mean", m.running_mean[l], ref.running_mean[l], (size_t)k->dims[l + 1], 1e-5, 1e-5);
+        same("running variance", m.running_var[l], ref.running_var[l], (size_t)k->dims[l + 1], 1e-5, 1e-5);
+    }
+    if (mode != MODE_TRAIN) same_bits("running statistics", m.stats, stats, stats_size(&m) * sizeof(float));
+    CHECK(m.batches_tracked == ref.batches_tracked, "counts training batches");
+    // without the input gradient: the same tensors, bit for bit
+    float *grads = download(m.grads, m.n_params);
+    loss_forward_backward(&m, rows, 0);
+    backward(&m, rows, mode, 0);
+    same_bits("gradients without input gradient", m.grads, grads, m.n_params * sizeof(float));
+    if (mode != MODE_TRAIN) check_differences(&m, &ref, &b, mode);
+    free(grads), free(stats);
+    model_free(&m);
+    ref_mlp_free(&ref);
+    release();
+}
+
+static const net_case nets[] = {
+    {"one layer", 1, {5, 3}, 1, NORM_NONE, TASK_CLASSIFY, 7},
+    {"one row", 2, {4, 5, 3}, 1, NORM_NONE, TASK_CLASSIFY, 1},
+    {"two layers", 2, {7, 11, 4}, 1, NORM_NONE, TASK_CLASSIFY, 33},
+    {"no bias", 3, {9, 17, 13, 5}, 0, NORM_NONE, TASK_CLASSIFY, 19},
+    {"four layers", 4, {13, 31, 17, 9, 10}, 1, NORM_NONE, TASK_CLASSIFY, 65},
+    {"batchnorm", 3, {9, 17, 13, 5}, 1, NORM_BATCH, TASK_CLASSIFY, 33},
+    {"batchnorm, no bias", 4, {6, 21, 15, 8, 3}, 0, NORM_BATCH, TASK_CLASSIFY, 37},
+    {"wide batchnorm", 2, {33, 300, 10}, 1, NORM_BATCH, TASK_CLASSIFY, 100},
+    {"autoencoder", 4, {21, 13, 3, 13, 21}, 1, NORM_NONE, TASK_AUTOENCODE, 31},
+    {"autoencoder, no bias", 2, {261, 7, 261}, 0, NORM_NONE, TASK_AUTOENCODE, 40},
+    {"autoencoder, batchnorm", 3, {10, 19, 7, 10}, 1, NORM_BATCH, TASK_AUTOENCODE, 45},
+};
+enum { N_NETS = sizeof nets / sizeof *nets };
+
+static void test_networks(void) {
+    for (int i = 0; i < N_NETS; i++)
+        for (int mode = MODE_TRAIN; mode <= MODE_EVAL; mode++) test_network(&nets[i], mode);
+    CHECK(differences > 150, "enough finite differences were taken");
+}
+
+// ----------------------------------------------------------------------------------------------------------- 3. diag(G)
+
+// diag(G) of the model as rescale.cuh's squared passes find it: host array [n_params] in the model's layout.
+static double *chain_diag_g(const model *m) {
+    static rescale_group group[MAX_LAYERS];
+    static rescale_tensor list[4 * MAX_LAYERS];
+    const rescale_net net = {group, m->n_layers - 1, list, describe(m, group, list)};
+    rescale_options o = rescale_default_options();
+    rescale_report report;
+    rsc_solver s;
+    o.on_device = DEVICE_IS_GPU;
+    memset(&s, 0, sizeof s);
+    memset(&report, 0, sizeof report);
+    s.net = &net, s.options = &o, s.report = &report;
+    rsc_arena arena = {NULL, 0, rescale_arena_bytes(&net, &o)};
+    char *memory = (char *)host_bytes(arena.size + 64);
+    arena.base = memory + (64 - (uintptr_t)memory % 64) % 64;
+    device_synchronize();
+    rsc_layout(&s, &arena);
+    rsc_link(&s);
+    double *g = doubles(m->n_params);
+    if (!CHECK(rsc_chain_diag_g(&s) == RESCALE_OK, "rescale.cuh computes diag(G)")) return g;
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *t = &m->tensors[i];
+        for (int r = 0; r < t->rows; r++)
+            for (int c = 0; c < t->cols; c++) g[t->offset + (size_t)r * (size_t)t->cols + (size_t)c] = s.energy[i].out[r] * s.energy[i].in[c];
+    }
+    return g;
+}
+
+// The same from ref_rescale.h.
+static double *reference_diag_g(const model *m, const RefMlp *ref) {
+    RefMlpTensors t;
+    double *g = doubles(m->n_params);
+    memset(&t, 0, sizeof t);
+    t.n_layers = ref->n_layers;
+    memcpy(t.dims, ref->dims, (size_t)(ref->n_layers + 1) * sizeof(int));
+    for (int l = 0; l < ref->n_layers; l++) {
+        t.w[l] = ref->w[l], t.b[l] = ref->b[l], t.gamma[l] = ref->gamma[l], t.beta[l] = ref->beta[l], t.mean[l] = ref->running_mean[l];
+        double *rstd = doubles((size_t)ref->dims[l + 1]);
+        for (int o = 0; ref->gamma[l] && o < ref->dims[l + 1]; o++) rstd[o] = 1 / sqrt(ref->running_var[l][o] + (double)BN_EPS);
+        t.rstd[l] = rstd;
+    }
+    RefMlpDiagG r = ref_mlp_diag_g(&t);
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *p = &m->tensors[i];
+        const int l = p->layer, bn = p->name[0] == 'b';
+        const double *rows = p->role == RESCALE_GAIN ? r.g_gamma[l] : bn ? r.g_beta[l] : r.d[l];
+        for (int o = 0; o < p->rows; o++)
+            for (int k = 0; k < p->cols; k++)
+                g[p->offset + (size_t)o * (size_t)p->cols + (size_t)k] = rows[o] * (p->role == RESCALE_WEIGHT ? r.a[l][k] : 1);
+    }
+    ref_mlp_diag_g_free(&r);
+    return g;
+}
+
+// diag(G) is the gradient, with respect to squared parameters, of the summed outputs of the network that has the squared
+// parameters, on an input of ones: one ordinary forward and backward pass of one row. In that network BatchNorm, in evaluation
+// mode, has to add the path from the running mean instead of subtracting it and to scale by rstd^2:
+//     mean' = -mean^2,   1 / sqrt(var' + eps) = 1 / (var + eps), so var' = (var + eps)^2 - eps.
+// Nothing is negative then, so no ReLU clips.
+static void test_diag_g(const net_case *k) {
+    const config c = case_config(k);
+    model m, squared;
+    RefMlp ref = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm), square = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm);
+    const int n_in = k->dims[0], n_out = k->dims[k->n_layers];
+    double *ones = doubles((size_t)(n_in > n_out ? n_in : n_out));
+    snprintf(label, sizeof label, "diag(G), %s", k->name);
+    randomise(&ref);
+    for (int i = 0; i < ref.n_tensors; i++)
+        for (size_t j = 0; j < ref.tensors[i].n; j++) square.tensors[i].data[j] = ref.tensors[i].data[j] * ref.tensors[i].data[j];
+    for (int l = 0; l < k->n_layers - 1 && k->norm == NORM_BATCH; l++)
+        for (int o = 0; o < k->dims[l + 1]; o++) {
+            const double var = ref.running_var[l][o] + (double)BN_EPS;
+            square.running_mean[l][o] = -ref.running_mean[l][o] * ref.running_mean[l][o], square.running_var[l][o] = var * var - (double)BN_EPS;
+        }
+    for (int i = 0; i < n_in || i < n_out; i++) ones[i] = 1;
+    build(&m, k->dims, k->n_layers, &c, 1), build(&squared, k->dims, k->n_layers, &c, 1);
+    copy_to_model(&m, &ref), copy_to_model(&squared, &square);
+    poison(&squared);
+    upload(squared.x[0], ones, (size_t)n_in);
+    forward(&squared, 1, MODE_EVAL);
+    upload(squared.dx[0], ones, (size_t)n_out);
+    backward(&squared, 1, MODE_EVAL, 0);
+    const double *chain = chain_diag_g(&m), *definition = reference_diag_g(&m, &ref);
+    for (int i = 0; i < m.n_tensors; i++) {
+        const tensor *t = &m.tensors[i];
+        const size_t n = (size_t)t->rows * (size_t)t->cols;
+        same(t->name, squared.grads + t->offset, chain + t->offset, n, 1e-4, 0);
+        test_close_d(t->name, chain + t->offset, definition + t->offset, n, 1e-10, 0);
+    }
+    model_free(&m), model_free(&squared);
+    ref_mlp_free(&ref), ref_mlp_free(&square);
+    release();
+}
+
+// ----------------------------------------------------------------------------------------- 4. rescaling keeps the function
+
+// Gives BatchNorm gains of both signs, shifts and running statistics that are not the defaults.
+static void disturb_norm(model *m) {
+    for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
+        const size_t n = (size_t)m->dim[l + 1];
+        float *v = (float *)malloc(n * sizeof(float)), *const to[4] = {m->gamma[l], m->beta[l], m->running_mean[l], m->running_var[l]};
+        const double centre[4] = {0, 0, 0, 1}, spread[4] = {1.5, 0.5, 0.5, 0.7};
+        for (int k = 0; k < 4; k++) {
+            fill(v, n, centre[k], spread[k]);
+            CUDA_CHECK(cudaMemcpy(to[k], v, n * sizeof(float), cudaMemcpyHostToDevice));
+        }
+        free(v);
+    }
+}
+
+// Sets n floats on the device to v.
+static void set(float *device, size_t n, float v) {
+    for (size_t i = 0; i < n; i++) CUDA_CHECK(cudaMemcpy(device + i, &v, sizeof v, cudaMemcpyHostToDevice));
+}
+
+// A unit that nothing reaches, one that reaches nothing, and with BatchNorm a gain of zero.
+static void kill_units(model *m) {
+    set(m->w[0] + 2 * m->dim[0], (size_t)m->dim[0], 0);
+    if (m->bias) set(m->b[0] + 2, 1, 0);
+    for (int r = 0; r < m->dim[2]; r++) set(m->w[1] + (size_t)r * (size_t)m->dim[1] + 3, 1, 0);
+    if (m->norm == NORM_BATCH) set(m->gamma[0] + 4, 1, 0), set(m->gamma[0] + 5, 1, 0), set(m->beta[0] + 5, 1, 0);
+}
+
+// Rescales by every method, with and without powers of two, and checks that outputs stay where they were, in training and in
+// evaluation mode, while the criterion falls.
+static void test_function_kept(const char *name, const int *dims, int n_layers, config c, int dead, int all) {
+    static const char *const method_name[] = {"none", "PathCond", "ENorm"};
+    for (int method = RESCALE_BY_PATHCOND; method <= RESCALE_BY_ENORM; method++)
+        for (int pow2 = 0; pow2 < 2; pow2++) {
+            model m;
+            rescale_report report;
+            double moved;
+            if (!all && method == RESCALE_BY_ENORM && pow2) continue;
+            c.rescale = method, c.rescale_pow2 = pow2;
+            build(&m, dims, n_layers, &c, PROBE_ROWS);
+            model_init(&m, &c);
+            disturb_norm(&m);
+            if (dead) kill_units(&m);
+            float *before = download(m.params, m.n_params);
+            const int status = rescale_and_measure(&m, &c, &report, &moved);
+            float *after = download(m.params, m.n_params);
+            printf("     %s, %s%s: %.6g -> %.6g, outputs moved by %.1e\n", name, method_name[method], pow2 ? ", powers of two" : "",
+                   report.objective_before, report.objective_after, moved);
+            CHECK(status == 0 && report.message[0] == 0, "rescaling succeeds");
+            CHECK(pow2 ? moved == 0 : moved <= 1e-5, "the function stays");
+            CHECK(pow2 || report.converged, "the solver reached the optimum");
+            CHECK(pow2 || report.objective_after < report.objective_before, "the criterion falls");  // rounding to powers of two may cost more than rescaling gained
+            CHECK(memcmp(before, after, m.n_params * sizeof(float)) != 0, "parameters change");
+            CHECK(!dead || report.pinned_units >= 2, "dead units are left alone");
+            free(before), free(after);
+            model_free(&m);
+        }
+}
+
+// A non-finite number anywhere stops the rescaling with the tensor's name, and nothing has changed.
+static void test_rescale_errors(int norm) {
+    const int dims[] = {9, 17, 13, 5};
+    config c = default_config();
+    model m;
+    c.norm = norm, c.optimizer = OPTIMIZER_ADAMW;
+    build(&m, dims, 3, &c, PROBE_ROWS);
+    model_init(&m, &c);
+    snprintf(label, sizeof label, "rescaling with non-finite values");
+    for (int i = 0; i < m.n_tensors; i++)
+        for (int k = 0; k < 6; k++) {
+            const tensor *t = &m.tensors[i];
+            const float bad = k % 2 ? INFINITY : NAN, good = 1;
+            float *const family[3] = {m.params, m.moment1, m.moment2};
+            float *place = family[k / 2] + t->offset + t->rows * t->cols / 2, keep;
+            rescale_report report;
+            c.rescale = i % 2 ? RESCALE_BY_ENORM : RESCALE_BY_PATHCOND;
+            CUDA_CHECK(cudaMemcpy(&keep, place, sizeof keep, cudaMemcpyDeviceToHost));
+            CUDA_CHECK(cudaMemcpy(place, &bad, sizeof bad, cudaMemcpyHostToDevice));
+            float *before = download(m.params, m.n_params);
+            if (!CHECK(rescale_model(&m, &c, &report) == -1 && strstr(report.message, t->name), "an error that names the tensor"))
+                printf("    %s: '%s'\n", t->name, report.message);
+            same_bits("parameters", m.params, before, m.n_params * sizeof(float));
+            CUDA_CHECK(cudaMemcpy(place, k < 2 ? &keep : &good, sizeof keep, cudaMemcpyHostToDevice));
+            free(before);
+            release();
+        }
+    rescale_report report;
+    CHECK(rescale_model(&m, &c, &report) == 0, "with finite values rescaling works");
+    model_free(&m);
+}
+
+// Trains a few steps on one random batch of max_rows rows.
+static void train_some(model *m, const config *c, int steps, int64_t first_step) {
+    const size_t n_in = (size_t)m->max_rows * (size_t)m->dim[0];
+    float *x = floats(n_in);
+    int *y = ints((size_t)m->max_rows);
+    fill(x, n_in, 0, 1.5);
+    for (int r = 0; r < m->max_rows; r++) y[r] = (int)(3 * x[(size_t)r * (size_t)m->dim[0]] * x[(size_t)r * (size_t)m->dim[0]]) % m->dim[m->n_layers];
+    for (int s = 0; s < steps; s++) {
+        CUDA_CHECK(cudaMemcpy(m->x[0], x, n_in * sizeof(float), cudaMemcpyHostToDevice));
+        CUDA_CHECK(cudaMemcpy(m->label, y, (size_t)m->max_rows * sizeof(int), cudaMemcpyHostToDevice));
+        forward(m, m->max_rows, MODE_TRAIN);
+        loss_forward_backward(m, m->max_rows, s % LOSS_RING);
+        backward(m, m->max_rows, MODE_TRAIN, 0);
+        optimizer_step(m, c, c->lr, first_step + s);
+    }
+}
+
+// Whether a b^power is the same before and after, up to rounding: how optimizer state follows its parameter.
+static void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1, const float *w1, int power) {
+    for (int i = 0; i < m->n_tensors; i++) {
+        const tensor *t = &m->tensors[i];
+        const size_t n = (size_t)t->rows * (size_t)t->cols, o = t->offset;
+        double *got = doubles(n), *want = doubles(n);
+        char name[240];
+        for (size_t k = 0; k < n; k++) {
+            want[k] = (double)moment0[o + k] * pow((double)w0[o + k], power);
+            got[k] = (double)moment1[o + k] * pow((double)w1[o + k], power);
+        }
+        snprintf(name, sizeof name, "%s: %s of %s", label, what, t->name);
+        test_close_d(name, got, want, n, 2e-6, 1e-30);
+    }
+}
+
+// Rescaling between two training steps: the function stays, the moments are divided by the factor (its square) of their
+// parameter, and training goes on.
+static void test_rescale_in_training(int optimizer, int norm) {
+    const int dims[] = {12, 30, 25, 6};
+    config c = default_config();
+    model m;
+    rescale_report report;
+    double moved;
+    c.optimizer = optimizer, c.norm = norm, c.lr = optimizer == OPTIMIZER_ADAMW ? 3e-3 : 0.05, c.weight_decay = 1e-3;
+    snprintf(label, sizeof label, "rescaling in training, optimizer %d, norm %d", optimizer, norm);
+    build(&m, dims, 3, &c, 50);
+    model_init(&m, &c);
+    disturb_norm(&m);
+    train_some(&m, &c, 12, 0);
+    float *w0 = download(m.params, m.n_params), *m0 = download(m.moment1, m.n_params), *v0 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
+    float *stats = download(m.stats, stats_size(&m));
+    CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0, "rescaling succeeds");
+    CHECK(moved <= 1e-5, "the function stays");
+    CHECK(report.max_abs_log_lambda > 0.01, "something was rescaled");
+    float *w1 = download(m.params, m.n_params), *m1 = download(m.moment1, m.n_params), *v1 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
+    same_products("first moment", &m, m0, w0, m1, w1, 1);
+    if (v0) same_products("second moment", &m, v0, w0, v1, w1, 2);
+    same_bits("running statistics", m.stats, stats, stats_size(&m) * sizeof(float));
+    train_some(&m, &c, 12, 12);
+    CHECK(isfinite(gradient_norm(&m)), "training goes on");
+    free(w0), free(m0), free(v0), free(w1), free(m1), free(v1), free(stats);
+    model_free(&m);
+    release();
+}
+
+static void test_rescaling(void) {
+    const int deep[] = {3072, 500, 500, 500, 500, 500, 500, 500, 500, 10}, small[] = {20, 40, 30, 7};
+    config c = default_config();
+    for (c.norm = NORM_NONE; c.norm <= NORM_BATCH; c.norm++) {
+        c.init = INIT_KAIMING_UNIFORM, c.bias = 1;
+        test_function_kept(c.norm ? "3072-500x8-10, BatchNorm" : "3072-500x8-10", deep, 9, c, 0, 0);
+        test_function_kept(c.norm ? "dead units, BatchNorm" : "dead units", small, 3, c, 1, 1);
+        c.init = INIT_KAIMING_NORMAL;
+        test_function_kept(c.norm ? "kaiming-normal, BatchNorm" : "kaiming-normal", deep + 5, 4, c, 0, 1);
+        c.bias = 0;
+        test_function_kept(c.norm ? "no bias, BatchNorm" : "no bias", small, 3, c, 1, 1);
+        test_rescale_errors(c.norm);
+        test_rescale_in_training(OPTIMIZER_MOMENTUM, c.norm);
+        test_rescale_in_training(OPTIMIZER_ADAMW, c.norm);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ 5. PyTorch
+
+// One run of reference_pytorch.csv by the trainer's own passes.
+static void test_parity(const RefParityCase *k) {
+    static const int optimizer[] = {OPTIMIZER_SGD, OPTIMIZER_MOMENTUM, OPTIMIZER_ADAMW};  // in the order of REF_SGD, ...
+    config c = default_config();
+    model m;
+    double *x = doubles((size_t)REF_PARITY_SAMPLES * REF_PARITY_PIXELS), want[REF_PARITY_ROWS], worst = 0;
+    int y[REF_PARITY_SAMPLES], within = 1;
+    if (!CHECK(ref_parity_read(ref_parity_csv(), k->name, want), "PyTorch's losses can be read")) return;
+    c.norm = k->bn ? NORM_BATCH : NORM_NONE, c.task = k->loss == REF_MSE ? TASK_AUTOENCODE : TASK_CLASSIFY;
+    c.optimizer = optimizer[k->optimizer], c.lr = k->lr, c.momentum = k->momentum, c.weight_decay = k->weight_decay;
+    RefMlp initial = ref_parity_model(k);
+    build(&m, k->dims, k->n_layers, &c, REF_PARITY_SAMPLES);
+    copy_to_model(&m, &initial);
+    ref_parity_inputs(k->loss, x);
+    for (int i = 0; i < REF_PARITY_SAMPLES; i++) y[i] = ref_parity_label(i);
+    for (int s = 0; s <= REF_PARITY_STEPS; s++) {
+        const int eval = s == REF_PARITY_STEPS, first = eval ? 0 : s * REF_PARITY_BATCH % REF_PARITY_SAMPLES;
+        const int rows = eval ? (int)REF_PARITY_SAMPLES : (int)REF_PARITY_BATCH;
+        float loss;
+        upload(m.x[0], x + first * REF_PARITY_PIXELS, (size_t)rows * REF_PARITY_PIXELS);
+        CUDA_CHECK(cudaMemcpy(m.label, y + first, (size_t)rows * sizeof(int), cudaMemcpyHostToDevice));
+        forward(&m, rows, eval ? MODE_EVAL : MODE_TRAIN);
+        loss_forward_backward(&m, rows, s % LOSS_RING);
+        CUDA_CHECK(cudaMemcpy(&loss, m.step_loss + s % LOSS_RING, sizeof loss, cudaMemcpyDeviceToHost));
+        const double difference = fabs((double)loss / want[s] - 1), allowed = eval ? ref_parity_eval_tolerance(k) : ref_parity_tolerance(s + 1);
+        worst = fmax(worst, difference / allowed);
+        if (!(difference <= allowed) && within) printf("    %s: step %d: loss %.9g, PyTorch %.9g\n", k->name, s + 1, (double)loss, want[s]);
+        within = within && difference <= allowed;
+        if (eval) break;
+        backward(&m, rows, MODE_TRAIN, 0);
+        optimizer_step(&m, &c, c.lr, s);
+    }
+    printf("     %s: largest difference from PyTorch is %.3f of what is allowed\n", k->name, worst);
+    CHECK(within, "all losses are PyTorch's");
+    model_free(&m);
+    ref_mlp_free(&initial);
+    release();
+}
+
+// --------------------------------------------------------------------------------- 6. schedule, layers, files, whole runs
+
+static void test_schedule(void) {
+    config c = default_config();
+    const double quarter = 0.5 * 0.2 * (1 + sqrt(0.5));
+    double got[8], want[8] = {0.2, 0.2, 0.05, 0.2, 0.2, quarter, 0.1, 0};
+    c.lr = 0.2;
+    got[0] = learning_rate(&c, 0, 100), got[1] = learning_rate(&c, 99, 100);
+    c.warmup = 4;
+    got[2] = learning_rate(&c, 0, 100), got[3] = learning_rate(&c, 3, 100);
+    c.schedule = SCHEDULE_COSINE;
+    got[4] = learning_rate(&c, 4, 100), got[5] = learning_rate(&c, 28, 100), got[6] = learning_rate(&c, 52, 100), got[7] = learning_rate(&c, 100, 100);
+    test_close_d("learning rate", got, want, 8, 1e-12, 1e-15);
+    CHECK(learning_rate(&c, 4, 4) == 0.2 && learning_rate(&c, 2, 3) == 0.2 * 3 / 4, "a warm-up longer than the run");
+}
+
+static void test_layer_sizes(void) {
+    config c = default_config();
+    dataset d;
+    int dim[MAX_LAYERS + 1];
+    char err[256] = "";
+    memset(&d, 0, sizeof d);
+    snprintf(d.name, sizeof d.name, "pictures");
+    d.features = 784, d.classes = 10;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[0] == 784 && dim[1] == 512 && dim[3] == 512 && dim[4] == 10, "default layers");
+    c.task = TASK_AUTOENCODE;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[4] == 784, "default layers of an autoencoder");
+    c.task = TASK_CLASSIFY, c.layers.n = 3, c.layers.v[0] = 784, c.layers.v[1] = 7, c.layers.v[2] = 10;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 2 && dim[1] == 7 && dim[2] == 10, "given layers");
+    c.layers.v[0] = 783;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "783") && strstr(err, "784") && strstr(err, "pictures"), "wrong inputs");
+    c.layers.v[0] = 784, c.layers.v[2] = 11;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "11") && strstr(err, "10 classes"), "wrong number of classes");
+    c.task = TASK_AUTOENCODE;
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "784 features"), "wrong outputs of an autoencoder");
+}
+
+// Newest first, also where there are more checkpoints than room, and other names are left out.
+static void test_find_checkpoints(const char *dir) {
+    static const char *const other[] = {"checkpoint-", "checkpoint-12x", "checkpoint-abc", "model", "checkpoint"};
+    const int room[] = {1, 2, 64, 99, 100, 200};
+    char path[LOG_PATH];
+    int64_t steps[200];
+    snprintf(path, sizeof path, "%s/many", dir);
+    CHECK(find_checkpoints(path, steps, 64) == 0, "a folder that is not there");
+    mkdir(path, 0777);
+    CHECK(find_checkpoints(path, steps, 64) == 0, "an empty folder");
+    for (int i = 0; i < 105; i++) {
+        if (i < 100) snprintf(path, sizeof path, "%s/many/checkpoint-%d", dir, i * 37 % 100 * 10);
+        else snprintf(path, sizeof path, "%s/many/%s", dir, other[i - 100]);
+        mkdir(path, 0777);
+    }
+    snprintf(path, sizeof path, "%s/many", dir);
+    for (int k = 0; k < 6; k++) {
+        const int want = room[k] < 100 ? room[k] : 100;
+        int ok = find_checkpoints(path, steps, room[k]) == want;
+        for (int i = 0; i < want; i++) ok = ok && steps[i] == 990 - 10 * i;
+        CHECK(ok, "the newest checkpoints in order");
+    }
+}
+
+static int file_is_there(const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+}
+
+// Loads a file that does not fit: an error with these words, and the model is as before.
+static void load_fails(model *m, const char *path, const char *words) {
+    char err[512] = "";
+    float *params = download(m->params, m->n_params), *stats = download(m->stats, stats_size(m));
+    const int64_t tracked = m->batches_tracked;
+    if (!CHECK(load_model(m, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong")) printf("    '%s', expected '%s'\n", err, words);
+    same_bits("parameters", m->params, params, m->n_params * sizeof(float));
+    same_bits("statistics", m->stats, stats, stats_size(m) * sizeof(float));
+    CHECK(m->batches_tracked == tracked, "batch count is kept");
+    free(params), free(stats);
+}
+
+// Weight files: back bit for bit, and files of other networks change nothing.
+static void test_weights(const char *dir) {
+    const int dims[] = {9, 17, 13, 5}, wide[] = {9, 18, 13, 5};
+    config c = default_config(), plain = default_config(), no_bias = default_config();
+    model a, b, other;
+    char path[LOG_PATH], err[512] = "";
+    c.norm = no_bias.norm = NORM_BATCH, no_bias.bias = 0;
+    snprintf(label, sizeof label, "weights");
+    snprintf(path, sizeof path, "%s/w.safetensors", dir);
+    build(&a, dims, 3, &c, 8), build(&b, dims, 3, &c, 8);
+    model_init(&a, &c);
+    disturb_norm(&a);
+    train_some(&a, &c, 3, 0);
+    CHECK(a.batches_tracked == 3 && save_model(&a, path, err, sizeof err) == 0, "weights are saved");
+    CHECK(load_model(&b, path, err, sizeof err) == 0, "and loaded");
+    float *params = download(a.params, a.n_params), *stats = download(a.stats, stats_size(&a));
+    same_bits("parameters", b.params, params, a.n_params * sizeof(float));
+    same_bits("statistics", b.stats, stats, stats_size(&a) * sizeof(float));
+    CHECK(b.batches_tracked == 3, "batch count");
+    b.batches_tracked = 7, disturb_norm(&b);
+    snprintf(path, sizeof path, "%s/other.safetensors", dir);
+    load_fails(&b, path, "other.safetensors");
+    const struct { const config *c; const int *dims; const char *words; } wrong[] = {
+        {&no_bias, dims, "fc1.bias"}, {&plain, dims, "bn1.weight"}, {&c, wide, "fc1.weight"}};
+    for (int k = 0; k < 3; k++) {
+        build(&other, wrong[k].dims, 3, wrong[k].c, 8);
+        model_init(&other, wrong[k].c);
+        CHECK(save_model(&other, path, err, sizeof err) == 0, "weights of another network");
+        load_fails(&b, path, wrong[k].words);
+        if (k == 0) {  // the other way round: a tensor too many
+            snprintf(path, sizeof path, "%s/w.safetensors", dir);
+            load_fails(&other, path, "fc1.bias");
+            snprintf(path, sizeof path, "%s/other.safetensors", dir);
+        }
+        model_free(&other);
+    }
+    for (int k = 0; k < 4; k++) {  // not a number, in a weight of the last layer or in a statistic
+        const float bad = k % 2 ? INFINITY : NAN;
+        float *place = k < 2 ? a.w[2] + 3 : a.running_var[1] + 12, keep;
+        CUDA_CHECK(cudaMemcpy(&keep, place, sizeof keep, cudaMemcpyDeviceToHost));
+        CUDA_CHECK(cudaMemcpy(place, &bad, sizeof bad, cudaMemcpyHostToDevice));
+        CHECK(save_model(&a, path, err, sizeof err) == 0, "weights with NaN are saved");
+        load_fails(&b, path, k < 2 ? "fc3.weight" : "bn2.running_var");
+        CUDA_CHECK(cudaMemcpy(place, &keep, sizeof keep, cudaMemcpyHostToDevice));
+    }
+    free(params), free(stats);
+    model_free(&a), model_free(&b);
+    release();
+}
+
+// Runs the whole program with a command line, separated by single spaces; returns its exit status.
+static int run_program(const char *format, const char *dir) {
+    char text[4096], *words[64];
+    int n = 0;
+    snprintf(text, sizeof text, format, dir, dir);
+    for (char *w = strtok(text, " "); w && n < 63; w = strtok(NULL, " ")) words[n++] = w;
+    words[n] = NULL;
+    config c = default_config();
+    parse_command_line(&c, n, words);
+    return run(&c);
+}
+
+// Everything a file holds, in memory of the case; *n its size, 0 when it cannot be read.
+static char *contents(const char *dir, const char *name, size_t *n) {
+    char path[LOG_PATH], *bytes = (char *)host_bytes(1 << 20);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "rb");
+    *n = f ? fread(bytes, 1, 1 << 20, f) : 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+// A run that stops and is resumed ends with the same weights as one that goes through.
+static void test_runs(const char *dir) {
+#define OPTIONS "train_mlp --quiet --data moons --layers 2,24,24,2 --batch-size 96 --norm batch --optimizer adamw --lr 0.01 --rescale-every 5steps --eval-every 3steps "
+    size_t n_whole, n_resumed;
+    char path[LOG_PATH];
+    CHECK(run_program(OPTIONS "--steps 25 --save %s/whole.safetensors --report %s/report.json", dir) == 0, "a run");
+    CHECK(run_program(OPTIONS "--steps 13 --log-dir %s/log --checkpoint-every 4steps", dir) == 0, "its first half");
+    CHECK(run_program(OPTIONS "--steps 25 --resume %s/log --save %s/resumed.safetensors", dir) == 0, "and the rest");
+    const char *whole = contents(dir, "whole.safetensors", &n_whole), *resumed = contents(dir, "resumed.safetensors", &n_resumed);
+    CHECK(n_whole > 0 && n_whole == n_resumed && memcmp(whole, resumed, n_whole) == 0, "the same weights, bit for bit");
+    snprintf(path, sizeof path, "%s/report.json", dir);
+    CHECK(file_is_there(path), "a report");
+    snprintf(path, sizeof path, "%s/log/log.csv", dir);
+    CHECK(file_is_there(path), "a log");
+    snprintf(path, sizeof path, "%s/log/checkpoint-8", dir);
+    CHECK(!file_is_there(path), "old checkpoints are removed");
+    release();
+}
+
+// ------------------------------------------------------------------------------------------------------------ 7. one hash
+
+// Trains three networks for five steps each; FNV-1a over the bits of all their parameters.
+static void print_bits(void) {
+    const int dims[3][4] = {{70, 300, 41, 10}, {33, 64, 65, 7}, {37, 20, 20, 37}};
+    uint32_t hash = 2166136261u;
+    seed = 99;
+    for (int k = 0; k < 3; k++) {
+        config c = default_config();
+        model m;
+        rescale_report report;
+        c.optimizer = k == 0 ? OPTIMIZER_SGD : k == 1 ? OPTIMIZER_ADAMW : OPTIMIZER_MOMENTUM;
+        c.norm = k == 1 ? NORM_BATCH : NORM_NONE, c.task = k == 2 ? TASK_AUTOENCODE : TASK_CLASSIFY;
+        build(&m, dims[k], 3, &c, 101);
+        model_init(&m, &c);
+        CHECK(rescale_model(&m, &c, &report) == 0, "rescaling before the hash");
+        train_some(&m, &c, 5, 0);
+        unsigned char *bytes = (unsigned char *)download(m.params, m.n_params);
+        for (size_t i = 0; i < m.n_params * sizeof(float); i++) hash = (hash ^ bytes[i]) * 16777619u;
+        free(bytes);
+        model_free(&m);
+        release();
+    }
+    printf("bits %08X\n", (unsigned)hash);
+}
+
+int main(void) {
+    char dir[1024];
+    snprintf(dir, sizeof dir, "%s", test_make_dir());
+    test_kernels();
+    test_networks();
+    for (int i = 0; i < N_NETS; i++) test_diag_g(&nets[i]);
+    test_rescaling();
+    for (int i = 0; i < REF_PARITY_CASES; i++) test_parity(&ref_parity_cases[i]);
+    test_schedule();
+    test_layer_sizes();
+    test_find_checkpoints(dir);
+    test_weights(dir);
+    test_runs(dir);
+    print_bits();
+    test_remove_dir(dir);
+    return test_summary();
+}

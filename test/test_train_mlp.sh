@@ -1,0 +1,596 @@
+#!/bin/sh
+# test_train_mlp.sh -- the MLP trainer as a user meets it: command line, bad input, files, interruption, resume, divergence.
+#
+#     sh test/test_train_mlp.sh TRAINER [COMPARE]          (make test: build/cpu/train_mlp build/c/dev/compare)
+#
+# Uses the built-in data sets and tiny files written by test/damage.c, so nothing is downloaded. Needs POSIX tools and a C
+# compiler; python3, with torch and safetensors, adds checks. Runs on one thread, except where threads are what is compared.
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
+    echo "usage: sh test/test_train_mlp.sh TRAINER [COMPARE]" >&2
+    exit 2
+fi
+trainer=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
+compare=${2:-}
+work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' HUP INT TERM
+passed=0 failed=0 skipped=0
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
+unset CUDA_CPU_ORDER
+
+# check WHAT COMMAND...: counts one check; a failure shows what the trainer said last.
+check() {
+    what=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        printf 'FAIL %s\n' "$what"
+        printf '    %s\n' "$*"
+        sed 's/^/    out: /' "$work/out" | tail -n 5
+        sed 's/^/    err: /' "$work/err" | tail -n 5
+    fi
+}
+skip() {
+    skipped=$((skipped + 1))
+    printf 'SKIP %s\n' "$1"
+}
+is() { [ "$1" = "$2" ]; }
+not() { ! "$@"; }
+same() { cmp -s "$1" "$2"; }
+says() { grep -q -F -e "$1" "$work/out"; }
+complains() { grep -q -F -e "$1" "$work/err"; }
+silent() { [ ! -s "$work/out" ] && [ ! -s "$work/err" ]; }
+near() { awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b) && -d <= t * (b < 0 ? -b : b)) }'; }
+less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 <= b + 0) }'; }
+
+# run ARGUMENTS: runs the trainer; its output and status are in $work/out, $work/err and $status.
+run() {
+    printf '%s\n' "$@" >>"$work/used"
+    "$trainer" "$@" >"$work/out" 2>"$work/err"
+    status=$?
+}
+# ok WHAT ARGUMENTS: a run that ends well and has nothing to complain about.
+ok() {
+    label=$1
+    shift
+    run "$@"
+    check "$label: exit 0, nothing on stderr" eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
+}
+# refuses STATUS TEXT ARGUMENTS: a run that ends with this status and exactly one line on stderr, with the text in it.
+refuses() {
+    want=$1 text=$2
+    shift 2
+    run --quiet "$@"
+    check "exit $want and one line with '$text', not $status: $*" one_line
+}
+one_line() {
+    [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q '^train_mlp: ' "$work/err" && complains "$text" && [ ! -s "$work/out" ]
+}
+# number FILE KEY: a number of a JSON report, as it is written there.
+number() { sed -n "s/^ *\"$2\": \\([^,]*\\),*\$/\\1/p" "$1"; }
+# last_step LOGDIR: the last step in a log.
+last_step() { awk -F, '$3 == "step" { s = $1 } END { print s + 0 }' "$1/log.csv"; }
+newest() { find "$1" -name 'checkpoint-*' | sed 's/.*checkpoint-//' | sort -n | tail -n 1; }
+
+# same_log A B: the same rows, apart from the times. The gradient norm is known where the losses were fetched, which
+# depends on the clock; where both logs have it, it is the same.
+same_log() {
+    awk -F, -v other="$2/log.csv" '
+        function miss(why) { print "    log line " NR ": " why; bad = 1; exit 1 }
+        { if ((getline line < other) <= 0) miss("missing in the other log")
+          n = split(line, b, ",")
+          if (n != NF) miss("columns")
+          for (i = 1; i <= 6; i++) if ($i != b[i]) miss($i " is not " b[i] " in column " i)
+          if ($7 != b[7] && $7 != "n/a" && b[7] != "n/a") miss("gradient norm") }
+        END { if (!bad && (getline line < other) > 0) { print "    log: more rows in the other log"; bad = 1 }
+              exit bad }' "$1/log.csv"
+}
+
+: >"$work/out"
+: >"$work/err"
+damage=$root/build/c/test/damage
+if [ ! -x "$damage" ] || [ -n "$(find "$root/test/damage.c" "$root/test/ref_parity.h" -newer "$damage")" ]; then
+    damage=$work/damage
+    if ! ${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 -I"$root/test" -o "$damage" "$root/test/damage.c" -lm; then
+        echo "FAIL cannot build test/damage.c"
+        echo "0 passed, 1 failed, 0 skipped"
+        exit 1
+    fi
+fi
+mkdir "$work/idx"
+"$damage" parity "$work/idx" || exit 1
+moons="--data moons --layers 2,16,16,2"
+tiny="--data $work/idx --layers 36,4,10"
+start() { # start NAME OPTIONS...: untrained weights in $work/NAME
+    saved=$1
+    shift
+    ok "initial weights $saved" $moons --steps 0 --quiet --save "$work/$saved" "$@"
+}
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+run --help
+check '--help: exit 0, on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "Usage: train_mlp"'
+sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' "$work/out" >"$work/options"
+check '--help: lists the options' eval '[ "$(wc -l <"$work/options")" -gt 30 ]'
+check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
+run --version
+check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
+
+refuses 2 --epocs $moons --epocs 3
+refuses 2 --epoch $moons --epoch 3
+refuses 2 --lr $moons --lr abc
+refuses 2 --lr $moons --lr 0.1x
+refuses 2 --lr $moons --lr -1
+refuses 2 --lr $moons --lr 0
+refuses 2 --lr $moons --lr nan
+refuses 2 --lr $moons --lr 1e999
+refuses 2 --lr $moons --lr ''
+refuses 2 --lr $moons --lr
+refuses 2 --momentum $moons --momentum 1
+refuses 2 --weight-decay $moons --weight-decay -0.1
+refuses 2 --init-scale $moons --init-scale 0
+refuses 2 --batch-size $moons --batch-size -1
+refuses 2 --batch-size $moons --batch-size 1.5
+refuses 2 --epochs $moons --epochs 99999999999999999999
+refuses 2 --steps $moons --steps -1
+refuses 2 --seed $moons --seed -3
+refuses 2 --limit $moons --limit -2
+refuses 2 --warmup $moons --warmup -1
+refuses 2 --eval-every $moons --eval-every 3weeks
+refuses 2 --rescale-every $moons --rescale-every -1steps
+refuses 2 --rescale-max-log $moons --rescale-max-log -1
+refuses 2 --rescale $moons --rescale maybe
+refuses 2 --optimizer $moons --optimizer adam
+refuses 2 --quiet $moons --quiet=yes
+refuses 2 stray $moons stray
+refuses 2 --layers --data moons --layers 2
+refuses 2 --layers --data moons --layers 2,,2
+refuses 2 --layers --data moons --layers 2,0,2
+refuses 2 --layers --data moons --layers 2,a,2
+refuses 2 'has 2 features' --data moons --layers 3,8,2
+refuses 2 'has 2 classes' --data moons --layers 2,8,3
+refuses 2 'features to reconstruct' --data moons --layers 2,8,3 --task autoencode
+refuses 2 --layers --data moons --layers 2,1000000,1000000,2
+refuses 2 --layers --data moons --layers "2$(awk 'BEGIN { for (i = 0; i < 200; i++) printf ",4" }'),2"
+refuses 2 '--resume and --load' $moons --resume "$work/x" --load "$work/y"
+refuses 2 --log-dir $moons --resume "$work/x" --log-dir "$work/y"
+ok 'a run that says what it runs on' $moons --steps 0
+if head -n 1 "$work/out" | grep -q '^CPU'; then
+    refuses 2 --precision $moons --precision bf16
+    refuses 2 --precision $moons --precision tf32
+else
+    skip 'precisions a CPU does not have: this is not the CPU build'
+fi
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+# broken FILE TEXT COMMAND...: a copy of the tiny data set with one file changed is refused, with the file's name.
+broken() {
+    file=$1 say=$2
+    shift 2
+    rm -rf "$work/broken"
+    mkdir "$work/broken"
+    cp "$work"/idx/*-ubyte "$work/broken"
+    "$@" || exit 1
+    refuses 1 "$file" --data "$work/broken" --layers 36,4,10 --steps 0
+    check "$file: says '$say'" complains "$say"
+}
+refuses 1 "$work/nowhere" --data "$work/nowhere" --steps 0
+refuses 1 "$work/idx/sgd.options" --data "$work/idx/sgd.options" --steps 0
+refuses 1 nosuchset --data nosuchset --steps 0
+refuses 1 get_data.sh --data mnist --data-dir "$work" --steps 0
+bad=$work/broken
+broken train-images-idx3-ubyte '' rm "$bad/train-images-idx3-ubyte"
+broken t10k-labels-idx1-ubyte '' rm "$bad/t10k-labels-idx1-ubyte"
+broken train-images-idx3-ubyte bytes "$damage" cut "$bad/train-images-idx3-ubyte" 1
+broken train-images-idx3-ubyte bytes "$damage" cut "$bad/train-images-idx3-ubyte" -1
+broken train-images-idx3-ubyte '' "$damage" cut "$bad/train-images-idx3-ubyte" 2310
+broken t10k-labels-idx1-ubyte bytes "$damage" cut "$bad/t10k-labels-idx1-ubyte" 40
+broken t10k-labels-idx1-ubyte bytes "$damage" cut "$bad/t10k-labels-idx1-ubyte" -40
+broken train-images-idx3-ubyte magic "$damage" set "$bad/train-images-idx3-ubyte" 0 00000d03
+broken train-labels-idx1-ubyte magic "$damage" set "$bad/train-labels-idx1-ubyte" 0 00000803
+broken train-images-idx3-ubyte '' "$damage" set "$bad/train-images-idx3-ubyte" 4 ffffffff
+broken train-images-idx3-ubyte '' "$damage" set "$bad/train-images-idx3-ubyte" 8 7fffffff7fffffff
+broken train-images-idx3-ubyte '' "$damage" set "$bad/train-images-idx3-ubyte" 4 00000000
+broken "$bad" 'expected test labels of 0..9' "$damage" set "$bad/t10k-labels-idx1-ubyte" -1 c8
+mkdir -p "$work/named/mnist"
+cp "$work"/idx/*-ubyte "$work/named/mnist"
+ok 'a named set in another folder' --data mnist --data-dir "$work/named" --layers 36,4,10 --steps 0
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+"$damage" weights good "$work/w"
+ok 'good weights' $tiny --load "$work/w" --rescale none --steps 0 --quiet --save "$work/w2"
+for kind in nan inf huge-header long-header empty overlap range backwards negative hole rest duplicate duplicate-key dtype \
+    unknown-dtype shape rank huge-shape missing extra json; do
+    "$damage" weights $kind "$work/bad.safetensors"
+    case $kind in
+    nan) say='nan' ;;
+    duplicate) say="'fc2.bias' is there twice" ;;
+    overlap) say=overlap ;;
+    dtype) say="'fc1.bias': expected dtype F32, F64, F16 or BF16, found I32" ;;
+    shape) say="'fc1.weight': expected shape [4,36], found [36,4]" ;;
+    rank) say="'fc1.weight': expected shape [4,36], found [144]" ;;
+    missing) say="'fc1.bias'" ;;
+    extra) say="'fc3.bias'" ;;
+    *) say='' ;;
+    esac
+    refuses 1 "$work/bad.safetensors" $tiny --load "$work/bad.safetensors" --steps 0
+    check "weights $kind: says '$say'" complains "$say"
+done
+refuses 1 "$work/none.safetensors" $tiny --load "$work/none.safetensors" --steps 0
+refuses 1 "$work" $tiny --load "$work" --steps 0
+cp "$work/w2" "$work/w3"
+"$damage" cut "$work/w3" 5
+refuses 1 "$work/w3" $tiny --load "$work/w3" --steps 0
+cp "$work/w2" "$work/w3"
+"$damage" set "$work/w3" -3 01
+refuses 1 checksum $tiny --load "$work/w3" --steps 0
+start other --no-bias
+refuses 1 "'fc1.bias'" $moons --load "$work/other" --steps 0
+start other
+refuses 1 "'fc1.bias' does not belong" $moons --no-bias --load "$work/other" --steps 0
+refuses 1 "'fc2.weight': expected shape [8,16], found [16,16]" --data moons --layers 2,16,8,2 --load "$work/other" --steps 0
+refuses 1 "'fc3.weight': expected shape [16,16], found [2,16]" --data moons --layers 2,16,16,16,2 --load "$work/other" --steps 0
+refuses 1 "'bn1.weight'" $moons --norm batch --load "$work/other" --steps 0
+
+# --------------------------------------------------------------------------------------------------------------- output
+
+echo 'an older file' >"$work/old"
+refuses 1 "$work/old/logs" $moons --steps 0 --log-dir "$work/old/logs"
+refuses 1 "$work/old" $moons --steps 0 --report "$work/old/r.json"
+refuses 1 "$work/missing/w" $moons --steps 0 --save "$work/missing/w"
+mkdir "$work/folder"
+refuses 1 "$work/folder" $moons --steps 0 --save "$work/folder"
+mkfifo "$work/pipe"
+refuses 1 "$work/pipe" $moons --steps 0 --save "$work/pipe"
+check '--save does not replace a pipe or a device' test -p "$work/pipe"
+
+# no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.
+no_room() {
+    label=$1 file=$2
+    shift 2
+    mkdir -p "$(dirname "$file")"
+    echo 'an older file' >"$file"
+    (trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet "$@") >"$work/out" 2>"$work/err"
+    status=$? want=1 text=$file
+    check "$label, no room: exit 1 and one line with '$text', not $status" one_line
+    check "$label, no room: the older file is intact" same "$file" "$work/old"
+    check "$label, no room: nothing half-written is left" is "$(find "$(dirname "$file")" -name '*.tmp*')" ''
+}
+no_room --save "$work/full/w" $moons --steps 0 --save "$work/full/w"
+(trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet $moons --steps 200 --log-dir "$work/fulllog" --checkpoint-every 0) >"$work/out" 2>"$work/err"
+status=$? want=1 text=$work/fulllog
+# The log ends, training goes on, and so does its end: the checkpoint does not fit either.
+check 'log and checkpoint, no room: exit 1' is $status 1
+check 'log and checkpoint, no room: a line for each' eval '[ "$(grep -c "^train_mlp: $work/fulllog/" "$work/err")" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 2 ]'
+check 'log, no room: ends with a whole row' eval '[ "$(tail -n 1 "$work/fulllog/log.csv" | tr -dc , | wc -c)" -eq 8 ]'
+mkdir "$work/tmpfs"
+if unshare -m sh -c 'mount -t tmpfs -o size=64k none "$1"' sh "$work/tmpfs" 2>/dev/null; then
+    # A network of 200 kB on a disk of 64 kB, over an older file of 14 bytes.
+    unshare -m sh -c '
+        mount -t tmpfs -o size=64k none "$1" && cp "$2" "$1/w" || exit 99
+        "$3" --quiet --data moons --layers 2,200,200,2 --steps 0 --save "$1/w"
+        echo "status $?, $(ls -A "$1" | tr "\n" ,) $(cat "$1/w")"' sh "$work/tmpfs" "$work/old" "$trainer" >"$work/out" 2>"$work/err"
+    check 'full disk: exit 1, the older file is intact and alone' says 'status 1, w, an older file'
+    check 'full disk: one line' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "$work/tmpfs/w" && complains "No space left"'
+    unshare -m sh -c '
+        mount -t tmpfs -o size=64k none "$1" || exit 99
+        "$2" --quiet --data moons --layers 2,16,2 --steps 3000 --checkpoint-every 0 --log-dir "$1/log"; echo "status $?"' \
+        sh "$work/tmpfs" "$trainer" >"$work/out" 2>"$work/err"
+    check 'full disk, log: exit 1' says 'status 1'
+    check 'full disk, log: said once' eval '[ "$(grep -c log.csv "$work/err")" -eq 1 ] && complains "No space left"'
+else
+    skip 'full disk on a tmpfs: needs root and unshare'
+fi
+
+# ------------------------------------------------------------------------------------- initialisation and rescaling
+
+# losses FILE OPTIONS: training and test loss of saved weights, all digits.
+losses() {
+    file=$1
+    shift
+    ok "losses of $file" $moons --quiet --rescale none --steps 0 --load "$work/$file" --report "$work/r.json" "$@"
+    train=$(number "$work/r.json" final_train_loss) test=$(number "$work/r.json" final_test_loss)
+}
+start none --rescale none
+start pathcond --rescale pathcond
+start enorm --rescale enorm
+start sweeps --rescale-solver sweeps --rescale-sweeps 3 --report "$work/sweeps.json"
+start bounded --rescale-max-log 0.5 --report "$work/bounded.json"
+check 'three sweeps are three sweeps' is "$(number "$work/sweeps.json" solver) $(number "$work/sweeps.json" sweeps)" '"sweeps" 3'
+check 'a bound on |log lambda| holds' less "$(number "$work/bounded.json" max_abs_log_lambda)" 0.5000001
+losses none
+train0=$train test0=$test
+for file in pathcond enorm sweeps bounded; do
+    losses $file
+    check "$file: not the same weights" not same "$work/none" "$work/$file"
+    check "$file: the same training loss" near "$train" "$train0" 1e-6
+    check "$file: the same test loss" near "$test" "$test0" 1e-6
+done
+for method in pathcond enorm; do
+    start pow2 --rescale $method --rescale-pow2 --report "$work/pow2.json"
+    losses pow2
+    check "$method in powers of two: other weights" not same "$work/none" "$work/pow2"
+    check "$method in powers of two: the same losses bit for bit" is "$train $test" "$train0 $test0"
+    check "$method in powers of two: outputs moved by exactly 0" is "$(number "$work/pow2.json" output_max_rel_diff)" 0
+done
+start bn --norm batch --rescale none
+losses bn --norm batch
+train0=$train test0=$test
+start bn --norm batch
+losses bn --norm batch
+check 'BatchNorm: the same losses after PathCond' eval 'near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
+
+start normal --init kaiming-normal --rescale none
+check 'kaiming-normal: other weights' not same "$work/none" "$work/normal"
+start scaled --init-scale 1e-20 --rescale none
+losses scaled
+check 'initial weights scaled to nothing: loss log 2' near "$train" 0.69314718056 1e-6
+refuses 1 'initial weights' $moons --steps 0 --init-scale 1e38 --rescale none
+start seeded --seed 2 --rescale none
+check 'another seed: other weights' not same "$work/none" "$work/seeded"
+
+# ------------------------------------------------------------------------------------------- training, logs, determinism
+
+header=step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s
+ok 'training' $moons --epochs 2 --batch-size 100 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --lr 0.1
+check 'piped output has no control characters' is "$(tr -d '[:print:]\n' <"$work/out" | wc -c | tr -d ' ')" 0
+check 'log.csv has its header' is "$(head -n 1 "$work/log/log.csv")" $header
+check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 27
+check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
+check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-10" ] && [ "$(newest "$work/log")" = 20 ]'
+check 'the last checkpoint has the saved weights' same "$work/log/checkpoint-20/model.safetensors" "$work/s1"
+for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve seconds_apply \
+    max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss final_test_loss \
+    final_test_accuracy rescalings samples_per_second device threads version; do
+    check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
+done
+check 'report: seconds of all rescalings, and of training' is "$(grep -c '^ *"seconds":' "$work/r.json")" 2
+if command -v python3 >/dev/null 2>&1; then
+    check 'the report is valid JSON' eval 'python3 -m json.tool "$work/r.json" >"$work/json" 2>"$work/err"'
+else
+    skip 'JSON of the report: no python3'
+fi
+if [ -n "$compare" ] && [ -x "$compare" ]; then
+    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
+    check 'the comparison reads the log' is $? 0
+fi
+train=$(awk -F, '$3 == "train" { loss = $4 } END { print loss }' "$work/log/log.csv")
+check 'the last row of the log is the report' near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8
+losses s1
+check 'saved weights have the loss that was reported' eval 'near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8'
+ok 'quiet' $moons --epochs 1 --quiet
+check 'quiet prints nothing' silent
+
+images="--data images --limit 300 --layers 784,48,48,10 --batch-size 64 --epochs 2 --optimizer momentum --lr 0.02 --norm batch --quiet"
+ok 'images' $images --save "$work/a" --log-dir "$work/la"
+ok 'images again' $images --save "$work/b" --log-dir "$work/lb"
+check 'the same command gives the same bits' same "$work/a" "$work/b"
+check 'the same command gives the same log' same_log "$work/la" "$work/lb"
+CUDA_CPU_ORDER=reverse
+export CUDA_CPU_ORDER
+ok 'images in reversed thread order' $images --save "$work/b"
+unset CUDA_CPU_ORDER
+check 'reversed thread order gives the same bits' same "$work/a" "$work/b"
+OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
+ok 'images on two threads' $images --save "$work/b" --report "$work/r.json"
+if [ "$(number "$work/r.json" gemm)" = '"OpenBLAS"' ]; then
+    if same "$work/a" "$work/b"; then echo 'OpenBLAS: the same bits on 1 and 2 threads'; else echo 'OpenBLAS: other bits on 2 threads than on 1'; fi
+    ok 'images on two threads, again' $images --save "$work/c"
+    check 'the same command on two threads gives the same bits' same "$work/b" "$work/c"
+else
+    check 'one and two threads give the same bits' same "$work/a" "$work/b"
+fi
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+ok 'a training set in stored order' $moons --load "$work/none" --shuffle none --seed 1 --epochs 1 --quiet --save "$work/a"
+ok 'the same with another seed' $moons --load "$work/none" --shuffle none --seed 2 --epochs 1 --quiet --save "$work/b"
+check '--shuffle none: the seed does not matter' same "$work/a" "$work/b"
+ok 'the same, shuffled' $moons --load "$work/none" --shuffle epoch --seed 2 --epochs 1 --quiet --save "$work/b"
+check '--shuffle epoch: another order' not same "$work/a" "$work/b"
+
+# The largest change of the outputs by a rescaling that was reported.
+moved() { sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }'; }
+for optimizer in sgd momentum adamw; do
+    ok "rescaling every 10 steps, $optimizer" $moons --optimizer $optimizer --momentum 0.8 --weight-decay 1e-4 --lr 0.01 --rescale-every 10steps --epochs 4
+    check "rescaling every 10 steps, $optimizer: 1 + 3 times" is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
+    check "rescaling, $optimizer: outputs stay" less "$(moved)" 1e-5
+    ok "rescaling every epoch, $optimizer, BatchNorm" $moons --optimizer $optimizer --lr 0.01 --norm batch --rescale enorm --rescale-every 1epochs --epochs 3
+    check "rescaling every epoch, $optimizer: 1 + 2 times" is "$(grep -c '^rescaled by ENorm' "$work/out")" 3
+    check "rescaling with BatchNorm, $optimizer: outputs stay" less "$(moved)" 1e-5
+done
+
+ok 'cosine with warm-up' $moons --steps 50 --schedule cosine --warmup 5 --lr 0.5 --log-dir "$work/cosine" --quiet
+lr() { awk -F, -v s="$1" '$3 == "step" && $1 == s { print $6 }' "$work/cosine/log.csv"; }
+check 'warm-up: a fifth of the rate in the first of five steps' near "$(lr 1)" 0.1 1e-8
+check 'warm-up: the whole rate at its end' near "$(lr 5)" 0.5 1e-8
+check 'cosine: near zero in the last step' eval 'less "$(lr 50)" 0.001 && less 0 "$(lr 50)"'
+
+ok 'autoencoder' --data images --limit 200 --layers 784,32,784 --task autoencode --epochs 1 --report "$work/r.json"
+check 'autoencoder: no accuracy' eval '! says accuracy && [ "$(number "$work/r.json" final_test_accuracy)" = null ]'
+check '--limit: fewer training samples' says '200 training and 2000 test samples'
+ok 'full batch' $moons --batch-size 0 --epochs 3 --report "$work/r.json" --quiet --save "$work/a"
+check 'full batch: a step per epoch' is "$(number "$work/r.json" steps)" 3
+ok 'full batch, logged' $moons --batch-size 0 --steps 1 --log-dir "$work/fullbatch" --quiet
+check 'the loss of a full batch is the loss of the evaluation before it' \
+    near "$(awk -F, '$3 == "step" { print $4 }' "$work/fullbatch/log.csv")" "$(awk -F, '$3 == "train" && $1 == 0 { print $4 }' "$work/fullbatch/log.csv")" 1e-7
+ok 'a batch as large as the training set' $moons --batch-size 1000 --epochs 3 --quiet --save "$work/b"
+ok 'a batch larger than the training set' $moons --batch-size 5000 --epochs 3 --quiet --save "$work/c"
+check 'a batch as large as the training set, or larger, is the full batch' eval 'same "$work/a" "$work/b" && same "$work/a" "$work/c"'
+ok 'batches of one sample, BatchNorm' $moons --limit 7 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
+check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
+check 'BatchNorm has its statistics' is "$("$damage" read "$work/a" bn2.running_var)" 'F32 [16]'
+ok 'no bias' $moons --no-bias --epochs 1 --quiet --save "$work/a"
+check 'no bias: none in the file' eval '! "$damage" read "$work/a" fc1.bias 2>"$work/err"'
+ok 'a network without hidden layers' --data moons --layers 2,2 --epochs 1
+ok 'evaluation every 5 steps' $moons --steps 12 --eval-every 5steps --log-dir "$work/eval" --quiet
+check 'evaluated after 0, 5, 10 and 12 steps' is "$(awk -F, '$3 == "test" { printf "%s ", $1 }' "$work/eval/log.csv")" '0 5 10 12 '
+ok 'the only precision everywhere' $moons --steps 1 --precision fp32 --quiet
+ok 'no epochs' $moons --epochs 0 --quiet
+
+# ---------------------------------------------------------------------------------------------------- PyTorch's losses
+
+for file in "$work"/idx/*.safetensors; do
+    name=$(basename "$file" .safetensors)
+    # shellcheck disable=SC2046
+    ok "parity $name" --data "$work/idx" --load "$file" --shuffle none --rescale none --quiet --log-dir "$work/parity-$name" --save "$work/parity-$name/w" $(cat "$work/idx/$name.options")
+    "$damage" parity-check "$name" "$work/parity-$name/log.csv" >"$work/out" 2>"$work/err"
+    check "parity $name: PyTorch's losses for 100 steps" is $? 0
+    cat "$work/out"
+done
+if ! command -v python3 >/dev/null 2>&1; then
+    skip 'weights to and from PyTorch: no python3'
+elif ! python3 -c 'import torch, safetensors' >/dev/null 2>&1; then
+    skip 'weights to and from PyTorch: python3 has no torch or no safetensors'
+else
+    # roundtrip FILE OPTIONS: PyTorch evaluates saved weights and finds the trainer's test loss and accuracy.
+    roundtrip() {
+        file=$1
+        shift
+        ok "losses of $file" --data "$work/idx" --quiet --rescale none --steps 0 --load "$file" --report "$work/r.json" "$@"
+        python3 "$root/test/pytorch_roundtrip.py" eval "$file" --data "$work/idx" >"$work/out" 2>"$work/err"
+        check "PyTorch loads and evaluates $file" is $? 0
+        check "PyTorch finds the same test loss" near "$(cut -d' ' -f2 "$work/out")" "$(number "$work/r.json" final_test_loss)" 1e-5
+        check "PyTorch finds the same accuracy" near "$(cut -d' ' -f4 "$work/out")" "$(number "$work/r.json" final_test_accuracy)" 1e-8
+    }
+    roundtrip "$work/parity-momentum_bn/w" --layers 36,32,24,10 --norm batch
+    python3 "$root/test/pytorch_roundtrip.py" init "$work/torch.safetensors" --layers 36,20,10 --norm batch >"$work/out" 2>"$work/err"
+    check 'PyTorch writes initial weights' is $? 0
+    roundtrip "$work/torch.safetensors" --layers 36,20,10 --norm batch
+    ok 'training from weights of PyTorch' --data "$work/idx" --layers 36,20,10 --norm batch --load "$work/torch.safetensors" --epochs 2 --batch-size 16 --quiet
+fi
+
+# --------------------------------------------------------------------------------------------- interruption and resume
+
+# A run that never ends by itself is interrupted where it happens to be, resumed up to 100 steps later, and compared with a
+# run that went there directly.
+long="--data moons --layers 2,16,16,2 --batch-size 50 --lr 0.02 --rescale-every 150steps --eval-every 90steps --quiet"
+# interrupted SIGNAL EXPECTED NAME OPTIONS
+interrupted() {
+    signal=$1 expected=$2 name=$3
+    shift 3
+    dir=$work/$name-$signal
+    "$damage" signal "$signal" "$dir/log.csv" 400 "$trainer" $long "$@" --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" \
+        --save "$dir.partial" >"$work/out" 2>"$work/err"
+    check "$name, SIG$signal: exit $expected" is $? "$expected"
+    if [ "$signal" = KILL ]; then
+        # Rows after the newest checkpoint have to go; a write in progress may have left its temporary file.
+        step=$(newest "$dir")
+    else
+        step=$(last_step "$dir")
+        check "$name, SIG$signal: one line says where" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
+        check "$name, SIG$signal: the step is finished and saved" is "$(newest "$dir")" "$step"
+        check "$name, SIG$signal: --save has the weights so far" same "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
+    fi
+    end=$((step + 100))
+    run $long "$@" --steps $end --checkpoint-every 70steps --resume "$dir" --save "$dir.resumed"
+    check "$name, SIG$signal: resumed" eval '[ $status -eq 0 ] && { [ ! -s "$work/err" ] || complains "skipping"; }'
+    ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
+    check "$name, SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
+    check "$name, SIG$signal: the same log" same_log "$dir" "$dir-direct"
+    check "$name, SIG$signal: the same optimizer state" same "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
+    rm -rf "$dir-direct"
+}
+interrupted INT 130 sgd
+interrupted KILL 137 sgd
+interrupted INT 130 momentum --optimizer momentum
+interrupted KILL 137 momentum --optimizer momentum
+interrupted INT 130 adamw --optimizer adamw
+interrupted KILL 137 adamw --optimizer adamw
+interrupted INT 130 batchnorm --optimizer momentum --norm batch
+interrupted KILL 137 batchnorm --optimizer adamw --norm batch --weight-decay 0.01
+interrupted TERM 143 term --shuffle none
+
+"$damage" signal INT "$work/out" 4 "$trainer" $moons --epochs 100000 --save "$work/partial" >"$work/out" 2>"$work/err"
+check 'interrupted without --log-dir: exit 130' is $? 130
+check 'interrupted without --log-dir: --save has the weights' eval '"$damage" read "$work/partial" fc1.weight >"$work/out"'
+check 'interrupted without --log-dir: nothing to resume is promised' not complains --resume
+
+# A run of 100 steps keeps the checkpoints of 60 and 100 steps. With the later one damaged in some way, the earlier one
+# leads to the same end. Cosine and warm-up, too, go on where they were.
+full="--data moons --layers 2,16,16,2 --steps 100 --batch-size 64 --optimizer adamw --lr 0.01 --schedule cosine --warmup 10 --quiet"
+ok 'a whole run' $full --log-dir "$work/whole" --checkpoint-every 60steps --save "$work/whole.w"
+# again WHAT: resumes the copy $work/again and compares
+again() {
+    run $full --resume "$work/again" --checkpoint-every 60steps --save "$work/again.w"
+    check "$1: resumed" is $status 0
+    check "$1: one note on the checkpoint that is skipped" eval '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
+    check "$1: the same weights" same "$work/again.w" "$work/whole.w"
+    check "$1: the same log" same_log "$work/again" "$work/whole"
+    check "$1: the checkpoints are whole again" eval 'same "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+    rm -rf "$work/again"
+    cp -R "$work/whole" "$work/again"
+}
+cp -R "$work/whole" "$work/again"
+last=$work/again/checkpoint-100
+rm -r "$last"
+again 'newest checkpoint gone' 0
+rm "$last/state.safetensors"
+again 'newest checkpoint without state' 1
+"$damage" cut "$last/state.safetensors" 1
+again 'newest checkpoint, state truncated' 1
+"$damage" set "$last/state.safetensors" -9 55
+again 'newest checkpoint, a byte of the state changed' 1
+"$damage" set "$last/model.safetensors" -9 55
+again 'newest checkpoint, a byte of the weights changed' 1
+"$damage" cut "$last/model.safetensors" 300
+again 'newest checkpoint, weights truncated' 1
+rm "$last/model.safetensors"
+again 'newest checkpoint without weights' 1
+
+resumed="--data moons --layers 2,16,16,2 --steps 150 --resume $work/again"
+cp "$work/again/log.csv" "$work/log.before"
+refuses 1 --seed $resumed --batch-size 64 --optimizer adamw --seed 7
+refuses 1 --batch-size $resumed --batch-size 32 --optimizer adamw
+refuses 1 --optimizer $resumed --batch-size 64 --optimizer momentum
+refuses 1 --shuffle $resumed --batch-size 64 --optimizer adamw --shuffle none
+refuses 1 --limit $resumed --batch-size 64 --optimizer adamw --limit 500
+refuses 1 expected --data moons --layers 2,8,16,2 --steps 150 --resume "$work/again" --batch-size 64 --optimizer adamw
+check 'a refused resume leaves the log alone' same "$work/again/log.csv" "$work/log.before"
+refuses 1 'no complete checkpoint' $moons --resume "$work/nowhere"
+refuses 1 'no complete checkpoint' $moons --resume "$work/folder"
+ok 'a folder with checkpoints of a longer run' $full --steps 50 --log-dir "$work/again" --checkpoint-every 20steps
+check 'a new run in its folder: its own checkpoints are the newest' is "$(newest "$work/again")" 50
+
+# ------------------------------------------------------------------------------------------------------------ divergence
+
+diverges() { # diverges WHAT OPTIONS
+    label=$1
+    shift
+    refuses 1 'try a smaller --lr' $moons "$@"
+    check "$label: says that it diverged" complains diverged
+}
+diverges 'diverging' --lr 1e30 --epochs 3
+diverges 'diverging, AdamW' --lr 1e30 --epochs 3 --optimizer adamw
+diverges 'diverging, infinite weights' --lr 1e38 --epochs 3 --log-dir "$work/div" --checkpoint-every 1steps
+check 'weights that are not finite are no checkpoint' is "$(newest "$work/div")" ''
+ok 'a good start' $moons --steps 20 --log-dir "$work/div2" --checkpoint-every 10steps --quiet
+cp -R "$work/div2" "$work/div2.before"
+refuses 1 "last good checkpoint: $work/div2/checkpoint-20" $moons --steps 200 --resume "$work/div2" --lr 1e30 --checkpoint-every 1steps
+check 'diverging: the last good checkpoint is kept' same "$work/div2/checkpoint-20/model.safetensors" "$work/div2.before/checkpoint-20/model.safetensors"
+check 'diverging: no other checkpoint was made' is "$(newest "$work/div2")" 20
+ok 'the last good checkpoint can be loaded' $moons --load "$work/div2/checkpoint-20/model.safetensors" --steps 5 --quiet
+ok 'and resumed with a smaller rate' $moons --steps 40 --resume "$work/div2" --lr 0.01 --quiet
+for lr in 1e5 1e10 1e15; do
+    rm -rf "$work/div3"
+    run $moons --steps 200 --lr $lr --log-dir "$work/div3" --checkpoint-every 1steps --eval-every 0 --rescale none --quiet
+    good=$(newest "$work/div3")
+    check "diverging at $lr: exit 1" is $status 1
+    if [ -n "$good" ]; then
+        ok "diverging at $lr: the last checkpoint is good" $moons --load "$work/div3/checkpoint-$good/model.safetensors" --steps 0 --rescale none --quiet
+    fi
+done
+
+# ---------------------------------------------------------------------------------------------------------------- the end
+
+for option in $(cat "$work/options"); do
+    check "--$option is exercised" grep -q -x -e "--$option" "$work/used"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ] && [ $passed -gt 0 ]
