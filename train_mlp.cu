@@ -768,7 +768,7 @@ static int fail(trainer *t, const char *message) {
     return 1;
 }
 
-// Reports that `what` is not finite after t->step steps. Returns 1.
+// Reports that `what` is not finite after `step` steps; names the last good checkpoint. Returns 1.
 static int diverged(trainer *t, const char *what, int64_t step) {
     char text[2 * LOG_PATH];
     if (step == 0)

@@ -11,6 +11,8 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 shift 2
+# Idle OpenMP threads spin for a moment, then sleep: as fast as spinning on a free machine, and bearable on a busy one.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 data=fashion-mnist
 if ! sh data/get_data.sh fashion-mnist; then
     data=images
@@ -19,8 +21,15 @@ fi
 mkdir -p out || exit 1
 for method in none pathcond enorm; do
     echo
-    echo "== $trainer --data $data --rescale $method $*"
-    "$trainer" --data $data --rescale $method --log-dir out/$method --report out/$method/report.json --checkpoint-every 0 "$@" || exit
+    echo "== $trainer --data $data --rescale $method --lr 0.01 $*"
+    "$trainer" --data $data --rescale $method --lr 0.01 --log-dir out/$method --report out/$method/report.json --checkpoint-every 0 "$@" || exit
 done
 echo
-"$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out none=out/none pathcond=out/pathcond enorm=out/enorm
+"$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out none=out/none pathcond=out/pathcond enorm=out/enorm || exit
+# The losses above are snapshots at the end of an epoch and jump with its last batches; averaged over one epoch of steps:
+target=$(sh dev/window_loss.sh out/none/log.csv | cut -d, -f1)
+echo "training loss averaged over one epoch of steps, and the epoch at which it reached the last one of run none:"
+for method in none pathcond enorm; do
+    found=$(sh dev/window_loss.sh out/$method/log.csv "$target")
+    echo "    $method: ${found%,*}, epoch ${found#*,}"
+done

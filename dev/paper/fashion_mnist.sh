@@ -7,10 +7,10 @@
 # Nets: 784-512x3-10 and 784-256x6-10, PyTorch-default init; SGD, batch 128, 5 epochs; methods: none, PathCond at the optimum,
 # PathCond with 10 block sweeps, ENorm; the same seeds, so the same initial weights and sample order, for every method.
 # One thread per run, as many runs at once as there are processors. A finished run is not repeated.
-# Training loss here is the mean of the step losses over one epoch (469 steps, a moving window): the loss of a snapshot jumps
+# Training loss here is the mean of the step losses over one epoch (a moving window, dev/window_loss.sh): the loss of a snapshot jumps
 # with the last few batches, and as the order of samples is shared, it jumps for all methods at once.
 # Columns of the CSV: net, lr, method, seed, training loss over the last epoch, final test accuracy, epochs until the training
-# loss of the last 469 steps is at or below the last one of `none` with the same seed and learning rate (0: not within the
+# loss is at or below the last one of `none` with the same seed and learning rate (0: not within the
 # run), max |log lambda|.
 trainer=${TRAINER:-./train_mlp} out=out/paper/fashion-mnist csv=dev/paper/results/fashion_mnist.csv
 epochs=5 seeds="1 2 3"
@@ -33,14 +33,6 @@ one() { # one NET LR METHOD SEED
 
 # value FILE KEY: a number of a report
 value() { sed -n "s/.*\"$2\": \([^,]*\),*$/\1/p" "$1" 2>/dev/null | head -n 1; }
-
-# window_loss LOG TARGET: mean loss of the last epoch's steps, and the first epoch whose window of steps is at or below TARGET
-window_loss() {
-    awk -F, -v target="$2" -v width=469 '
-    $3 == "step" { n++; sum += $4; loss[n] = $4; if (n > width) sum -= loss[n - width]
-                   if (n >= width && !reached && sum / width <= target + 1e-9) reached = n / width }
-    END { if (n >= width) printf "%.9f,%.3f\n", sum / width, reached; else print "nan,0" }' "$1"
-}
 
 if [ "${1:-}" = one ]; then
     shift
@@ -65,8 +57,8 @@ elif [ "${1:-}" = run ]; then
             method=${rest##*/} rest=${rest%/*}
             lr=${rest##*/} net=$(basename "${rest%/*}")
             report=$dir/report.json
-            target=$(window_loss "$out/$net/$lr/none/$seed/log.csv" 0 | cut -d, -f1)
-            found=$(window_loss "$dir/log.csv" "${target:-nan}")
+            target=$(sh dev/window_loss.sh "$out/$net/$lr/none/$seed/log.csv" | cut -d, -f1)
+            found=$(sh dev/window_loss.sh "$dir/log.csv" "${target:-nan}")
             echo "$net,$lr,$method,$seed,${found%,*},$(value "$report" final_test_accuracy),${found#*,},$(value "$report" max_abs_log_lambda)"
         done
     } >"$csv.part" && mv "$csv.part" "$csv"
