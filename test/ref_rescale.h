@@ -197,6 +197,41 @@ static inline RefNet ref_net_mlp(const int *dims, int n_layers, int bias, int la
     return net;
 }
 
+// A residual stream: x -> s = relu(W0 x + b0); two blocks s = relu(s + W2 relu(W1 s + b1) + b2); y = W3 s + b3; parameters in
+// this order. Stream channel c is ONE unit: W0, b0 and every W2, b2 enter it, every W1 and W3 leave it. Units: the stream's
+// `width` channels, then each block's `hidden` ones. At most 8 of each.
+static inline RefNet ref_net_residual(int n_in, int width, int hidden, int n_out) {
+    RefNet net;
+    memset(&net, 0, sizeof net);
+    net.n_units = width + 2 * hidden;
+    int x[8], s[8], h[8], y[8];
+    for (int i = 0; i < n_in; i++) x[i] = ref_net_node(&net, REF_SOURCE);
+    const int one = ref_net_node(&net, REF_SOURCE);
+    for (int c = 0; c < width; c++) s[c] = ref_net_node(&net, REF_RELU);
+    for (int c = 0; c < width; c++)
+        for (int i = 0; i < n_in; i++) ref_net_edge(&net, x[i], s[c], ref_net_param(&net, c, -1), 1);
+    for (int c = 0; c < width; c++) ref_net_edge(&net, one, s[c], ref_net_param(&net, c, -1), 1);
+    for (int block = 0; block < 2; block++) {
+        const int unit = width + block * hidden;
+        for (int j = 0; j < hidden; j++) h[j] = ref_net_node(&net, REF_RELU);
+        for (int j = 0; j < hidden; j++)
+            for (int c = 0; c < width; c++) ref_net_edge(&net, s[c], h[j], ref_net_param(&net, unit + j, c), 1);
+        for (int j = 0; j < hidden; j++) ref_net_edge(&net, one, h[j], ref_net_param(&net, unit + j, -1), 1);
+        for (int c = 0; c < width; c++) y[c] = ref_net_node(&net, REF_RELU);
+        for (int c = 0; c < width; c++) {
+            ref_net_edge(&net, s[c], y[c], -1, 1); // identity shortcut
+            for (int j = 0; j < hidden; j++) ref_net_edge(&net, h[j], y[c], ref_net_param(&net, c, unit + j), 1);
+        }
+        for (int c = 0; c < width; c++) ref_net_edge(&net, one, y[c], ref_net_param(&net, c, -1), 1);
+        memcpy(s, y, sizeof s);
+    }
+    for (int o = 0; o < n_out; o++) y[o] = ref_net_node(&net, REF_OUTPUT);
+    for (int o = 0; o < n_out; o++)
+        for (int c = 0; c < width; c++) ref_net_edge(&net, s[c], y[o], ref_net_param(&net, -1, c), 1);
+    for (int o = 0; o < n_out; o++) ref_net_edge(&net, one, y[o], ref_net_param(&net, -1, -1), 1);
+    return net;
+}
+
 // What an edge multiplies its input by.
 static inline double ref_edge_value(const RefEdge *e, const double *theta) {
     return e->factor * (e->param >= 0 ? theta[e->param] : 1.0);

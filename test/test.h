@@ -2,12 +2,14 @@
 //
 //     CHECK(cond, "what was expected");            counts one check, prints the line on failure
 //     test_close("dW1", got, want, n, rel, abs);   one comparator for all numeric tests, see below
+//     test_uniform();                              numbers for inputs, the same every time
 //     test_skip("why");                            counts one skipped check, visibly
 //     return test_summary();                       last line `N passed, N failed, N skipped`; exit status of main
 //
 // Compiles as C11, C++17 and CUDA.
 #pragma once
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,6 +63,15 @@ static inline int test_close(const char *name, const float *got, const double *w
 static inline int test_close_d(const char *name, const double *got, const double *want, size_t n, double rel_tol,
                                double abs_tol) {
     TEST_CLOSE_BODY()
+}
+
+// Uniform in [-1, 1), a fixed sequence (splitmix64).
+static inline double test_uniform(void) {
+    static uint64_t state = 1;
+    uint64_t z = (state += UINT64_C(0x9E3779B97F4A7C15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return 2 * ((double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0) - 1;
 }
 
 // Makes a fresh temporary folder (TMPDIR or /tmp) and returns its path, valid until the next call.

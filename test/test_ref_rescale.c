@@ -8,18 +8,8 @@
 #include "ref_rescale.h"
 #include "test.h"
 
-static uint64_t seed = 1;
-
-// Uniform in [-1, 1), a fixed sequence (splitmix64).
-static double uniform(void) {
-    uint64_t z = (seed += UINT64_C(0x9E3779B97F4A7C15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return 2 * ((double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0) - 1;
-}
-
 static void fill(double *x, int n, double centre, double spread) {
-    for (int i = 0; i < n; i++) x[i] = centre + spread * uniform();
+    for (int i = 0; i < n; i++) x[i] = centre + spread * test_uniform();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -44,42 +34,6 @@ static Case mlp_case(const char *name, const int *dims, int n_layers, int bias, 
     fill(mean, 64, 0.2, 0.7);
     fill(rstd, 64, 1.1, 0.6);
     return make_case(name, ref_net_mlp(dims, n_layers, bias, last_bias, bn ? mean : NULL, bn ? rstd : NULL));
-}
-
-// A residual stream of `width` channels with two blocks relu(x + W2 relu(W1 x + b1)), an input and an output layer. Stream
-// channel c is ONE unit: the input layer and every W2 enter it, every W1 and the output layer leave it. A ReLU follows
-// the input layer and every addition.
-static RefNet residual_net(int width) {
-    RefNet net;
-    memset(&net, 0, sizeof net);
-    const int n_in = 2, hidden = 3, n_out = 2;
-    int x[8], s[8], h[8], y[8];
-    net.n_units = width + 2 * hidden; // stream channels, then the two blocks' hidden units
-    for (int i = 0; i < n_in; i++) x[i] = ref_net_node(&net, REF_SOURCE);
-    const int one = ref_net_node(&net, REF_SOURCE);
-    for (int c = 0; c < width; c++) s[c] = ref_net_node(&net, REF_RELU);
-    for (int c = 0; c < width; c++)
-        for (int i = 0; i < n_in; i++) ref_net_edge(&net, x[i], s[c], ref_net_param(&net, c, -1), 1);
-    for (int c = 0; c < width; c++) ref_net_edge(&net, one, s[c], ref_net_param(&net, c, -1), 1);
-    for (int block = 0; block < 2; block++) {
-        const int unit = width + block * hidden;
-        for (int j = 0; j < hidden; j++) h[j] = ref_net_node(&net, REF_RELU);
-        for (int j = 0; j < hidden; j++)
-            for (int c = 0; c < width; c++) ref_net_edge(&net, s[c], h[j], ref_net_param(&net, unit + j, c), 1);
-        for (int j = 0; j < hidden; j++) ref_net_edge(&net, one, h[j], ref_net_param(&net, unit + j, -1), 1);
-        for (int c = 0; c < width; c++) y[c] = ref_net_node(&net, REF_RELU);
-        for (int c = 0; c < width; c++) {
-            ref_net_edge(&net, s[c], y[c], -1, 1); // identity shortcut
-            for (int j = 0; j < hidden; j++) ref_net_edge(&net, h[j], y[c], ref_net_param(&net, c, unit + j), 1);
-        }
-        memcpy(s, y, sizeof s);
-    }
-    for (int o = 0; o < n_out; o++) {
-        const int out = ref_net_node(&net, REF_OUTPUT);
-        for (int c = 0; c < width; c++) ref_net_edge(&net, s[c], out, ref_net_param(&net, -1, c), 1);
-        ref_net_edge(&net, one, out, ref_net_param(&net, -1, -1), 1);
-    }
-    return net;
 }
 
 // A one-dimensional convolution (3 taps, 6 positions, no padding, 3 channels, bias), ReLU, average pooling over pairs,
@@ -331,7 +285,7 @@ static void check_solvers(const Case *c) {
     CHECK(sweeps < 20000, "sweeps converge");
     test_close_d("sweeps against Newton", v, u, n, 0, 1e-8);
     for (int round = 0; round < 20; round++) {
-        for (size_t h = 0; h < n; h++) v[h] = u[h] + 1e-2 * uniform();
+        for (size_t h = 0; h < n; h++) v[h] = u[h] + 1e-2 * test_uniform();
         CHECK(ref_F(&q, v) > F, "a perturbed optimum is worse");
     }
 
@@ -408,7 +362,7 @@ static void check_enorm(const Case *c) {
     const double best = ref_enorm_cost(&q, c->theta, cost, u);
     CHECK(best < ref_enorm_cost(&q, c->theta, cost, v), "ENorm lowers the sum of squares");
     for (int round = 0; round < 50; round++) {
-        for (size_t h = 0; h < n; h++) v[h] = u[h] + (round % 2 ? 1e-3 : 0.5) * uniform();
+        for (size_t h = 0; h < n; h++) v[h] = u[h] + (round % 2 ? 1e-3 : 0.5) * test_uniform();
         CHECK(ref_enorm_cost(&q, c->theta, cost, v) > best, "a perturbed ENorm minimum is worse");
     }
     double worst = 0;
@@ -484,7 +438,7 @@ int main(void) {
         mlp_case("4 layers, no bias", deep, 4, 0, 0, 0),
         mlp_case("3 layers, BatchNorm", mid, 3, 1, 1, 1),
         mlp_case("4 layers, BatchNorm, no biases", deep, 4, 0, 1, 1),
-        make_case("residual stream", residual_net(3)),
+        make_case("residual stream", ref_net_residual(2, 3, 3, 2)),
         make_case("convolution, average pooling", conv_net()),
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
