@@ -8,28 +8,8 @@ if [ $# -ne 1 ] || [ ! -x "$compare" ]; then
     exit 2
 fi
 case $compare in /*) ;; *) compare=$PWD/$compare ;; esac
-work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
+. "$(dirname -- "$0")/check.sh"
 cd "$work" || exit 1
-passed=0 failed=0 skipped=0
-
-# check WHAT COMMAND...: counts one check.
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAIL %s\n' "$what"
-        sed 's/^/    /' out err
-    fi
-}
-skip() {
-    skipped=$((skipped + 1))
-    printf 'SKIP %s\n' "$1"
-}
 
 # run STATUS ARGUMENT...: runs compare; output in the files out and err, one check of the exit status.
 run() {
@@ -305,5 +285,4 @@ check "--help" has out '^Usage: compare \[--option value ...\] NAME=LOGDIR ...$'
 run 0 --version
 check "--version" has out '^compare [0-9]'
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+summary

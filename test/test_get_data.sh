@@ -5,32 +5,10 @@
 # up in a folder by stand-ins for curl and wget, and whose PATH has nothing but what each case allows.
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
-passed=0 failed=0 skipped=0
-
-# check WHAT COMMAND...: counts one check.
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAIL %s\n' "$what"
-        sed 's/^/    /' "$work/out"
-    fi
-}
-skip() {
-    skipped=$((skipped + 1))
-    printf 'SKIP %s\n' "$1"
-}
+. "$(dirname -- "$0")/check.sh"
 
 says() { grep -q -e "$1" "$work/out"; }
-is() { [ "$1" = "$2" ]; }
 none() { [ ! -e "$1" ]; }
-same() { cmp -s "$1" "$2"; }
 
 # A folder with nothing half-written in it.
 clean() { [ -z "$(find "$1" -name '.tmp.*' 2>/dev/null)" ]; }
@@ -373,5 +351,4 @@ else
     skip 'real files: RESCALE_DATA is not set'
 fi
 
-printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+summary

@@ -13,34 +13,10 @@ if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
 fi
 trainer=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
 compare=${2:-}
-work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' HUP INT TERM
-passed=0 failed=0 skipped=0
+. "$(dirname -- "$0")/check.sh"
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
 unset CUDA_CPU_ORDER
 
-# check WHAT COMMAND...: counts one check; a failure shows what the trainer said last.
-check() {
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAIL %s\n' "$what"
-        printf '    %s\n' "$*"
-        sed 's/^/    out: /' "$work/out" | tail -n 5
-        sed 's/^/    err: /' "$work/err" | tail -n 5
-    fi
-}
-skip() {
-    skipped=$((skipped + 1))
-    printf 'SKIP %s\n' "$1"
-}
-is() { [ "$1" = "$2" ]; }
-not() { ! "$@"; }
-same() { cmp -s "$1" "$2"; }
 says() { grep -q -F -e "$1" "$work/out"; }
 complains() { grep -q -F -e "$1" "$work/err"; }
 silent() { [ ! -s "$work/out" ] && [ ! -s "$work/err" ]; }
@@ -592,5 +568,4 @@ done
 for option in $(cat "$work/options"); do
     check "--$option is exercised" grep -q -x -e "--$option" "$work/used"
 done
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+summary
