@@ -578,6 +578,8 @@ static inline int dataset_check_pair(const char *from, dataset *train, dataset *
                              train->channels, train->height, train->width, test->channels, test->height, test->width);
     if (train->classes < 2)
         return dataset_error(err, err_size, "%s: expected at least 2 classes, found the training label 0 alone", from);
+    if ((!strcmp(from, "mnist") || !strcmp(from, "fashion-mnist")) && train->classes > 10)
+        return dataset_error(err, err_size, "%s: expected training labels 0 to 9, found a label %d", from, train->classes - 1);
     if (test->classes > train->classes)
         return dataset_error(err, err_size, "%s: expected test labels of 0..%d as in training, found %d", from,
                              train->classes - 1, test->classes - 1);

@@ -218,6 +218,10 @@ static void test_names(void) {
           strstr(err, "fashion-mnist"), "an unknown name lists the known ones");
     CHECK(dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 && strstr(err, "data/get_data.sh --dest") &&
           strstr(err, "mnist"), "a set that is not there says how to get it");
+    write_good(), write_labels(TRAIN_LABELS, 20, 12);
+    CHECK(symlink(dir, at("mnist")) == 0 && dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 &&
+          strstr(err, "expected training labels 0 to 9, found a label 11"), "a training label that MNIST does not have");
+    unlink(at("mnist")), unlink(at(TRAIN_IMAGES)), unlink(at(TRAIN_LABELS)), unlink(at(TEST_IMAGES)), unlink(at(TEST_LABELS));
     mkdir(at("fashion-mnist"), 0777);
     CHECK(dataset_load("fashion-mnist", dir, &train, &test, err, sizeof err) == -1 && strstr(err, TRAIN_IMAGES) &&
           strstr(err, "get_data.sh"), "a set without its files says how to get it");
