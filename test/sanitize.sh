@@ -4,8 +4,9 @@
 #     sh test/sanitize.sh          (make sanitize)
 #
 # 1. every C test and every .cu test, built with -fsanitize=address,undefined, run once;
-# 2. test_mlp from the normal build with the threads of a block in forward, reverse and random order and with 1 and 2
-#    OpenMP threads: the same checks pass and the trained parameters have the same bits.
+# 2. test_mlp, with the built-in matrix product (whose bits do not depend on the number of threads, unlike OpenBLAS's), with the
+#    threads of a block in forward, reverse and random order and with 1 and 2 OpenMP threads: the same checks pass and the
+#    trained parameters have the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive
@@ -38,10 +39,13 @@ else
         fi
     done
 fi
+mkdir -p "$dir/test"
+for f in rescale.cuh train_mlp.cu test/test_mlp.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
+${CXX:-c++} -std=c++17 -O2 -fopenmp -I"$dir" -I. -Itest -x c++ "$dir/test/test_mlp.cu" -x none -o "$dir/test_mlp_builtin" -lm || exit 1
 want=
 for order in forward reverse random:3; do
     for threads in 1 2; do
-        bits=$(CUDA_CPU_ORDER=$order OMP_NUM_THREADS=$threads build/cpu/test/test_mlp 2>&1 | sed -n 's/^bits //p')
+        bits=$(CUDA_CPU_ORDER=$order OMP_NUM_THREADS=$threads "$dir/test_mlp_builtin" 2>&1 | sed -n 's/^bits //p')
         want=${want:-$bits}
         if [ -n "$bits" ] && [ "$bits" = "$want" ]; then
             passed=$((passed + 1))
