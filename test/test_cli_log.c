@@ -268,9 +268,9 @@ static void test_refusals(void) {
     refused("--lr abc --epochs def", "--lr: expected a number > 0, got 'abc'");
     refused("--lr a\nb\x01", "--lr: expected a number > 0, got 'a?b?'");
 
-    memset(long_line, 'x', 1000);
+    memset(long_line, 'y', 1000);
     memcpy(long_line, "--lr ", 5);
-    CHECK(run_cli(long_line, 0) == 2 && strstr(err_text, "xxx...' (see --help)\n") && strlen(err_text) < 200,
+    CHECK(run_cli(long_line, 0) == 2 && strstr(err_text, "yyy...' (see --help)\n") && strlen(err_text) < 200,
           "a long value is cut in the message");
     strcpy(many, "--layers 1");
     for (int i = 0; i < CLI_MAX_LIST; i++) strcat(many, ",1");
