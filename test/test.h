@@ -2,7 +2,7 @@
 //
 //     CHECK(cond, "what was expected");            counts one check, prints the line on failure
 //     test_close("dW1", got, want, n, rel, abs);   one comparator for all numeric tests, see below
-//     test_uniform();                              numbers for inputs, the same every time
+//     test_random();                              numbers for inputs, the same every time
 //     test_skip("why");                            counts one skipped check, visibly
 //     return test_summary();                       last line `N passed, N failed, N skipped`; exit status of main
 //
@@ -66,7 +66,7 @@ static inline int test_close_d(const char *name, const double *got, const double
 }
 
 // Uniform in [-1, 1), a fixed sequence (splitmix64).
-static inline double test_uniform(void) {
+static inline double test_random(void) {
     static uint64_t state = 1;
     uint64_t z = (state += UINT64_C(0x9E3779B97F4A7C15));
     z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);

@@ -256,7 +256,8 @@ static void test_bn_stats(int rows, int cols) {
 static void test_bn(int rows, int cols) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
     const int chunks = ceil_div(rows, ROW_CHUNK);
-    float *z = floats(n), *d = floats(n), *y = floats(n), *mean = floats(c_n), *rstd = floats(c_n), *gamma = floats(c_n), *beta = floats(c_n);
+    float *z = floats(n), *d = floats(n), *y = floats(n), *mean = floats(c_n), *rstd = floats(c_n),
+          *gamma = floats(c_n), *beta = floats(c_n);
     double *want = doubles(n), *xhat = doubles(n), *masked = doubles(n), *dbeta = doubles(c_n), *dgamma = doubles(c_n);
     snprintf(label, sizeof label, "bn rows=%d cols=%d", rows, cols);
     fill(z, n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
@@ -272,7 +273,8 @@ static void test_bn(int rows, int cols) {
     bn_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(forward_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), cols);
     same("forward", forward_d, want, n, 1e-6, 2e-6);
     for (int training = 0; training < 2; training++) {
-        float *d_d = in(d, n), *beta_part = out((size_t)chunks * c_n), *gamma_part = out((size_t)chunks * c_n), *dbeta_d = out(c_n), *dgamma_d = out(c_n);
+        float *d_d = in(d, n), *beta_part = out((size_t)chunks * c_n), *gamma_part = out((size_t)chunks * c_n),
+              *dbeta_d = out(c_n), *dgamma_d = out(c_n);
         bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), z_d, mean_d, rstd_d, beta_part, gamma_part, rows, cols);
         sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dbeta_d, beta_part, chunks, cols);
         sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dgamma_d, gamma_part, chunks, cols);
@@ -454,7 +456,8 @@ static void copy_to_model(model *m, RefMlp *ref) {
     for (int i = 0; i < m->n_tensors; i++) {
         const tensor *t = &m->tensors[i];
         const RefTensor *r = ref_mlp_tensor(ref, t->name);
-        if (CHECK(r && r->rows == t->rows && r->cols == t->cols, "the reference has the tensor")) upload(m->params + t->offset, r->data, r->n);
+        if (CHECK(r && r->rows == t->rows && r->cols == t->cols, "the reference has the tensor"))
+            upload(m->params + t->offset, r->data, r->n);
     }
     for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
         upload(m->running_mean[l], ref->running_mean[l], (size_t)m->dim[l + 1]);
@@ -517,7 +520,9 @@ typedef struct batch {
     const int *y;
 } batch;
 
-static double reference_loss(RefMlp *ref, const batch *b) { return ref_mlp_forward(ref, b->mode, b->loss, b->x, b->y, b->x, b->rows); }
+static double reference_loss(RefMlp *ref, const batch *b) {
+    return ref_mlp_forward(ref, b->mode, b->loss, b->x, b->y, b->x, b->rows);
+}
 
 // The largest of a few steps that switches no ReLU when *value moves up or down by it; 0 when all of them do.
 static float smooth_step(RefMlp *ref, const batch *b, double *value, const unsigned char *on, unsigned char *moved) {
@@ -549,7 +554,8 @@ static void check_differences(model *m, RefMlp *ref, const batch *b, int mode) {
         for (size_t k = 0; k < r->n; k++) largest = fmax(largest, fabs(r->grad[k]));
         for (size_t k = 0, found = 0, tried = 0; k < r->n && found < 3 && tried < 20; k++) {
             if (fabs(r->grad[k]) < 0.6 * largest) continue;
-            const float h = smooth_step(ref, b, r->data + k, on, moved), centre = (float)r->data[k], up = centre + h, down = centre - h;
+            const float h = smooth_step(ref, b, r->data + k, on, moved), centre = (float)r->data[k], up = centre + h,
+                        down = centre - h;
             tried++;
             if (h == 0) continue;
             float *p = m->params + t->offset + k;
@@ -610,7 +616,8 @@ static void test_network(const net_case *k, int mode) {
     RefMlp ref = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm);
     double *x = doubles((size_t)rows * (size_t)n_in), loss, mean[2];
     int *y = ints((size_t)rows);
-    const batch b = {mode == MODE_EVAL ? REF_EVAL : REF_TRAIN, k->task == TASK_CLASSIFY ? REF_CROSS_ENTROPY : REF_MSE, rows, x, y};
+    const batch b = {mode == MODE_EVAL ? REF_EVAL : REF_TRAIN, k->task == TASK_CLASSIFY ? REF_CROSS_ENTROPY : REF_MSE,
+                     rows, x, y};
     model m;
     snprintf(label, sizeof label, "%s, %s mode", k->name, mode_name[mode]);
     build(&m, k->dims, k->n_layers, &c, rows + 5);
@@ -709,7 +716,8 @@ static double *chain_diag_g(const model *m) {
     for (int i = 0; i < m->n_tensors; i++) {
         const tensor *t = &m->tensors[i];
         for (int r = 0; r < t->rows; r++)
-            for (int c = 0; c < t->cols; c++) g[t->offset + (size_t)r * (size_t)t->cols + (size_t)c] = s.energy[i].out[r] * s.energy[i].in[c];
+            for (int c = 0; c < t->cols; c++)
+                g[t->offset + (size_t)r * (size_t)t->cols + (size_t)c] = s.energy[i].out[r] * s.energy[i].in[c];
     }
     return g;
 }
@@ -722,7 +730,8 @@ static double *reference_diag_g(const model *m, const RefMlp *ref) {
     t.n_layers = ref->n_layers;
     memcpy(t.dims, ref->dims, (size_t)(ref->n_layers + 1) * sizeof(int));
     for (int l = 0; l < ref->n_layers; l++) {
-        t.w[l] = ref->w[l], t.b[l] = ref->b[l], t.gamma[l] = ref->gamma[l], t.beta[l] = ref->beta[l], t.mean[l] = ref->running_mean[l];
+        t.w[l] = ref->w[l], t.b[l] = ref->b[l], t.gamma[l] = ref->gamma[l], t.beta[l] = ref->beta[l],
+        t.mean[l] = ref->running_mean[l];
         double *rstd = doubles((size_t)ref->dims[l + 1]);
         for (int o = 0; ref->gamma[l] && o < ref->dims[l + 1]; o++) rstd[o] = 1 / sqrt(ref->running_var[l][o] + (double)BN_EPS);
         t.rstd[l] = rstd;
@@ -748,7 +757,8 @@ static double *reference_diag_g(const model *m, const RefMlp *ref) {
 static void test_diag_g(const net_case *k) {
     const config c = case_config(k);
     model m, squared;
-    RefMlp ref = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm), square = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm);
+    RefMlp ref = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm),
+           square = ref_mlp_create(k->dims, k->n_layers, k->bias, k->bias, k->norm);
     const int n_in = k->dims[0], n_out = k->dims[k->n_layers];
     double *ones = doubles((size_t)(n_in > n_out ? n_in : n_out));
     snprintf(label, sizeof label, "diag(G), %s", k->name);
@@ -758,7 +768,8 @@ static void test_diag_g(const net_case *k) {
     for (int l = 0; l < k->n_layers - 1 && k->norm == NORM_BATCH; l++)
         for (int o = 0; o < k->dims[l + 1]; o++) {
             const double var = ref.running_var[l][o] + (double)BN_EPS;
-            square.running_mean[l][o] = -ref.running_mean[l][o] * ref.running_mean[l][o], square.running_var[l][o] = var * var - (double)BN_EPS;
+            square.running_mean[l][o] = -ref.running_mean[l][o] * ref.running_mean[l][o],
+            square.running_var[l][o] = var * var - (double)BN_EPS;
         }
     for (int i = 0; i < n_in || i < n_out; i++) ones[i] = 1;
     build(&m, k->dims, k->n_layers, &c, 1), build(&squared, k->dims, k->n_layers, &c, 1);
@@ -786,7 +797,8 @@ static void test_diag_g(const net_case *k) {
 static void disturb_norm(model *m) {
     for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
         const size_t n = (size_t)m->dim[l + 1];
-        float *v = (float *)malloc(n * sizeof(float)), *const to[4] = {m->gamma[l], m->beta[l], m->running_mean[l], m->running_var[l]};
+        float *v = (float *)malloc(n * sizeof(float)), *const to[4] = {m->gamma[l], m->beta[l], m->running_mean[l],
+                                                                       m->running_var[l]};
         const double centre[4] = {0, 0, 0, 1}, spread[4] = {1.5, 0.5, 0.5, 0.7};
         for (int k = 0; k < 4; k++) {
             fill(v, n, centre[k], spread[k]);
@@ -827,12 +839,13 @@ static void test_function_kept(const char *name, const int *dims, int n_layers, 
             float *before = download(m.params, m.n_params);
             const int status = rescale_and_measure(&m, &c, &report, &moved);
             float *after = download(m.params, m.n_params);
-            printf("     %s, %s%s: %.6g -> %.6g, outputs moved by %.1e\n", name, method_name[method], pow2 ? ", powers of two" : "",
-                   report.objective_before, report.objective_after, moved);
+            printf("     %s, %s%s: %.6g -> %.6g, outputs moved by %.1e\n", name, method_name[method],
+                   pow2 ? ", powers of two" : "", report.objective_before, report.objective_after, moved);
             CHECK(status == 0 && report.message[0] == 0, "rescaling succeeds");
             CHECK(pow2 ? moved == 0 : moved <= 1e-5, "the function stays");
             CHECK(pow2 || report.converged, "the solver reached the optimum");
-            CHECK(pow2 || report.objective_after < report.objective_before, "the criterion falls");  // rounding to powers of two may cost more than rescaling gained
+            CHECK(pow2 || report.objective_after < report.objective_before,
+                  "the criterion falls"); // rounding to powers of two may cost more than rescaling gained
             CHECK(memcmp(before, after, m.n_params * sizeof(float)) != 0, "parameters change");
             CHECK(!dead || report.pinned_units >= 2, "dead units are left alone");
             free(before), free(after);
@@ -878,7 +891,8 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
     float *x = floats(n_in);
     int *y = ints((size_t)m->max_rows);
     fill(x, n_in, 0, 1.5);
-    for (int r = 0; r < m->max_rows; r++) y[r] = (int)(3 * x[(size_t)r * (size_t)m->dim[0]] * x[(size_t)r * (size_t)m->dim[0]]) % m->dim[m->n_layers];
+    for (int r = 0; r < m->max_rows; r++)
+        y[r] = (int)(3 * x[(size_t)r * (size_t)m->dim[0]] * x[(size_t)r * (size_t)m->dim[0]]) % m->dim[m->n_layers];
     for (int s = 0; s < steps; s++) {
         CUDA_CHECK(cudaMemcpy(m->x[0], x, n_in * sizeof(float), cudaMemcpyHostToDevice));
         CUDA_CHECK(cudaMemcpy(m->label, y, (size_t)m->max_rows * sizeof(int), cudaMemcpyHostToDevice));
@@ -890,7 +904,8 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
 }
 
 // Whether a b^power is the same before and after, up to rounding: how optimizer state follows its parameter.
-static void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1, const float *w1, int power) {
+static void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1,
+                          const float *w1, int power) {
     for (int i = 0; i < m->n_tensors; i++) {
         const tensor *t = &m->tensors[i];
         const size_t n = (size_t)t->rows * (size_t)t->cols, o = t->offset;
@@ -919,12 +934,14 @@ static void test_rescale_in_training(int optimizer, int norm) {
     model_init(&m, &c);
     disturb_norm(&m);
     train_some(&m, &c, 12, 0);
-    float *w0 = download(m.params, m.n_params), *m0 = download(m.moment1, m.n_params), *v0 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
+    float *w0 = download(m.params, m.n_params), *m0 = download(m.moment1, m.n_params),
+          *v0 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
     float *stats = download(m.stats, stats_size(&m));
     CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0, "rescaling succeeds");
     CHECK(moved <= 1e-5, "the function stays");
     CHECK(report.max_abs_log_lambda > 0.01, "something was rescaled");
-    float *w1 = download(m.params, m.n_params), *m1 = download(m.moment1, m.n_params), *v1 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
+    float *w1 = download(m.params, m.n_params), *m1 = download(m.moment1, m.n_params),
+          *v1 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
     same_products("first moment", &m, m0, w0, m1, w1, 1);
     if (v0) same_products("second moment", &m, v0, w0, v1, w1, 2);
     same_bits("running statistics", m.stats, stats, stats_size(&m) * sizeof(float));
@@ -978,9 +995,11 @@ static void test_parity(const RefParityCase *k) {
         forward(&m, rows, eval ? MODE_EVAL : MODE_TRAIN);
         loss_forward_backward(&m, rows, s % LOSS_RING);
         CUDA_CHECK(cudaMemcpy(&loss, m.step_loss + s % LOSS_RING, sizeof loss, cudaMemcpyDeviceToHost));
-        const double difference = fabs((double)loss / want[s] - 1), allowed = eval ? ref_parity_eval_tolerance(k) : ref_parity_tolerance(s + 1);
+        const double difference = fabs((double)loss / want[s] - 1),
+                     allowed = eval ? ref_parity_eval_tolerance(k) : ref_parity_tolerance(s + 1);
         worst = fmax(worst, difference / allowed);
-        if (!(difference <= allowed) && within) printf("    %s: step %d: loss %.9g, PyTorch %.9g\n", k->name, s + 1, (double)loss, want[s]);
+        if (!(difference <= allowed) && within)
+            printf("    %s: step %d: loss %.9g, PyTorch %.9g\n", k->name, s + 1, (double)loss, want[s]);
         within = within && difference <= allowed;
         if (eval) break;
         backward(&m, rows, MODE_TRAIN, 0);
@@ -1004,7 +1023,8 @@ static void test_schedule(void) {
     c.warmup = 4;
     got[2] = learning_rate(&c, 0, 100), got[3] = learning_rate(&c, 3, 100);
     c.schedule = SCHEDULE_COSINE;
-    got[4] = learning_rate(&c, 4, 100), got[5] = learning_rate(&c, 28, 100), got[6] = learning_rate(&c, 52, 100), got[7] = learning_rate(&c, 100, 100);
+    got[4] = learning_rate(&c, 4, 100), got[5] = learning_rate(&c, 28, 100), got[6] = learning_rate(&c, 52, 100),
+    got[7] = learning_rate(&c, 100, 100);
     test_close_d("learning rate", got, want, 8, 1e-12, 1e-15);
     CHECK(learning_rate(&c, 4, 4) == 0.2 && learning_rate(&c, 2, 3) == 0.2 * 3 / 4, "a warm-up longer than the run");
 }
@@ -1017,15 +1037,20 @@ static void test_layer_sizes(void) {
     memset(&d, 0, sizeof d);
     snprintf(d.name, sizeof d.name, "pictures");
     d.features = 784, d.classes = 10;
-    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[0] == 784 && dim[1] == 512 && dim[3] == 512 && dim[4] == 10, "default layers");
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[0] == 784 && dim[1] == 512 && dim[3] == 512 &&
+              dim[4] == 10,
+          "default layers");
     c.task = TASK_AUTOENCODE;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[4] == 784, "default layers of an autoencoder");
     c.task = TASK_CLASSIFY, c.layers.n = 3, c.layers.v[0] = 784, c.layers.v[1] = 7, c.layers.v[2] = 10;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 2 && dim[1] == 7 && dim[2] == 10, "given layers");
     c.layers.v[0] = 783;
-    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "783") && strstr(err, "784") && strstr(err, "pictures"), "wrong inputs");
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "783") && strstr(err, "784") &&
+              strstr(err, "pictures"),
+          "wrong inputs");
     c.layers.v[0] = 784, c.layers.v[2] = 11;
-    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "11") && strstr(err, "10 classes"), "wrong number of classes");
+    CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "11") && strstr(err, "10 classes"),
+          "wrong number of classes");
     c.task = TASK_AUTOENCODE;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "784 features"), "wrong outputs of an autoencoder");
 }
@@ -1065,7 +1090,8 @@ static void load_fails(model *m, const char *path, const char *words) {
     char err[512] = "";
     float *params = download(m->params, m->n_params), *stats = download(m->stats, stats_size(m));
     const int64_t tracked = m->batches_tracked;
-    if (!CHECK(load_model(m, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong")) printf("    '%s', expected '%s'\n", err, words);
+    if (!CHECK(load_model(m, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong"))
+        printf("    '%s', expected '%s'\n", err, words);
     same_bits("parameters", m->params, params, m->n_params * sizeof(float));
     same_bits("statistics", m->stats, stats, stats_size(m) * sizeof(float));
     CHECK(m->batches_tracked == tracked, "batch count is kept");
@@ -1146,7 +1172,9 @@ static char *contents(const char *dir, const char *name, size_t *n) {
 
 // A run that stops and is resumed ends with the same weights as one that goes through.
 static void test_runs(const char *dir) {
-#define OPTIONS "train_mlp --quiet --data moons --layers 2,24,24,2 --batch-size 96 --norm batch --optimizer adamw --lr 0.01 --rescale-every 5steps --eval-every 3steps "
+#define OPTIONS                                                                                             \
+    "train_mlp --quiet --data moons --layers 2,24,24,2 --batch-size 96 --norm batch --optimizer adamw " \
+    "--lr 0.01 --rescale-every 5steps --eval-every 3steps "
     size_t n_whole, n_resumed;
     char path[LOG_PATH];
     CHECK(run_program(OPTIONS "--steps 25 --save %s/whole.safetensors --report %s/report.json", dir) == 0, "a run");

@@ -9,7 +9,7 @@
 #include "test.h"
 
 static void fill(double *x, int n, double centre, double spread) {
-    for (int i = 0; i < n; i++) x[i] = centre + spread * test_uniform();
+    for (int i = 0; i < n; i++) x[i] = centre + spread * test_random();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ static void check_solvers(const Case *c) {
     CHECK(sweeps < 20000, "sweeps converge");
     test_close_d("sweeps against Newton", v, u, n, 0, 1e-8);
     for (int round = 0; round < 20; round++) {
-        for (size_t h = 0; h < n; h++) v[h] = u[h] + 1e-2 * test_uniform();
+        for (size_t h = 0; h < n; h++) v[h] = u[h] + 1e-2 * test_random();
         CHECK(ref_F(&q, v) > F, "a perturbed optimum is worse");
     }
 
@@ -362,7 +362,7 @@ static void check_enorm(const Case *c) {
     const double best = ref_enorm_cost(&q, c->theta, cost, u);
     CHECK(best < ref_enorm_cost(&q, c->theta, cost, v), "ENorm lowers the sum of squares");
     for (int round = 0; round < 50; round++) {
-        for (size_t h = 0; h < n; h++) v[h] = u[h] + (round % 2 ? 1e-3 : 0.5) * test_uniform();
+        for (size_t h = 0; h < n; h++) v[h] = u[h] + (round % 2 ? 1e-3 : 0.5) * test_random();
         CHECK(ref_enorm_cost(&q, c->theta, cost, v) > best, "a perturbed ENorm minimum is worse");
     }
     double worst = 0;

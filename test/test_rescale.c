@@ -15,12 +15,12 @@
 // Random numbers, small helpers
 
 static double normal(void) {
-    return sqrt(-2 * log(0.5 + 0.5 * test_uniform() + 1e-300)) * cos(3.14159265358979323846 * test_uniform());
+    return sqrt(-2 * log(0.5 + 0.5 * test_random() + 1e-300)) * cos(3.14159265358979323846 * test_random());
 }
-static int random_int(int low, int high) { return low + (int)(0.5 * (test_uniform() + 1) * (high - low + 1)); }
+static int random_int(int low, int high) { return low + (int)(0.5 * (test_random() + 1) * (high - low + 1)); }
 
 static void fill(double *x, size_t n, double centre, double spread) {
-    for (size_t i = 0; i < n; i++) x[i] = centre + spread * test_uniform();
+    for (size_t i = 0; i < n; i++) x[i] = centre + spread * test_random();
 }
 static double *copy_of(const double *x, size_t n) {
     double *y = ref_doubles(n);
@@ -105,9 +105,9 @@ static void mlp_init(mlp *m, int init, double scale) {
         const size_t n = tensor_size(t);
         if (t->role == RESCALE_WEIGHT) fan_in = t->n_in;
         for (size_t k = 0; k < n; k++) {
-            double v = init == KAIMING_UNIFORM ? test_uniform() / sqrt(fan_in) : normal() * sqrt(2.0 / fan_in);
+            double v = init == KAIMING_UNIFORM ? test_random() / sqrt(fan_in) : normal() * sqrt(2.0 / fan_in);
             if (t->role == RESCALE_WEIGHT) v *= scale;
-            else if (t->role == RESCALE_GAIN) v = 1 + 0.5 * test_uniform();
+            else if (t->role == RESCALE_GAIN) v = 1 + 0.5 * test_random();
             else if (init == KAIMING_NORMAL && !m->bn) v = 0;
             t->data[k] = v;
         }
@@ -383,10 +383,10 @@ static void check_references(int bn) {
     mlp *m = mlp_new(dims, 4, 1, 1, bn);
     mlp_init(m, KAIMING_UNIFORM, 1);
     double *g = mlp_diag_g(m), *each = ref_doubles(m->p), *u = ref_doubles((size_t)m->units);
-    for (size_t i = 0; i < m->p; i++) each[i] = exp(1.5 * test_uniform());
+    for (size_t i = 0; i < m->p; i++) each[i] = exp(1.5 * test_random());
     for (int which = 0; which < 4; which++) {  // none, per tensor, per parameter, both
         for (int i = 0; i < m->n_tensors; i++) {
-            m->tensor[i].reference = which & 1 ? exp(2 * test_uniform()) : 0;
+            m->tensor[i].reference = which & 1 ? exp(2 * test_random()) : 0;
             m->tensor[i].reference_each = which & 2 ? each + (m->tensor[i].data - m->theta) : NULL;
         }
         problem q = problem_of(&m->net, g);
@@ -703,14 +703,14 @@ static void check_random_description(int round) {
         t[n_tensors++] = rescale_weight("", NULL, other, n, random_int(1, 3), RESCALE_NONE, k);
         if (round & 2) t[n_tensors - 1] = rescale_weight("", NULL, n, other, random_int(1, 3), k, RESCALE_NONE), t[n_tensors - 1].flags = RESCALE_ROWS_LEAVE;
         t[n_tensors++] = rescale_bias("", NULL, n, k);
-        if (test_uniform() < 0) t[n_tensors - 1].flags = RESCALE_UNCOUNTED;
+        if (test_random() < 0) t[n_tensors - 1].flags = RESCALE_UNCOUNTED;
     }
     for (int extra = random_int(0, 6); extra > 0; extra--) {
         const int a = random_int(0, n_groups - 1), b = self_loop && extra == 1 ? a : random_int(0, n_groups - 1);
         if (a == b && !self_loop) continue;
         t[n_tensors++] = rescale_weight("", NULL, group[a].n, group[b].n, random_int(1, 3), a, b);
-        if (test_uniform() < -0.3) t[n_tensors - 1].flags = RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER;
-        else if (test_uniform() < -0.5) t[n_tensors - 1].flags = RESCALE_UNCOUNTED;
+        if (test_random() < -0.3) t[n_tensors - 1].flags = RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER;
+        else if (test_random() < -0.5) t[n_tensors - 1].flags = RESCALE_UNCOUNTED;
     }
     t[n_tensors++] = rescale_bias("", NULL, 3, RESCALE_NONE);
     size_t p = 0, at = 0, sides = 0;
@@ -720,25 +720,25 @@ static void check_random_description(int round) {
     double *theta = ref_doubles(p), *g = ref_doubles(p), *each = ref_doubles(p), *vectors = ref_doubles(sides);
     double *u = ref_doubles((size_t)units), *want = ref_doubles((size_t)units), *before, *v = vectors;
     fill(theta, p, 0, 1);
-    for (size_t i = 0; i < p; i++) each[i] = exp(test_uniform());
-    for (size_t i = 0; i < sides; i++) vectors[i] = exp(3 * test_uniform());
+    for (size_t i = 0; i < p; i++) each[i] = exp(test_random());
+    for (size_t i = 0; i < sides; i++) vectors[i] = exp(3 * test_random());
     for (int i = 0; i < n_tensors; i++) {
         const size_t columns = (size_t)t[i].n_in * (size_t)t[i].kernel;
-        const int rank_one = round % 5 == 0 || test_uniform() < 0;
+        const int rank_one = round % 5 == 0 || test_random() < 0;
         snprintf(name[i], sizeof name[i], "t%d", i);
         t[i].name = name[i], t[i].data = theta + at;
         for (size_t j = 0; j < tensor_size(t + i); j++)
-            g[at + j] = rank_one ? v[j / columns] * v[(size_t)t[i].n_out + j % columns] : test_uniform() < -0.8 ? 0 : exp(3 * test_uniform());
+            g[at + j] = rank_one ? v[j / columns] * v[(size_t)t[i].n_out + j % columns] : test_random() < -0.8 ? 0 : exp(3 * test_random());
         if (rank_one) t[i].g_out = v, t[i].g_in = v + t[i].n_out;
         else t[i].g = g + at;
-        if (test_uniform() < -0.5) t[i].reference = exp(test_uniform());
-        if (round % 5 && test_uniform() < -0.5) t[i].reference_each = each + at;
+        if (test_random() < -0.5) t[i].reference = exp(test_random());
+        if (round % 5 && test_random() < -0.5) t[i].reference_each = each + at;
         v += (size_t)t[i].n_out + columns, at += tensor_size(t + i);
     }
     const rescale_net net = {group, n_groups, t, n_tensors};
     problem q = problem_of(&net, g);
     rescale_options o = rescale_default_options();
-    o.max_log = with_bound ? 0.1 + 0.3 * fabs(test_uniform()) : 0;
+    o.max_log = with_bound ? 0.1 + 0.3 * fabs(test_random()) : 0;
     if (with_bound) ref_unit_sweeps(&q.q, want, 100000, 1e-14, o.max_log);
     else CHECK(ref_optimum(&q.q, want) < 1e-9, "reference optimum");
     before = copy_of(theta, p);
@@ -821,7 +821,7 @@ static void check_bound(const int *dims, int n_layers, int bn, double scale, dou
     mlp_init(m, KAIMING_UNIFORM, scale);
     for (int l = 0; l + 1 < n_layers; l++) {  // far from balanced, so that the bound binds on many units
         double *w = m->tensor[l * (bn ? 4 : 2)].data;
-        for (int k = 0; k < dims[l + 1] * dims[l]; k++) w[k] *= exp(2 * test_uniform());
+        for (int k = 0; k < dims[l + 1] * dims[l]; k++) w[k] *= exp(2 * test_random());
     }
     const size_t n = (size_t)m->units;
     double *g = mlp_diag_g(m), *u = ref_doubles(n), *want = ref_doubles(n), *grad = ref_doubles(n);
@@ -1169,7 +1169,7 @@ static void check_errors(void) {
 static void check_invariances(int bn, int round) {
     static const int dims[] = {7, 12, 9, 14, 4};
     mlp *m = mlp_new(dims, 4, round & 1, round >> 1 & 1, bn);
-    mlp_init(m, round & 4 ? KAIMING_NORMAL : KAIMING_UNIFORM, exp(test_uniform()));
+    mlp_init(m, round & 4 ? KAIMING_NORMAL : KAIMING_UNIFORM, exp(test_random()));
     const size_t n = (size_t)m->units;
     double *u = ref_doubles(n), *u_first = ref_doubles(n), *random = ref_doubles(n), *start = copy_of(m->theta, m->p), *once = ref_doubles(m->p);
     problem q = problem_of(&m->net, NULL);

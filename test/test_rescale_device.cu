@@ -64,7 +64,7 @@ static void fill_network(network *n, double scale) {
         const double width = t->role == RESCALE_WEIGHT ? scale / sqrt((double)t->n_in * t->kernel) : 0.1;
         for (int k = 0; k < N_ARRAYS; k++)
             for (size_t j = 0; n->has[i] >> k & 1 && j < tensor_size(t); j++) {
-                const double v = test_uniform();
+                const double v = test_random();
                 n->start[n->at[i][k] + j] = (float)(k == DATA ? (t->role == RESCALE_GAIN ? 1 + 0.3 * v : width * v)
                                                     : k == MOMENT1 || k == MEAN ? v : exp(1.5 * v));
             }
@@ -102,7 +102,7 @@ static network make_conv(unsigned has) {
     add(&n, "next", rescale_weight("", NULL, 33, 24, 9, 2, 0), full);
     rescale_tensor *t = add(&n, "fc", rescale_weight("", NULL, 10, 33, 16, RESCALE_NONE, 2), has);
     double *out = (double *)malloc((10 + 33 * 16) * sizeof(double));  // rank one: host vectors
-    for (int i = 0; i < 10 + 33 * 16; i++) out[i] = exp(test_uniform());
+    for (int i = 0; i < 10 + 33 * 16; i++) out[i] = exp(test_random());
     t->g_out = out, t->g_in = out + 10;
     add(&n, "out", rescale_bias("", NULL, 10, RESCALE_NONE), full);
     fill_network(&n, 1);
@@ -218,7 +218,7 @@ static void check_function(const int *dims, int n_layers, double scale, int pow2
     const rescale_net net = bind(&n, n.start);
     const size_t n_y = (size_t)BATCH * (size_t)dims[n_layers], n_x = (size_t)BATCH * (size_t)dims[0];
     float *x = (float *)malloc(n_x * sizeof(float)), *y = (float *)malloc(2 * n_y * sizeof(float));
-    for (size_t i = 0; i < n_x; i++) x[i] = (float)test_uniform();
+    for (size_t i = 0; i < n_x; i++) x[i] = (float)test_random();
     forward(&n, dims, n_layers, x, BATCH, y);
     rescale_options o = rescale_default_options();
     o.pow2 = pow2, o.max_log = max_log;
