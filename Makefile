@@ -42,7 +42,7 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp
+.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp compare
 
 all: train_mlp compare                          ## builds the trainers for this machine
 
@@ -73,12 +73,11 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu
 build/cpu/test/test_mlp: build/cpu/train_mlp.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): train_mlp.cu
-build/cpu/dev/bench/bench_rescale build/cpu/dev/bench/bench_step: build/cpu/train_mlp.cu
+build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
 compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
-.PHONY: compare
 
 build/config.mk: dev/configure.sh Makefile
 	@mkdir -p build

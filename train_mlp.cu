@@ -623,9 +623,12 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
 
 enum { PROBE_ROWS = 64 };
 
+// Rows of a probe; a model for fewer rows at a time gets fewer.
+static int probe_rows(const model *m) { return m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS; }
+
 // Outputs of the network on fixed random inputs, [PROBE_ROWS][outputs], in the given mode; the caller frees them.
 static float *probe_outputs(model *m, int mode) {
-    const int rows = m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS;
+    const int rows = probe_rows(m);
     const size_t n_in = (size_t)rows * (size_t)m->dim[0], n_out = (size_t)rows * (size_t)m->dim[m->n_layers];
     float *in = (float *)malloc(n_in * sizeof(float)), *out = (float *)malloc(n_out * sizeof(float));
     rng_fill_normal(in, n_in, 0.0f, 1.0f, 1, rng_stream(RNG_TEST, 0));
@@ -638,7 +641,7 @@ static float *probe_outputs(model *m, int mode) {
 
 // Largest |after - before| relative to the largest |before|.
 static double relative_difference(const model *m, const float *before, const float *after) {
-    const int rows = m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS;
+    const int rows = probe_rows(m);
     double difference = 0, largest = 0;
     for (size_t i = 0; i < (size_t)rows * (size_t)m->dim[m->n_layers]; i++) {
         difference = fmax(difference, fabs((double)after[i] - before[i]));
@@ -1003,7 +1006,7 @@ static int is_sound(trainer *t) {
     int sound = 1;
     for (int i = 0; i < 4; i++) sound = sound && (!arrays[i] || isfinite(array_norm(m, arrays[i])));
     float *out = probe_outputs(m, MODE_EVAL);
-    const int rows = m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS;
+    const int rows = probe_rows(m);
     for (size_t i = 0; i < (size_t)rows * (size_t)m->dim[m->n_layers]; i++) sound = sound && isfinite(out[i]);
     free(out);
     t->ready = -1;

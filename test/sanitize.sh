@@ -11,7 +11,8 @@
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive
 dir=build/sanitize
-mkdir -p "$dir"
+mkdir -p "$dir/test"
+for f in rescale.cuh train_mlp.cu test/test_*.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
 flags="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fopenmp"
 if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - -fsanitize=address,undefined -o "$dir/probe" 2>/dev/null || ! "$dir/probe"; then
     echo "SKIP sanitizers: this compiler cannot link or run -fsanitize=address,undefined"
@@ -19,8 +20,6 @@ if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - -fsanitize=address,unde
 else
     # Leaks of a process that exits with an error message are not of interest; everything else is.
     export ASAN_OPTIONS=detect_leaks=${LEAKS:-1}:detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2
-    mkdir -p "$dir/common" "$dir/test"
-    for f in rescale.cuh train_mlp.cu test/test_*.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
     for source in test/test_*.c test/test_*.cu; do
         name=$(basename "$source")
         program=$dir/${name%.*}
@@ -39,8 +38,6 @@ else
         fi
     done
 fi
-mkdir -p "$dir/test"
-for f in rescale.cuh train_mlp.cu test/test_mlp.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
 ${CXX:-c++} -std=c++17 -O2 -fopenmp -I"$dir" -I. -Itest -x c++ "$dir/test/test_mlp.cu" -x none -o "$dir/test_mlp_builtin" -lm || exit 1
 want=
 for order in forward reverse random:3; do
