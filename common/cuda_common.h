@@ -16,6 +16,9 @@
 //     device_synchronize()       waits for the device, CUDA_CHECKed
 //     device_describe(buf, n)    writes "NVIDIA H200 (sm_90, 132 SMs, 139 GiB)" or "CPU, 2 threads (AMD EPYC 7763)"
 //
+//     UNROLL                     before a loop of known length: unroll it wholly. On a CPU the loop over a block's threads
+//                                can then be vectorised; on a GPU small arrays stay in registers.
+//
 // In kernels, for float and double:
 //     warp_reduce_sum(v)         all 32 lanes of the warp call it, each gets the sum over the warp
 //     warp_reduce_max(v)         likewise the maximum; a NaN loses against a number, as in fmaxf
@@ -34,6 +37,14 @@
 #else
 #define DEVICE_IS_GPU 0
 #define HAVE_CUDA_API 0
+#endif
+
+#if DEVICE_IS_GPU
+#define UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
 #endif
 
 #if HAVE_CUDA_API

@@ -27,6 +27,8 @@
 //     The context belongs to one caller at a time; two threads that call gemm at once need two contexts. Called inside an
 //     OpenMP parallel region it runs on the calling thread alone.
 //     GPU: a cuBLAS or CUDA failure prints file, line and status and exits with status 1, as CUDA_CHECK does.
+// gemm_batch(g, count, trans_a, trans_b, m, n, k, alpha, A, lda, step_a, B, ldb, step_b, beta, C, ldc, step_c)
+//     `count` products of the same shape, the matrices of each step_a, step_b, step_c floats after those of the one before.
 // gemm_backend()
 //     Its name: "cuBLAS", "OpenBLAS", "built-in (AVX-512)", "built-in (AVX2)", ...
 // gemm_set_stream(g, stream)      (GPU only)
@@ -178,6 +180,20 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
         g->seconds += gemm_clock() - start;
         g->flops += 2.0 * m * n * k;
     }
+}
+
+static inline void gemm_batch(gemm_context *g, int count, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b, float beta,
+                              float *C, int ldc, size_t step_c) {
+    if (m <= 0 || n <= 0 || k <= 0 || alpha == 0 || g->timed) {
+        for (int i = 0; i < count; i++)
+            gemm(g, trans_a, trans_b, m, n, k, alpha, A + (size_t)i * step_a, lda, B + (size_t)i * step_b, ldb, beta, C + (size_t)i * step_c, ldc);
+        return;
+    }
+    const cublasOperation_t op_a = trans_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    GEMM_CUBLAS_CHECK(cublasGemmStridedBatchedEx(g->handle, op_b, op_a, n, m, k, &alpha, B, CUDA_R_32F, ldb, (long long)step_b, A,
+                                                 CUDA_R_32F, lda, (long long)step_a, &beta, C, CUDA_R_32F, ldc, (long long)step_c,
+                                                 count, g->compute, CUBLAS_GEMM_DEFAULT));
 }
 
 #else
@@ -686,14 +702,9 @@ static inline void gemm_run(const gemm_call *x, int i0, int i1, int j0, int j1, 
 // Below this many flops a parallel region costs more than it saves.
 enum { GEMM_PARALLEL_FLOPS = 100000 };
 
-static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A,
-                        int lda, const float *B, int ldb, float beta, float *C, int ldc) {
-    if (m <= 0 || n <= 0) return;
-    if (k <= 0 || alpha == 0) {
-        if (beta != 1) gemm_scale(m, n, beta, C, ldc);
-        return;
-    }
-    const double flops = 2.0 * m * n * k, start = g->timed ? gemm_clock() : 0;
+// One product for the pieces; small or narrow ones take other roads with the built-in kernel.
+static inline gemm_call gemm_prepare(int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A, int lda,
+                                     const float *B, int ldb, float beta, float *C, int ldc) {
     gemm_call x = {trans_a, trans_b, m, n, k, alpha, beta, A, B, lda, ldb, C, ldc, 1, 0};
 #ifndef USE_OPENBLAS
     x.dots = !trans_a && trans_b && k >= 2 * GEMM_VL && (m <= 16 || n <= 16);
@@ -702,10 +713,31 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
         x = swapped;
     }
 #endif
-    gemm_grid s = {1, 1};
+    return x;
+}
+
+// Whether a product of this size is worth a team of threads.
+static inline int gemm_in_parallel(gemm_context *g, double flops) {
 #ifdef _OPENMP
-    if (g->threads > 1 && flops >= GEMM_PARALLEL_FLOPS && !omp_in_parallel() && gemm_reserve(g, g->threads) == 0)
-        s = gemm_choose_grid(g->threads, x.m, x.n, x.k, x.cs != 1);
+    return g->threads > 1 && flops >= GEMM_PARALLEL_FLOPS && !omp_in_parallel() && gemm_reserve(g, g->threads) == 0;
+#else
+    (void)g, (void)flops;
+    return 0;
+#endif
+}
+
+static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A,
+                        int lda, const float *B, int ldb, float beta, float *C, int ldc) {
+    if (m <= 0 || n <= 0) return;
+    if (k <= 0 || alpha == 0) {
+        if (beta != 1) gemm_scale(m, n, beta, C, ldc);
+        return;
+    }
+    const double flops = 2.0 * m * n * k, start = g->timed ? gemm_clock() : 0;
+    const gemm_call x = gemm_prepare(trans_a, trans_b, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc);
+    gemm_grid s = {1, 1};
+    if (gemm_in_parallel(g, flops)) s = gemm_choose_grid(g->threads, x.m, x.n, x.k, x.cs != 1);
+#ifdef _OPENMP
     if (s.rows * s.cols > 1) {
         // The team always has g->threads members, even for fewer pieces: changing its size is expensive.
 #pragma omp parallel num_threads(g->threads)
@@ -721,6 +753,35 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
     }
 #endif
     if (s.rows * s.cols == 1) gemm_run(&x, 0, x.m, 0, x.n, g->workspace);
+    if (g->timed) {
+        g->seconds += gemm_clock() - start;
+        g->flops += flops;
+    }
+}
+
+// A thread takes whole products, or, where there are few for many threads, equal shares of their rows.
+static inline void gemm_batch(gemm_context *g, int count, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b, float beta,
+                              float *C, int ldc, size_t step_c) {
+    const double flops = 2.0 * m * n * k * count, start = g->timed ? gemm_clock() : 0;
+    if (m <= 0 || n <= 0 || k <= 0 || alpha == 0 || !gemm_in_parallel(g, flops)) {
+        for (int i = 0; i < count; i++)
+            gemm(g, trans_a, trans_b, m, n, k, alpha, A + (size_t)i * step_a, lda, B + (size_t)i * step_b, ldb, beta, C + (size_t)i * step_c, ldc);
+        return;
+    }
+#ifdef _OPENMP
+    const int parts = count % g->threads == 0 || count > 8 * g->threads ? 1 : g->threads;
+#pragma omp parallel num_threads(g->threads)
+    {
+        const int id = omp_get_thread_num(), team = omp_get_num_threads();
+        float *workspace = g->workspace ? g->workspace + (size_t)id * GEMM_THREAD_FLOATS : NULL;
+        for (int p = (int)((long long)count * parts * id / team); p < (int)((long long)count * parts * (id + 1) / team); p++) {
+            const size_t i = (size_t)(p / parts);
+            const gemm_call x = gemm_prepare(trans_a, trans_b, m, n, k, alpha, A + i * step_a, lda, B + i * step_b, ldb, beta, C + i * step_c, ldc);
+            gemm_run(&x, gemm_cut(x.m, 4, parts, p % parts), gemm_cut(x.m, 4, parts, p % parts + 1), 0, x.n, workspace);
+        }
+    }
+#endif
     if (g->timed) {
         g->seconds += gemm_clock() - start;
         g->flops += flops;
