@@ -354,8 +354,7 @@ static void fill_net(RefCnn *m) {
     }
 }
 
-static void check_net(const NetCase *c) {
-    RefCnn m = ref_cnn_create(&c->config);
+static void check_net(const NetCase *c, RefCnn m) {
     const size_t inputs = (size_t)(c->n * m.in_c * m.in_h * m.in_w);
     double *x = ref_doubles(inputs), *d_input = ref_doubles(inputs);
     int labels[8];
@@ -376,6 +375,20 @@ static void check_net(const NetCase *c) {
     CHECK(d.kinks * 20 <= d.checked, "at most one entry in twenty sits on a kink");
     free(x), free(d_input);
     ref_cnn_free(&m);
+}
+
+// conv1 is added to conv2 and to conv3, and read by conv2 and by conv4: its gradient has four parts.
+static RefCnn shared_net(void) {
+    RefCnn m = ref_cnn_empty(2, 5, 4);
+    const int a = ref_cnn_conv(&m, "conv1", -1, 3, 3, 3, 1, 1, 1), b = ref_cnn_conv(&m, "conv2", a, 3, 3, 3, 1, 1, 1);
+    ref_cnn_add_residual(&m, b, a);
+    const int c = ref_cnn_conv(&m, "conv3", ref_cnn_relu(&m, b), 3, 1, 1, 1, 0, 0);
+    ref_cnn_add_residual(&m, c, a);
+    const int d = ref_cnn_conv(&m, "conv4", a, 3, 1, 3, 1, 1, 1); // 7x4: the padding is that of both directions
+    const int e = ref_cnn_conv(&m, "conv5", ref_cnn_relu(&m, d), 3, 3, 1, 1, 0, 1);
+    ref_cnn_add_residual(&m, e, c);
+    ref_cnn_linear(&m, "fc", ref_cnn_relu(&m, e), 3, 1);
+    return m;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -575,7 +588,9 @@ int main(void) {
         {"small with BatchNorm", {REF_SMALL, 3, 9, 10, 5, 0.05, 1, 1, 1, 0}, REF_TRAIN, 3, 0.1},
         {"small with BatchNorm, evaluation", {REF_SMALL, 3, 9, 10, 5, 0.05, 1, 1, 1, 0}, REF_EVAL, 1, 0},
     };
-    for (size_t k = 0; k < sizeof nets / sizeof nets[0]; k++) check_net(&nets[k]);
+    for (size_t k = 0; k < sizeof nets / sizeof nets[0]; k++) check_net(&nets[k], ref_cnn_create(&nets[k].config));
+    const NetCase shared = {"a layer that is added twice and read twice", {REF_SMALL, 2, 5, 4, 3, 1, 0, 1, 1, 0}, REF_TRAIN, 3, 0};
+    check_net(&shared, shared_net());
     check_families();
     check_files();
     check_pytorch();
