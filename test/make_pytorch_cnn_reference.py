@@ -35,6 +35,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import torch_cnn_models
+
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 SAMPLES, CLASSES, BATCH, STEPS = 32, 10, 8, 50
@@ -81,10 +83,6 @@ def images(shape):
     return (scaled - mean) / ((scaled - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True).sqrt()
 
 
-def scaled(width, channels):
-    return max(1, math.floor(width * channels + 0.5))
-
-
 class SumPool2d(nn.Module):
     """Sum over every window inside the map: max-pooling of path sums."""
 
@@ -104,107 +102,10 @@ class PathPool(nn.Module):
         return x.mean(dim=(2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
 
 
-class AllConv(nn.Module):
-    def __init__(self, in_channels, width, norm):
-        super().__init__()
-        channels = [in_channels] + [scaled(width, c) for c in (128, 128, 128, 256, 256, 256, 320, 320)] + [CLASSES]
-        for k in range(1, 10):
-            kernel = 3 if k < 8 else 1
-            self.add_module("conv%d" % k, nn.Conv2d(channels[k - 1], channels[k], kernel, padding=kernel // 2))
-            if norm and k in (3, 6):
-                self.add_module("bn%d" % (k // 3), nn.BatchNorm2d(channels[k]))
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-
-    def forward(self, x):
-        for k in range(1, 9):
-            x = getattr(self, "conv%d" % k)(x)
-            if k in (3, 6) and hasattr(self, "bn%d" % (k // 3)):
-                x = getattr(self, "bn%d" % (k // 3))(x)
-            x = torch.relu(x)
-            if k in (3, 6):
-                x = self.pool(x)
-        return self.avgpool(self.conv9(x)).flatten(1)
-
-
-class BasicBlock(nn.Module):
-    def __init__(self, n_in, n_out, stride, norm, projection):
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=not norm)
-        if norm:
-            self.bn1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=not norm)
-        if norm:
-            self.bn2 = nn.BatchNorm2d(n_out)
-        self.downsample = None
-        if stride != 1 or n_in != n_out or projection:
-            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=not norm))
-            if norm:
-                self.downsample.append(nn.BatchNorm2d(n_out))
-        self.norm = norm
-
-    def forward(self, x):
-        y = self.conv1(x)
-        y = torch.relu(self.bn1(y) if self.norm else y)
-        y = self.conv2(y)
-        y = self.bn2(y) if self.norm else y
-        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet18(nn.Module):
-    def __init__(self, in_channels, width, norm, projection):
-        super().__init__()
-        n = scaled(width, 64)
-        self.conv1 = nn.Conv2d(in_channels, n, 3, 1, 1, bias=not norm)
-        if norm:
-            self.bn1 = nn.BatchNorm2d(n)
-        for stage in range(1, 5):
-            n_out = scaled(width, 32 << stage)
-            self.add_module("layer%d" % stage, nn.Sequential(
-                BasicBlock(n, n_out, 2 if stage > 1 else 1, norm, projection),
-                BasicBlock(n_out, n_out, 1, norm, projection)))
-            n = n_out
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(n, CLASSES)
-        self.norm = norm
-
-    def forward(self, x):
-        x = self.conv1(x)
-        x = torch.relu(self.bn1(x) if self.norm else x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
-class Small(nn.Module):
-    def __init__(self, shape, width, norm):
-        super().__init__()
-        channels = [shape[0]] + [scaled(width, c) for c in (32, 64, 64)]
-        for k in range(1, 4):
-            self.add_module("conv%d" % k, nn.Conv2d(channels[k - 1], channels[k], 3, padding=1))
-            if norm:
-                self.add_module("bn%d" % k, nn.BatchNorm2d(channels[k]))
-        self.fc = nn.Linear(channels[3] * (shape[1] // 4) * (shape[2] // 4), CLASSES)
-        self.norm = norm
-        self.pool = nn.MaxPool2d(2, 2)
-
-    def forward(self, x):
-        for k in range(1, 4):
-            x = getattr(self, "conv%d" % k)(x)
-            x = torch.relu(getattr(self, "bn%d" % k)(x) if self.norm else x)
-            if k < 3:
-                x = self.pool(x)
-        return self.fc(x.flatten(1))
-
-
-def build(case):
+def initial(case):
     """The network of a case with its initial weights."""
     _, model, shape, width, norm, projection = case[:6]
-    if model == "allconv":
-        net = AllConv(shape[0], width, norm)
-    elif model == "resnet18":
-        net = ResNet18(shape[0], width, norm, projection)
-    else:
-        net = Small(shape, width, norm)
+    net = torch_cnn_models.build(model, shape, CLASSES, width, norm, projection=projection)
     k = 0
     for module in net.modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -241,11 +142,11 @@ def run(case, dtype):
     """Trains one case and prints its rows."""
     name, _, shape, _, _, _, smoothing, optimizer, lr, momentum, decay = case
     for pool in ("sum", "max"):
-        print("%s,path_%s,%.9g" % (name, pool, path_sum(build(case), shape, pool)))
+        print("%s,path_%s,%.9g" % (name, pool, path_sum(initial(case), shape, pool)))
     x = images(shape).to(torch.float32).to(dtype)
     labels = torch.tensor([label(i) for i in range(SAMPLES)])
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    model = build(case).to(dtype)
+    model = initial(case).to(dtype)
     if optimizer == "adamw":
         opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
     else:
