@@ -43,7 +43,7 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
+.PHONY: all help run test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
 
 all: train_mlp train_cnn compare                ## builds the trainers for this machine
 
@@ -108,6 +108,9 @@ test: train_mlp train_cnn compare test-programs           ## runs every test; th
 
 bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
+
+tables:                                         ## writes the tables in the documents anew from their CSV files
+	@sh dev/tables.sh README.md
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
 	@sh dev/gpu_check.sh

@@ -9,7 +9,8 @@ awk -F, -v want="${2:-}" -v peer="${3:-}" -v pattern="${4:-}" '
 function value(name,    part, n) {
     n = split(name, part, "/")
     if (n == 2) return value(part[2]) > 0 ? sprintf("%.2f", value(part[1]) / value(part[2])) : "n/a"
-    return name in column ? $column[name] : ($1 SUBSEP name) in other ? other[$1, name] : "n/a"
+    name = name in column ? $column[name] : ($1 SUBSEP name) in other ? other[$1, name] : "n/a"
+    return name ~ /^-?[0-9]+\.[0-9]+$/ ? sprintf("%.4g", name) : name
 }
 BEGIN {
     while (peer != "" && (getline line < peer) > 0) {
