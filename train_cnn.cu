@@ -390,12 +390,11 @@ static __global__ void max_pool_kernel(float *__restrict__ y, unsigned char *__r
         const int iy = y0 + k / POOL, ix = x0 + k % POOL;
         const int inside = (int)(k / POOL < p.kernel) & (int)(k % POOL < p.kernel) & (int)((unsigned)iy < (unsigned)p.h) &
                            (int)((unsigned)ix < (unsigned)p.w);
-        const float never = inside ? 0.0f : -INFINITY, counts = (float)inside;
-        const float stored = in[(min(max(iy, 0), p.h - 1) * p.w + min(max(ix, 0), p.w - 1)) * p.c + c], v = stored + never;
-        const int wins = (int)(v > best) | (int)(v != v);
-        best = wins ? v : best;
+        const float stored = in[(min(max(iy, 0), p.h - 1) * p.w + min(max(ix, 0), p.w - 1)) * p.c + c];
+        const int wins = ((int)(stored > best) | (int)(stored != stored)) & inside;
+        best = wins ? stored : best;
         at = wins ? k : at;
-        total += counts * stored;
+        total += inside ? stored : 0.0f;
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * p.c;
     (y + out)[c] = sum ? total : best;
