@@ -103,12 +103,12 @@ static inline void release(void) {
 
 // Compares device floats with doubles; the message names the case.
 static inline int same(const char *what, const float *device, const double *want, size_t n, double rel, double abs) {
-    char name[240];
+    char name[320];
     snprintf(name, sizeof name, "%s: %s", label, what);
     return test_close(name, (const float *)fetch(device, n * sizeof(float)), want, n, rel, abs);
 }
 static inline int same_d(const char *what, const double *device, const double *want, size_t n, double rel, double abs) {
-    char name[240];
+    char name[320];
     snprintf(name, sizeof name, "%s: %s", label, what);
     return test_close_d(name, (const double *)fetch(device, n * sizeof(double)), want, n, rel, abs);
 }
