@@ -89,6 +89,7 @@ static inline void release(void) {
     for (int i = 0; i < n_pieces; i++) {
         const size_t total = pieces[i].bytes + 2 * GUARD;
         unsigned char *host = (unsigned char *)malloc(total);
+        if (!host || !pieces[i].device) exit(1);
         CUDA_CHECK(cudaMemcpy(host, pieces[i].device, total, cudaMemcpyDeviceToHost));
         for (size_t k = 0; k < GUARD; k++) intact = intact && host[k] == 0xa5 && host[GUARD + pieces[i].bytes + k] == 0xa5;
         CUDA_CHECK(cudaFree(pieces[i].device));
