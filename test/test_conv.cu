@@ -222,7 +222,7 @@ static void test_transforms(void) {
     float *m = floats(POINTS * (POINTS + pad));
     for (int k = 0; k < POINTS; k++) m[k * (POINTS + pad) + k] = 1;
     conv_input_kernel<<<conv_grid(WINDOW, 1, 1), CONV_BLOCK>>>(input_d, in(unit_vectors(WINDOW), WINDOW * WINDOW), p, WINDOW + pad);
-    conv_weight_kernel<<<conv_grid(KERNEL, 1, 1), CONV_BLOCK>>>(weight_d, in(unit_vectors(KERNEL), KERNEL * KERNEL), KERNEL, KERNEL + pad);
+    conv_weight_kernel<<<conv_grid(KERNEL, 1, 1), CONV_BLOCK>>>(weight_d, in(unit_vectors(KERNEL), KERNEL * KERNEL), KERNEL, 9, KERNEL + pad);
     conv_output_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(output_d, in(m, POINTS * (POINTS + pad)), (const float *)NULL, 0, p, POINTS + pad);
     const float *input = (const float *)fetch(input_d, POINTS * (WINDOW + pad) * sizeof(float)),
                 *weight = (const float *)fetch(weight_d, POINTS * (KERNEL + pad) * sizeof(float)),
