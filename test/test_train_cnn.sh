@@ -58,7 +58,7 @@ refuses 1 "$work/nowhere" --data "$work/nowhere"
 refuses 1 "$work/cnn/small.options" --data "$work/cnn/small.options"
 refuses 1 nosuchset --data nosuchset
 refuses 1 get_data.sh --data cifar10 --data-dir "$work"
-refuses 1 get_data.sh
+refuses 1 get_data.sh --data-dir "$work"
 changed idx
 "$damage" cut "$work/changed/train-images-idx3-ubyte" 1
 refuses 1 "$work/changed/train-images-idx3-ubyte" --data "$work/changed"
