@@ -35,7 +35,8 @@ NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Xcompiler -Wall,-Wextra,-fopenmp -Werr
 NVCC_DEFS := $(filter -DUSE_ZLIB,$(DEFS))
 NVCC_LIBS := -lcublas $(filter -lz,$(LIBS)) -lgomp
 
-HEADERS := $(wildcard common/*.h) rescale.cuh
+CUH := $(wildcard *.cuh common/*.cuh)
+HEADERS := $(wildcard common/*.h) $(CUH)
 CU2CPP := common/cu2cpp.sh common/cu2cpp.sed
 C_TESTS := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)))
@@ -59,7 +60,7 @@ build/cpu/%.cuh: %.cuh $(CU2CPP)
 	@mkdir -p $(@D)
 	@sh common/cu2cpp.sh $< >$@
 
-build/cpu/%: build/cpu/%.cu build/cpu/rescale.cuh $(HEADERS) build/config.mk
+build/cpu/%: build/cpu/%.cu $(addprefix build/cpu/,$(CUH)) $(HEADERS) build/config.mk
 	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -x c++ $< -x none -o $@ $(CPU_LIBS)
 build/cuda/%: %.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)

@@ -3,7 +3,7 @@
 // The same source is compiled three ways:
 //     nvcc                       real CUDA
 //     cu2cpp.sh + a C++ compiler the CPU build; cuda_cpu.h comes in front and plays the part of CUDA (CUDA_CPU defined)
-//     a plain C11 or C++ file    only ceil_div and the two macros below are defined
+//     a plain C11 or C++ file    only ceil_div, device_describe, device_threads and the two macros below are defined
 //
 //     HAVE_CUDA_API              1 where kernels and cuda*() calls can be used (the first two), else 0
 //     DEVICE_IS_GPU              1 under nvcc, else 0. For what a CPU cannot run or should do another way; keep such
@@ -15,6 +15,7 @@
 //                                errors inside them show at the next synchronizing call.
 //     device_synchronize()       waits for the device, CUDA_CHECKed
 //     device_describe(buf, n)    writes "NVIDIA H200 (sm_90, 132 SMs, 139 GiB)" or "CPU, 2 threads (AMD EPYC 7763)"
+//     device_threads()           CPU threads that kernels and loops use; 1 on a GPU
 //
 //     UNROLL                     before a loop of known length: unroll it wholly. On a CPU the loop over a block's threads
 //                                can then be vectorised; on a GPU small arrays stay in registers.
@@ -59,12 +60,40 @@ CUDA_COMMON_HOST_DEVICE static inline int ceil_div(long long a, long long b) {
 }
 #undef CUDA_COMMON_HOST_DEVICE
 
+#include <stdio.h>
+#include <string.h>
+#if !DEVICE_IS_GPU
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// OpenMP's threads; 1 without it.
+static inline int device_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+// Describes the processor in one line; the model's name is left out where the system does not tell.
+static inline void device_describe(char *buf, size_t n) {
+    const int threads = device_threads();
+    char model[256] = "", line[512];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && !model[0] && fgets(line, sizeof line, f)) {
+        const char *colon = strchr(line, ':');
+        if (colon && !strncmp(line, "model name", 10)) sscanf(colon + 1, " %255[^\n]", model);
+    }
+    if (f) fclose(f);
+    snprintf(buf, n, model[0] ? "CPU, %d thread%s (%s)" : "CPU, %d thread%s", threads, threads == 1 ? "" : "s", model);
+}
+#endif
+
 #if HAVE_CUDA_API
 #include <float.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define CUDA_CHECK(call) cuda_check((call), __FILE__, __LINE__, #call)
 #define CUDA_CHECK_LAUNCH() cuda_check(cudaGetLastError(), __FILE__, __LINE__, "kernel launch")
@@ -92,21 +121,9 @@ static inline void device_describe(char *buf, size_t n) {
     snprintf(buf, n, "%.100s (sm_%d%d, %d SMs, %.0f GiB)", prop.name, prop.major, prop.minor, prop.multiProcessorCount,
              (double)prop.totalGlobalMem / (1 << 30));
 }
-#else
-// Describes the processor in one line; the model's name is left out where the system does not tell.
-static inline void device_describe(char *buf, size_t n) {
-    cudaDeviceProp prop;
-    CUDA_CHECK(cudaGetDeviceProperties(&prop, 0));
-    char model[256] = "", line[512];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && !model[0] && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (colon && !strncmp(line, "model name", 10)) sscanf(colon + 1, " %255[^\n]", model);
-    }
-    if (f) fclose(f);
-    const int threads = prop.multiProcessorCount;
-    snprintf(buf, n, model[0] ? "CPU, %d thread%s (%s)" : "CPU, %d thread%s", threads, threads == 1 ? "" : "s", model);
-}
+
+// The GPU is the one device.
+static inline int device_threads(void) { return 1; }
 #endif
 
 // The reductions. On a GPU a butterfly of shuffles; on the CPU the runtime does the same additions in one step, since

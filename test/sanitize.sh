@@ -11,8 +11,8 @@
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive
 dir=build/sanitize
-mkdir -p "$dir/test"
-for f in rescale.cuh train_mlp.cu test/test_*.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
+mkdir -p "$dir/common" "$dir/test"
+for f in *.cuh common/*.cuh train_mlp.cu test/test_*.cu; do sh common/cu2cpp.sh "$f" >"$dir/$f" || exit 1; done
 flags="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fopenmp"
 if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - -fsanitize=address,undefined -o "$dir/probe" 2>/dev/null || ! "$dir/probe"; then
     echo "SKIP sanitizers: this compiler cannot link or run -fsanitize=address,undefined"

@@ -7,7 +7,7 @@
 // 3. diag(G) of the path-lifting by the trainer's own passes against rescale.cuh and ref_rescale.h
 // 4. rescaling leaves the function alone, at initialisation and in the middle of training; errors change nothing
 // 5. a hundred training steps against PyTorch's losses
-// 6. schedule, layer sizes, weight files, checkpoints, a run that is interrupted and resumed
+// 6. schedule, layer sizes, weight files, checkpoints, a run that is interrupted and resumed (more of it: test_train.c)
 // 7. a hash of trained parameters, on the line `bits ...`: test/sanitize.sh compares it over thread orders and counts
 #define TESTING
 #include "train_mlp.cu"
@@ -205,7 +205,7 @@ static void test_nan_passes(void) {
     snprintf(label, sizeof label, "NaN through ReLU");
     float *plain = in(z, 3), *normed = in(one, 3);
     bias_relu_kernel<<<1, BLOCK>>>(plain, in(zero, 3), 3, 1);
-    bn_relu_kernel<<<1, BLOCK>>>(normed, in(z, 3), in(zero, 3), in(one, 3), in(one, 3), in(zero, 3), 3);
+    bn_relu_kernel<<<1, BLOCK>>>(normed, in(z, 3), in(zero, 3), in(one, 3), in(one, 3), in(zero, 3), 3, 1);
     for (int k = 0; k < 2; k++) {
         const float *y = (const float *)fetch(k ? normed : plain, sizeof z);
         CHECK(isnan(y[0]) && y[1] == 0 && y[2] == 2, "ReLU keeps NaN");
@@ -252,30 +252,31 @@ static void test_bn_stats(int rows, int cols) {
     release();
 }
 
-// BatchNorm with ReLU, forward and backward, for given statistics.
-static void test_bn(int rows, int cols) {
+// BatchNorm, with or without ReLU, forward and backward, for given statistics.
+static void test_bn(int rows, int cols, int relu) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
     const int chunks = ceil_div(rows, ROW_CHUNK);
     float *z = floats(n), *d = floats(n), *y = floats(n), *mean = floats(c_n), *rstd = floats(c_n),
           *gamma = floats(c_n), *beta = floats(c_n);
     double *want = doubles(n), *xhat = doubles(n), *masked = doubles(n), *dbeta = doubles(c_n), *dgamma = doubles(c_n);
-    snprintf(label, sizeof label, "bn rows=%d cols=%d", rows, cols);
+    snprintf(label, sizeof label, "bn rows=%d cols=%d relu=%d", rows, cols, relu);
     fill(z, n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
     fill(mean, c_n, 0, 1), fill(rstd, c_n, 1.5, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
     for (size_t i = 0; i < n; i++) {
         const size_t c = i % c_n;
         xhat[i] = ((double)z[i] - (double)mean[c]) * (double)rstd[c];
         const double v = (double)gamma[c] * xhat[i] + (double)beta[c];
-        want[i] = v > 0 ? v : 0, masked[i] = y[i] > 0 ? (double)d[i] : 0;
+        want[i] = v > 0 || !relu ? v : 0, masked[i] = y[i] > 0 || !relu ? (double)d[i] : 0;
     }
     column_sums(dbeta, masked, NULL, rows, cols), column_sums(dgamma, masked, xhat, rows, cols);
     float *z_d = in(z, n), *mean_d = in(mean, c_n), *rstd_d = in(rstd, c_n), *gamma_d = in(gamma, c_n), *forward_d = out(n);
-    bn_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(forward_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), cols);
+    bn_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(forward_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), cols, relu);
     same("forward", forward_d, want, n, 1e-6, 2e-6);
     for (int training = 0; training < 2; training++) {
         float *d_d = in(d, n), *beta_part = out((size_t)chunks * c_n), *gamma_part = out((size_t)chunks * c_n),
               *dbeta_d = out(c_n), *dgamma_d = out(c_n);
-        bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), z_d, mean_d, rstd_d, beta_part, gamma_part, rows, cols);
+        bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), z_d, mean_d, rstd_d, beta_part, gamma_part, rows,
+                                                                       cols, relu);
         sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dbeta_d, beta_part, chunks, cols);
         sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dgamma_d, gamma_part, chunks, cols);
         same("masked gradient", d_d, masked, n, 0, 0);
@@ -288,6 +289,54 @@ static void test_bn(int rows, int cols) {
             want[i] = (double)gamma[c] * (double)rstd[c] * (masked[i] - inverse * (dbeta[c] + xhat[i] * dgamma[c]));
         }
         same("input gradient", d_d, want, n, 1e-6, 5e-5);
+    }
+    release();
+}
+
+// The launchers on far more rows than a grid has in y: `rows` rows that repeat (and for the statistics and sums a multiple of
+// what they are for one copy).
+static void test_tall(int rows, int cols) {
+    const int copies = 700, tall = rows * copies;  // 70,000 rows: two launches
+    const size_t n = (size_t)tall * (size_t)cols, one = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
+    const size_t chunks = (size_t)ceil_div(tall, ROW_CHUNK);
+    float *z = floats(n), *d = floats(n), *b = floats(c_n), *gamma = floats(c_n), *beta = floats(c_n), *zero = floats(c_n);
+    double *mean = doubles(c_n), *rstd = doubles(c_n), *y = doubles(n), *dz = doubles(n), *dgamma = doubles(c_n), *dbeta = doubles(c_n);
+    snprintf(label, sizeof label, "%d rows, cols=%d", tall, cols);
+    fill(z, one, 0.5, 1), fill(d, one, 0, 1), fill(b, c_n, 0, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
+    for (size_t i = one; i < n; i++) z[i] = z[i - one], d[i] = d[i - one];
+    for (size_t i = 0; i < n; i++) y[i] = fmax((double)z[i] + (double)b[i % c_n], 0);
+    float *plain = in(z, n);
+    bias_relu(plain, in(b, c_n), tall, cols, 1);
+    same("bias and ReLU", plain, y, n, 1e-6, 1e-7);
+    for (int c = 0; c < cols; c++) {
+        double m2 = 0;
+        for (int r = 0; r < rows; r++) mean[c] += (double)z[r * cols + c] / rows;
+        for (int r = 0; r < rows; r++) m2 += ((double)z[r * cols + c] - mean[c]) * ((double)z[r * cols + c] - mean[c]);
+        rstd[c] = 1 / sqrt(m2 / rows + 1e-5);
+    }
+    for (int relu = 0; relu < 2; relu++) {
+        for (size_t c = 0; c < c_n; c++) dgamma[c] = dbeta[c] = 0;
+        for (size_t i = 0; i < n; i++) {
+            const size_t c = i % c_n;
+            const double xhat = ((double)z[i] - mean[c]) * rstd[c], v = (double)gamma[c] * xhat + (double)beta[c];
+            y[i] = v > 0 || !relu ? v : 0, dz[i] = v > 0 || !relu ? (double)d[i] : 0;
+            dgamma[c] += dz[i] * xhat, dbeta[c] += dz[i];
+        }
+        for (size_t i = 0; i < n; i++) {
+            const size_t c = i % c_n;
+            dz[i] = (double)gamma[c] * rstd[c] * (dz[i] - (dbeta[c] + ((double)z[i] - mean[c]) * rstd[c] * dgamma[c]) / tall);
+        }
+        float *z_d = in(z, n), *d_d = in(d, n), *mean_d = out(c_n), *rstd_d = out(c_n), *y_d = out(n), *partial = out(2 * chunks * c_n),
+              *dgamma_d = out(c_n), *dbeta_d = out(c_n), *gamma_d = in(gamma, c_n);
+        bn_statistics(mean_d, rstd_d, in(zero, c_n), in(zero, c_n), z_d, in(zero, c_n), partial, tall, cols, MODE_TRAIN);
+        bn_relu(y_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), tall, cols, relu);
+        bn_relu_backward(d_d, y_d, z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, partial, tall, cols, MODE_TRAIN, relu);
+        same("mean", mean_d, mean, c_n, 1e-5, 1e-5);
+        same("rstd", rstd_d, rstd, c_n, 1e-5, 0);
+        same("forward", y_d, y, n, 1e-5, 1e-5);
+        same("gamma gradient", dgamma_d, dgamma, c_n, 1e-4, 0.2);
+        same("beta gradient", dbeta_d, dbeta, c_n, 1e-4, 0.2);
+        same("gradient", d_d, dz, n, 1e-4, 1e-4);
     }
     release();
 }
@@ -320,7 +369,8 @@ static void test_softmax(int rows, int cols, double size, int ties) {
     }
     float *loss_d = out((size_t)rows), *d_d = out(n), *mean = out(1);
     int *hit_d = (int *)guarded(NULL, (size_t)rows * sizeof(int));
-    softmax_cross_entropy_kernel<<<ceil_div(rows, 32), 32>>>(loss_d, hit_d, d_d, in(x, n), in_ints(y, (size_t)rows), rows, cols, (float)scale);
+    softmax_cross_entropy_kernel<<<ceil_div(rows, 32), 32>>>(loss_d, hit_d, d_d, in(x, n), in_ints(y, (size_t)rows), rows, cols,
+                                                            (float)scale, 0.0f);
     same("loss", loss_d, loss, (size_t)rows, 1e-6, 1e-6);
     same("gradient", d_d, d, n, 3e-6, 1e-7);
     same_bits("hits", hit_d, hit, (size_t)rows * sizeof(int));
@@ -330,6 +380,60 @@ static void test_softmax(int rows, int cols, double size, int ties) {
         sum_losses_kernel<<<1, threads>>>(totals, mean, loss_d, hit_d, rows, 1.0, rows);
         same_d("totals", totals, want, 2, 2e-6, 2e-6);
         same("mean loss", mean, &want_mean, 1, 2e-6, 2e-6);
+    }
+    release();
+}
+
+// Label smoothing by its definition: loss = -sum target log softmax, target = (1 - s) onehot + s / classes.
+static void test_smoothing(int rows, int cols, double size, double s) {
+    const size_t n = (size_t)rows * (size_t)cols;
+    float *x = floats(n);
+    int *y = ints((size_t)rows);
+    double *loss = doubles((size_t)rows), *d = doubles(n), want[2] = {2, 3}, mean;
+    snprintf(label, sizeof label, "label smoothing %g rows=%d cols=%d size=%g", s, rows, cols, size);
+    fill(x, n, 0, size);
+    for (int r = 0; r < rows; r++) {
+        const float *row = x + (size_t)r * (size_t)cols;
+        double largest = row[0], sum = 0;
+        y[r] = (r * 5 + 2) % cols;
+        for (int c = 1; c < cols; c++) largest = fmax(largest, (double)row[c]);
+        for (int c = 0; c < cols; c++) sum += exp((double)row[c] - largest);
+        for (int c = 0; c < cols; c++) {
+            const double log_p = (double)row[c] - largest - log(sum), target = (1 - s) * (c == y[r]) + s / cols;
+            loss[r] -= target * log_p, d[r * cols + c] = (exp(log_p) - target) / rows;
+        }
+        want[0] += loss[r], want[1] += (double)row[y[r]] == largest;
+    }
+    mean = (want[0] - 2) / rows;
+    const double start[2] = {2, 3};
+    double *totals = (double *)guarded(start, sizeof start);
+    float *loss_d = out((size_t)rows), *d_d = out(n), *mean_d = out(1);
+    int *hit_d = (int *)guarded(NULL, (size_t)rows * sizeof(int));
+    softmax_cross_entropy(totals, mean_d, loss_d, hit_d, d_d, in(x, n), in_ints(y, (size_t)rows), rows, cols, s);
+    same("loss", loss_d, loss, (size_t)rows, 3e-6, 1e-6);
+    same("gradient", d_d, d, n, 3e-6, 1e-7);
+    same("mean loss", mean_d, &mean, 1, 3e-6, 1e-6);
+    same_d("totals", totals, want, 2, 3e-6, 1e-6);
+    release();
+}
+
+// The same against torch.nn.functional.cross_entropy(x, y, label_smoothing=s) and its gradient, in double (PyTorch 2.15).
+static void test_smoothing_pytorch(void) {
+    const float x[6] = {1.5f, -2, 0.25f, 0, 3, -1};
+    const int y[2] = {2, 1};
+    const double s[2] = {0.1, 1}, loss[2] = {0.9288404163358656, 2.1288404163358656};
+    const double gradient[2][6] = {{0.36306992638182445, -0.0051996151668964544, -0.35787031121492807, 0.006639644622320279,
+                                    0.001453109271586206, -0.008092753893906473},
+                                   {0.21306992638182445, -0.15519961516689645, -0.05787031121492804, -0.14336035537767972,
+                                    0.3014531092715862, -0.15809275389390645}};
+    snprintf(label, sizeof label, "label smoothing as PyTorch's");
+    for (int k = 0; k < 2; k++) {
+        const double zero[2] = {0, 0};
+        float *mean = out(1), *d = out(6), *row_loss = out(2);
+        softmax_cross_entropy((double *)guarded(zero, sizeof zero), mean, row_loss, (int *)guarded(NULL, 2 * sizeof(int)), d, in(x, 6),
+                              in_ints(y, 2), 2, 3, s[k]);
+        same("loss", mean, &loss[k], 1, 1e-6, 0);
+        same("gradient", d, gradient[k], 6, 1e-6, 1e-7);
     }
     release();
 }
@@ -386,15 +490,7 @@ static void test_optimizer(int kind, int n) {
     for (int t = 1; t <= 6; t++) {
         fill(g, s, 0.1, pow(10, t % 3 - 2));
         const float *g_d = in(g, s);
-        const double step_size = lr / (1 - pow(beta1, t)), root = sqrt(1 - pow(beta2, t));
-        if (kind == OPTIMIZER_SGD) {
-            sgd_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, (float)lr, (float)decay, n);
-        } else if (kind == OPTIMIZER_MOMENTUM) {
-            momentum_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, m_d, (float)lr, (float)decay, (float)momentum, n);
-        } else {
-            adamw_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(w_d, g_d, m_d, v_d, (float)(1 - lr * decay), (float)step_size, (float)root,
-                                                       (float)beta1, (float)beta2, 1e-8f, n);
-        }
+        optimizer_step(w_d, g_d, kind == OPTIMIZER_SGD ? NULL : m_d, kind == OPTIMIZER_ADAMW ? v_d : NULL, n, lr, momentum, decay, t - 1);
         for (int i = 0; i < n; i++) {
             const double grad = (double)g[i] + decay * want[i];
             if (kind == OPTIMIZER_ADAMW) {
@@ -409,7 +505,35 @@ static void test_optimizer(int kind, int n) {
         }
         same("parameters", w_d, want, s, 1e-6, 2e-6);
         if (kind != OPTIMIZER_SGD) same("first moment", m_d, m, s, 1e-6, 1e-6);
-        if (kind == OPTIMIZER_ADAMW) same("second moment", v_d, v, s, 3e-5, 1e-12);
+        if (kind == OPTIMIZER_ADAMW) same("second moment", v_d, v, s, 2e-6, 1e-12);
+    }
+    release();
+}
+
+// The first three steps of AdamW against torch.optim.AdamW([w], lr=0.01, weight_decay=0.1) in double (PyTorch 2.15), for large,
+// small and tiny gradients. A float 1 - 0.999f would miss the second moment by 1.3e-5.
+static void test_adamw_first_steps(void) {
+    const float w[6] = {0.5f, -1.25f, 2, 0, -0.0625f, 3}, g[3][6] = {{0.1f, -0.2f, 0.3f, -1e-4f, 1e-8f, 5},
+                                                                    {0.05f, -0.1f, -0.6f, 2e-4f, 1e-8f, -2.5f},
+                                                                    {-0.025f, 0.4f, 0.15f, -4e-4f, -3e-8f, 1.25f}};
+    const double want[3][3][6] = {
+        {{0.489500001, -1.23875, 1.988, 0.0099990001, -0.0674375, 2.987},
+         {0.01, -0.02, 0.03, -1e-05, 1e-09, 0.5},
+         {1e-05, 4e-05, 9e-05, 1e-11, 1e-19, 0.025}},
+        {{0.479688706, -1.22818945, 1.98967304, 0.00632819732, -0.0723700625, 2.98134963},
+         {0.014, -0.028, -0.033, 1.1e-05, 1.9e-09, 0.2},
+         {1.249e-05, 4.996e-05, 0.00044991, 4.999e-11, 1.999e-19, 0.031225}},
+        {{0.473572404, -1.22902484, 1.98905027, 0.0105182668, -0.0706650172, 2.97496399},
+         {0.0101, 0.0148, -0.0147, -3.01e-05, -1.29e-09, 0.305},
+         {1.310251e-05, 0.00020991004, 0.00047196009, 2.0994001e-10, 1.0997001e-18, 0.032756275}}};
+    const float zero[6] = {0};
+    float *w_d = in(w, 6), *m_d = in(zero, 6), *v_d = in(zero, 6);
+    for (int step = 0; step < 3; step++) {
+        snprintf(label, sizeof label, "AdamW, step %d", step);
+        optimizer_step(w_d, in(g[step], 6), m_d, v_d, 6, 0.01, 0.9, 0.1, step);
+        same("parameters", w_d, want[step][0], 6, 3e-7, 1e-7);
+        same("first moment", m_d, want[step][1], 6, 5e-7, 0);
+        same("second moment", v_d, want[step][2], 6, 5e-7, 0);
     }
     release();
 }
@@ -421,11 +545,16 @@ static void test_kernels(void) {
         for (int k = 0; k < 6; k++) {
             const int rows = row_counts[i], cols = col_counts[k];
             test_gather(rows, cols, 1), test_gather(rows, cols, 3);
-            test_bias_relu(rows, cols), test_bn_stats(rows, cols), test_bn(rows, cols), test_mse(rows, cols);
+            test_bias_relu(rows, cols), test_bn_stats(rows, cols), test_mse(rows, cols);
+            test_bn(rows, cols, 1), test_bn(rows, cols, 0);
+            test_smoothing(rows, cols, 3, 0.1), test_smoothing(rows, cols, 1e4, 0.1), test_smoothing(rows, cols, 3, 1);
             test_softmax(rows, cols, 3, 0), test_softmax(rows, cols, 1e4, 0);
             test_softmax(rows, cols, 3, 1), test_softmax(rows, cols, 1e4, 1);
         }
+    test_tall(100, 1), test_tall(100, 3);
     test_nan_passes();
+    test_smoothing_pytorch();
+    test_adamw_first_steps();
     for (int i = 0; i < 6; i++) test_sum_squares((size_t)lengths[i]);
     test_sum_squares(100003);
     for (int kind = OPTIMIZER_SGD; kind <= OPTIMIZER_ADAMW; kind++)
@@ -453,11 +582,11 @@ static void upload(float *device, const double *values, size_t n) {
 
 // Copies parameters and running statistics of the reference into the model, tensor by tensor, by name.
 static void copy_to_model(model *m, RefMlp *ref) {
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *t = &m->tensors[i];
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
         const RefTensor *r = ref_mlp_tensor(ref, t->name);
         if (CHECK(r && r->rows == t->rows && r->cols == t->cols, "the reference has the tensor"))
-            upload(m->params + t->offset, r->data, r->n);
+            upload(m->net.params + t->offset, r->data, r->n);
     }
     for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
         upload(m->running_mean[l], ref->running_mean[l], (size_t)m->dim[l + 1]);
@@ -547,8 +676,8 @@ static void check_differences(model *m, RefMlp *ref, const batch *b, int mode) {
     for (int l = 0; l + 1 < ref->n_layers; l++) relus += (size_t)b->rows * (size_t)ref->dims[l + 1];
     unsigned char *on = (unsigned char *)host_bytes(relus), *moved = (unsigned char *)host_bytes(relus);
     relu_pattern(ref, on);
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *t = &m->tensors[i];
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
         const RefTensor *r = ref_mlp_tensor(ref, t->name);
         double largest = 0;
         for (size_t k = 0; k < r->n; k++) largest = fmax(largest, fabs(r->grad[k]));
@@ -558,14 +687,14 @@ static void check_differences(model *m, RefMlp *ref, const batch *b, int mode) {
                         down = centre - h;
             tried++;
             if (h == 0) continue;
-            float *p = m->params + t->offset + k;
+            float *p = m->net.params + t->offset + k;
             CUDA_CHECK(cudaMemcpy(p, &up, sizeof up, cudaMemcpyHostToDevice));
             const double above = float_loss(m, b->rows, mode);
             CUDA_CHECK(cudaMemcpy(p, &down, sizeof down, cudaMemcpyHostToDevice));
             const double below = float_loss(m, b->rows, mode);
             CUDA_CHECK(cudaMemcpy(p, &centre, sizeof centre, cudaMemcpyHostToDevice));
             const double numeric = (above - below) / ((double)up - (double)down);
-            char name[240];
+            char name[320];
             snprintf(name, sizeof name, "%s: finite difference of %s[%zu]", label, t->name, k);
             test_close_d(name, &numeric, r->grad + k, 1, 0.02, 5e-4);
             found++, differences++;
@@ -591,17 +720,17 @@ static void same_scaled(const char *what, const float *device, const double *wan
 // Sets every bit of the activations that a pass has to write, and of the gradients.
 static void poison(model *m) {
     CUDA_CHECK(cudaMemset(m->acts, 0xff, (size_t)(m->no_bias - m->acts) * sizeof(float)));
-    CUDA_CHECK(cudaMemset(m->grads, 0xff, m->n_params * sizeof(float)));
+    CUDA_CHECK(cudaMemset(m->net.grads, 0xff, m->net.n_params * sizeof(float)));
     CUDA_CHECK(cudaMemset(m->totals, 0, 2 * sizeof(double)));
 }
 
 // Whether the padding between the tensors of a poisoned gradient array is still poisoned.
 static int padding_untouched(const model *m) {
-    float *grads = download(m->grads, m->n_params);
+    float *grads = train_host_copy(m->net.grads, m->net.n_params);
     int ok = 1;
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *t = &m->tensors[i];
-        const size_t end = i + 1 < m->n_tensors ? m->tensors[i + 1].offset : m->n_params;
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
+        const size_t end = i + 1 < m->net.n_tensors ? m->net.tensors[i + 1].offset : m->net.n_params;
         for (size_t k = t->offset + (size_t)t->rows * (size_t)t->cols; k < end; k++) ok = ok && isnan(grads[k]);
     }
     free(grads);
@@ -634,7 +763,7 @@ static void test_network(const net_case *k, int mode) {
     poison(&m);
     upload(m.x[0], x, (size_t)rows * (size_t)n_in);
     CUDA_CHECK(cudaMemcpy(m.label, y, (size_t)rows * sizeof(int), cudaMemcpyHostToDevice));
-    float *stats = download(m.stats, stats_size(&m));
+    float *stats = train_host_copy(m.net.stats, m.net.n_stats);
     ref.track_running = mode == MODE_TRAIN;
     loss = reference_loss(&ref, &b);
     ref_mlp_backward(&ref);
@@ -647,22 +776,22 @@ static void test_network(const net_case *k, int mode) {
     same_d("totals", m.totals, mean, 2, 1e-5, 0);
     const float *dx = backward(&m, rows, mode, 1);
     same_scaled("input gradient", dx, ref.d_input, (size_t)rows * (size_t)n_in, 2e-4);
-    for (int i = 0; i < m.n_tensors; i++) {
-        const tensor *t = &m.tensors[i];
-        same_scaled(t->name, m.grads + t->offset, ref_mlp_tensor(&ref, t->name)->grad, (size_t)t->rows * (size_t)t->cols, 2e-4);
+    for (int i = 0; i < m.net.n_tensors; i++) {
+        const train_tensor *t = &m.net.tensors[i];
+        same_scaled(t->name, m.net.grads + t->offset, ref_mlp_tensor(&ref, t->name)->grad, (size_t)t->rows * (size_t)t->cols, 2e-4);
     }
     CHECK(padding_untouched(&m), "gradients keep to their tensors");
     for (int l = 0; l < k->n_layers - 1 && k->norm == NORM_BATCH; l++) {
         same("running mean", m.running_mean[l], ref.running_mean[l], (size_t)k->dims[l + 1], 1e-5, 1e-5);
         same("running variance", m.running_var[l], ref.running_var[l], (size_t)k->dims[l + 1], 1e-5, 1e-5);
     }
-    if (mode != MODE_TRAIN) same_bits("running statistics", m.stats, stats, stats_size(&m) * sizeof(float));
-    CHECK(m.batches_tracked == ref.batches_tracked, "counts training batches");
+    if (mode != MODE_TRAIN) same_bits("running statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
+    for (int i = 0; i < m.net.n_counts; i++) CHECK(m.net.counts[i] == ref.batches_tracked, "counts training batches");
     // without the input gradient: the same tensors, bit for bit
-    float *grads = download(m.grads, m.n_params);
+    float *grads = train_host_copy(m.net.grads, m.net.n_params);
     loss_forward_backward(&m, rows, 0);
     backward(&m, rows, mode, 0);
-    same_bits("gradients without input gradient", m.grads, grads, m.n_params * sizeof(float));
+    same_bits("gradients without input gradient", m.net.grads, grads, m.net.n_params * sizeof(float));
     if (mode != MODE_TRAIN) check_differences(&m, &ref, &b, mode);
     free(grads), free(stats);
     model_free(&m);
@@ -711,10 +840,10 @@ static double *chain_diag_g(const model *m) {
     device_synchronize();
     rsc_layout(&s, &arena);
     rsc_link(&s);
-    double *g = doubles(m->n_params);
+    double *g = doubles(m->net.n_params);
     if (!CHECK(rsc_chain_diag_g(&s) == RESCALE_OK, "rescale.cuh computes diag(G)")) return g;
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *t = &m->tensors[i];
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
         for (int r = 0; r < t->rows; r++)
             for (int c = 0; c < t->cols; c++)
                 g[t->offset + (size_t)r * (size_t)t->cols + (size_t)c] = s.energy[i].out[r] * s.energy[i].in[c];
@@ -725,7 +854,7 @@ static double *chain_diag_g(const model *m) {
 // The same from ref_rescale.h.
 static double *reference_diag_g(const model *m, const RefMlp *ref) {
     RefMlpTensors t;
-    double *g = doubles(m->n_params);
+    double *g = doubles(m->net.n_params);
     memset(&t, 0, sizeof t);
     t.n_layers = ref->n_layers;
     memcpy(t.dims, ref->dims, (size_t)(ref->n_layers + 1) * sizeof(int));
@@ -737,8 +866,8 @@ static double *reference_diag_g(const model *m, const RefMlp *ref) {
         t.rstd[l] = rstd;
     }
     RefMlpDiagG r = ref_mlp_diag_g(&t);
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *p = &m->tensors[i];
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *p = &m->net.tensors[i];
         const int l = p->layer, bn = p->name[0] == 'b';
         const double *rows = p->role == RESCALE_GAIN ? r.g_gamma[l] : bn ? r.g_beta[l] : r.d[l];
         for (int o = 0; o < p->rows; o++)
@@ -780,10 +909,10 @@ static void test_diag_g(const net_case *k) {
     upload(squared.dx[0], ones, (size_t)n_out);
     backward(&squared, 1, MODE_EVAL, 0);
     const double *chain = chain_diag_g(&m), *definition = reference_diag_g(&m, &ref);
-    for (int i = 0; i < m.n_tensors; i++) {
-        const tensor *t = &m.tensors[i];
+    for (int i = 0; i < m.net.n_tensors; i++) {
+        const train_tensor *t = &m.net.tensors[i];
         const size_t n = (size_t)t->rows * (size_t)t->cols;
-        same(t->name, squared.grads + t->offset, chain + t->offset, n, 1e-4, 0);
+        same(t->name, squared.net.grads + t->offset, chain + t->offset, n, 1e-4, 0);
         test_close_d(t->name, chain + t->offset, definition + t->offset, n, 1e-10, 0);
     }
     model_free(&m), model_free(&squared);
@@ -831,14 +960,14 @@ static void test_function_kept(const char *name, const int *dims, int n_layers, 
             rescale_report report;
             double moved;
             if (!all && method == RESCALE_BY_ENORM && pow2) continue;
-            c.rescale = method, c.rescale_pow2 = pow2;
+            c.train.rescale = method, c.train.rescale_pow2 = pow2;
             build(&m, dims, n_layers, &c, PROBE_ROWS);
             model_init(&m, &c);
             disturb_norm(&m);
             if (dead) kill_units(&m);
-            float *before = download(m.params, m.n_params);
+            float *before = train_host_copy(m.net.params, m.net.n_params);
             const int status = rescale_and_measure(&m, &c, &report, &moved);
-            float *after = download(m.params, m.n_params);
+            float *after = train_host_copy(m.net.params, m.net.n_params);
             printf("     %s, %s%s: %.6g -> %.6g, outputs moved by %.1e\n", name, method_name[method],
                    pow2 ? ", powers of two" : "", report.objective_before, report.objective_after, moved);
             CHECK(status == 0 && report.message[0] == 0, "rescaling succeeds");
@@ -846,7 +975,7 @@ static void test_function_kept(const char *name, const int *dims, int n_layers, 
             CHECK(pow2 || report.converged, "the solver reached the optimum");
             CHECK(pow2 || report.objective_after < report.objective_before,
                   "the criterion falls"); // rounding to powers of two may cost more than rescaling gained
-            CHECK(memcmp(before, after, m.n_params * sizeof(float)) != 0, "parameters change");
+            CHECK(memcmp(before, after, m.net.n_params * sizeof(float)) != 0, "parameters change");
             CHECK(!dead || report.pinned_units >= 2, "dead units are left alone");
             free(before), free(after);
             model_free(&m);
@@ -858,24 +987,24 @@ static void test_rescale_errors(int norm) {
     const int dims[] = {9, 17, 13, 5};
     config c = default_config();
     model m;
-    c.norm = norm, c.optimizer = OPTIMIZER_ADAMW;
+    c.norm = norm, c.train.optimizer = OPTIMIZER_ADAMW;
     build(&m, dims, 3, &c, PROBE_ROWS);
     model_init(&m, &c);
     snprintf(label, sizeof label, "rescaling with non-finite values");
-    for (int i = 0; i < m.n_tensors; i++)
+    for (int i = 0; i < m.net.n_tensors; i++)
         for (int k = 0; k < 6; k++) {
-            const tensor *t = &m.tensors[i];
+            const train_tensor *t = &m.net.tensors[i];
             const float bad = k % 2 ? INFINITY : NAN, good = 1;
-            float *const family[3] = {m.params, m.moment1, m.moment2};
+            float *const family[3] = {m.net.params, m.net.moment1, m.net.moment2};
             float *place = family[k / 2] + t->offset + t->rows * t->cols / 2, keep;
             rescale_report report;
-            c.rescale = i % 2 ? RESCALE_BY_ENORM : RESCALE_BY_PATHCOND;
+            c.train.rescale = i % 2 ? RESCALE_BY_ENORM : RESCALE_BY_PATHCOND;
             CUDA_CHECK(cudaMemcpy(&keep, place, sizeof keep, cudaMemcpyDeviceToHost));
             CUDA_CHECK(cudaMemcpy(place, &bad, sizeof bad, cudaMemcpyHostToDevice));
-            float *before = download(m.params, m.n_params);
+            float *before = train_host_copy(m.net.params, m.net.n_params);
             if (!CHECK(rescale_model(&m, &c, &report) == -1 && strstr(report.message, t->name), "an error that names the tensor"))
                 printf("    %s: '%s'\n", t->name, report.message);
-            same_bits("parameters", m.params, before, m.n_params * sizeof(float));
+            same_bits("parameters", m.net.params, before, m.net.n_params * sizeof(float));
             CUDA_CHECK(cudaMemcpy(place, k < 2 ? &keep : &good, sizeof keep, cudaMemcpyHostToDevice));
             free(before);
             release();
@@ -897,20 +1026,20 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
         CUDA_CHECK(cudaMemcpy(m->x[0], x, n_in * sizeof(float), cudaMemcpyHostToDevice));
         CUDA_CHECK(cudaMemcpy(m->label, y, (size_t)m->max_rows * sizeof(int), cudaMemcpyHostToDevice));
         forward(m, m->max_rows, MODE_TRAIN);
-        loss_forward_backward(m, m->max_rows, s % LOSS_RING);
+        loss_forward_backward(m, m->max_rows, s % TRAIN_LOSS_RING);
         backward(m, m->max_rows, MODE_TRAIN, 0);
-        optimizer_step(m, c, c->lr, first_step + s);
+        update(m, c, c->train.lr, first_step + s);
     }
 }
 
 // Whether a b^power is the same before and after, up to rounding: how optimizer state follows its parameter.
 static void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1,
                           const float *w1, int power) {
-    for (int i = 0; i < m->n_tensors; i++) {
-        const tensor *t = &m->tensors[i];
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
         const size_t n = (size_t)t->rows * (size_t)t->cols, o = t->offset;
         double *got = doubles(n), *want = doubles(n);
-        char name[240];
+        char name[320];
         for (size_t k = 0; k < n; k++) {
             want[k] = (double)moment0[o + k] * pow((double)w0[o + k], power);
             got[k] = (double)moment1[o + k] * pow((double)w1[o + k], power);
@@ -928,25 +1057,25 @@ static void test_rescale_in_training(int optimizer, int norm) {
     model m;
     rescale_report report;
     double moved;
-    c.optimizer = optimizer, c.norm = norm, c.lr = optimizer == OPTIMIZER_ADAMW ? 3e-3 : 0.05, c.weight_decay = 1e-3;
+    c.train.optimizer = optimizer, c.norm = norm, c.train.lr = optimizer == OPTIMIZER_ADAMW ? 3e-3 : 0.05, c.train.weight_decay = 1e-3;
     snprintf(label, sizeof label, "rescaling in training, optimizer %d, norm %d", optimizer, norm);
     build(&m, dims, 3, &c, 50);
     model_init(&m, &c);
     disturb_norm(&m);
     train_some(&m, &c, 12, 0);
-    float *w0 = download(m.params, m.n_params), *m0 = download(m.moment1, m.n_params),
-          *v0 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
-    float *stats = download(m.stats, stats_size(&m));
+    float *w0 = train_host_copy(m.net.params, m.net.n_params), *m0 = train_host_copy(m.net.moment1, m.net.n_params),
+          *v0 = m.net.moment2 ? train_host_copy(m.net.moment2, m.net.n_params) : NULL;
+    float *stats = train_host_copy(m.net.stats, m.net.n_stats);
     CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0, "rescaling succeeds");
     CHECK(moved <= 1e-5, "the function stays");
     CHECK(report.max_abs_log_lambda > 0.01, "something was rescaled");
-    float *w1 = download(m.params, m.n_params), *m1 = download(m.moment1, m.n_params),
-          *v1 = m.moment2 ? download(m.moment2, m.n_params) : NULL;
+    float *w1 = train_host_copy(m.net.params, m.net.n_params), *m1 = train_host_copy(m.net.moment1, m.net.n_params),
+          *v1 = m.net.moment2 ? train_host_copy(m.net.moment2, m.net.n_params) : NULL;
     same_products("first moment", &m, m0, w0, m1, w1, 1);
     if (v0) same_products("second moment", &m, v0, w0, v1, w1, 2);
-    same_bits("running statistics", m.stats, stats, stats_size(&m) * sizeof(float));
+    same_bits("running statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
     train_some(&m, &c, 12, 12);
-    CHECK(isfinite(gradient_norm(&m)), "training goes on");
+    CHECK(isfinite(array_norm(m.net.grads, m.net.n_params, m.square_sums)), "training goes on");
     free(w0), free(m0), free(v0), free(w1), free(m1), free(v1), free(stats);
     model_free(&m);
     release();
@@ -980,7 +1109,8 @@ static void test_parity(const RefParityCase *k) {
     int y[REF_PARITY_SAMPLES], within = 1;
     if (!CHECK(ref_parity_read(ref_parity_csv(), k->name, want), "PyTorch's losses can be read")) return;
     c.norm = k->bn ? NORM_BATCH : NORM_NONE, c.task = k->loss == REF_MSE ? TASK_AUTOENCODE : TASK_CLASSIFY;
-    c.optimizer = optimizer[k->optimizer], c.lr = k->lr, c.momentum = k->momentum, c.weight_decay = k->weight_decay;
+    c.train.optimizer = optimizer[k->optimizer], c.train.lr = k->lr, c.train.momentum = k->momentum;
+    c.train.weight_decay = k->weight_decay;
     RefMlp initial = ref_parity_model(k);
     build(&m, k->dims, k->n_layers, &c, REF_PARITY_SAMPLES);
     copy_to_model(&m, &initial);
@@ -993,8 +1123,8 @@ static void test_parity(const RefParityCase *k) {
         upload(m.x[0], x + first * REF_PARITY_PIXELS, (size_t)rows * REF_PARITY_PIXELS);
         CUDA_CHECK(cudaMemcpy(m.label, y + first, (size_t)rows * sizeof(int), cudaMemcpyHostToDevice));
         forward(&m, rows, eval ? MODE_EVAL : MODE_TRAIN);
-        loss_forward_backward(&m, rows, s % LOSS_RING);
-        CUDA_CHECK(cudaMemcpy(&loss, m.step_loss + s % LOSS_RING, sizeof loss, cudaMemcpyDeviceToHost));
+        loss_forward_backward(&m, rows, s % TRAIN_LOSS_RING);
+        CUDA_CHECK(cudaMemcpy(&loss, m.step_loss + s % TRAIN_LOSS_RING, sizeof loss, cudaMemcpyDeviceToHost));
         const double difference = fabs((double)loss / want[s] - 1),
                      allowed = eval ? ref_parity_eval_tolerance(k) : ref_parity_tolerance(s + 1);
         worst = fmax(worst, difference / allowed);
@@ -1003,7 +1133,7 @@ static void test_parity(const RefParityCase *k) {
         within = within && difference <= allowed;
         if (eval) break;
         backward(&m, rows, MODE_TRAIN, 0);
-        optimizer_step(&m, &c, c.lr, s);
+        update(&m, &c, c.train.lr, s);
     }
     printf("     %s: largest difference from PyTorch is %.3f of what is allowed\n", k->name, worst);
     CHECK(within, "all losses are PyTorch's");
@@ -1015,18 +1145,18 @@ static void test_parity(const RefParityCase *k) {
 // --------------------------------------------------------------------------------- 6. schedule, layers, files, whole runs
 
 static void test_schedule(void) {
-    config c = default_config();
+    train_options o = train_default_options();
     const double quarter = 0.5 * 0.2 * (1 + sqrt(0.5));
     double got[8], want[8] = {0.2, 0.2, 0.05, 0.2, 0.2, quarter, 0.1, 0};
-    c.lr = 0.2;
-    got[0] = learning_rate(&c, 0, 100), got[1] = learning_rate(&c, 99, 100);
-    c.warmup = 4;
-    got[2] = learning_rate(&c, 0, 100), got[3] = learning_rate(&c, 3, 100);
-    c.schedule = SCHEDULE_COSINE;
-    got[4] = learning_rate(&c, 4, 100), got[5] = learning_rate(&c, 28, 100), got[6] = learning_rate(&c, 52, 100),
-    got[7] = learning_rate(&c, 100, 100);
+    o.lr = 0.2;
+    got[0] = train_learning_rate(&o, 0, 100), got[1] = train_learning_rate(&o, 99, 100);
+    o.warmup = 4;
+    got[2] = train_learning_rate(&o, 0, 100), got[3] = train_learning_rate(&o, 3, 100);
+    o.schedule = SCHEDULE_COSINE;
+    got[4] = train_learning_rate(&o, 4, 100), got[5] = train_learning_rate(&o, 28, 100);
+    got[6] = train_learning_rate(&o, 52, 100), got[7] = train_learning_rate(&o, 100, 100);
     test_close_d("learning rate", got, want, 8, 1e-12, 1e-15);
-    CHECK(learning_rate(&c, 4, 4) == 0.2 && learning_rate(&c, 2, 3) == 0.2 * 3 / 4, "a warm-up longer than the run");
+    CHECK(train_learning_rate(&o, 4, 4) == 0.2 && train_learning_rate(&o, 2, 3) == 0.2 * 3 / 4, "a warm-up longer than the run");
 }
 
 static void test_layer_sizes(void) {
@@ -1062,9 +1192,9 @@ static void test_find_checkpoints(const char *dir) {
     char path[LOG_PATH];
     int64_t steps[200];
     snprintf(path, sizeof path, "%s/many", dir);
-    CHECK(find_checkpoints(path, steps, 64) == 0, "a folder that is not there");
+    CHECK(train_find_checkpoints(path, steps, 64) == 0, "a folder that is not there");
     mkdir(path, 0777);
-    CHECK(find_checkpoints(path, steps, 64) == 0, "an empty folder");
+    CHECK(train_find_checkpoints(path, steps, 64) == 0, "an empty folder");
     for (int i = 0; i < 105; i++) {
         if (i < 100) snprintf(path, sizeof path, "%s/many/checkpoint-%d", dir, i * 37 % 100 * 10);
         else snprintf(path, sizeof path, "%s/many/%s", dir, other[i - 100]);
@@ -1073,7 +1203,7 @@ static void test_find_checkpoints(const char *dir) {
     snprintf(path, sizeof path, "%s/many", dir);
     for (int k = 0; k < 6; k++) {
         const int want = room[k] < 100 ? room[k] : 100;
-        int ok = find_checkpoints(path, steps, room[k]) == want;
+        int ok = train_find_checkpoints(path, steps, room[k]) == want;
         for (int i = 0; i < want; i++) ok = ok && steps[i] == 990 - 10 * i;
         CHECK(ok, "the newest checkpoints in order");
     }
@@ -1088,13 +1218,13 @@ static int file_is_there(const char *path) {
 // Loads a file that does not fit: an error with these words, and the model is as before.
 static void load_fails(model *m, const char *path, const char *words) {
     char err[512] = "";
-    float *params = download(m->params, m->n_params), *stats = download(m->stats, stats_size(m));
-    const int64_t tracked = m->batches_tracked;
-    if (!CHECK(load_model(m, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong"))
+    float *params = train_host_copy(m->net.params, m->net.n_params), *stats = train_host_copy(m->net.stats, m->net.n_stats);
+    const int64_t tracked = m->net.n_counts ? m->net.counts[0] : 0;
+    if (!CHECK(train_load_weights(&m->net, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong"))
         printf("    '%s', expected '%s'\n", err, words);
-    same_bits("parameters", m->params, params, m->n_params * sizeof(float));
-    same_bits("statistics", m->stats, stats, stats_size(m) * sizeof(float));
-    CHECK(m->batches_tracked == tracked, "batch count is kept");
+    same_bits("parameters", m->net.params, params, m->net.n_params * sizeof(float));
+    same_bits("statistics", m->net.stats, stats, m->net.n_stats * sizeof(float));
+    for (int i = 0; i < m->net.n_counts; i++) CHECK(m->net.counts[i] == tracked, "batch count is kept");
     free(params), free(stats);
 }
 
@@ -1111,13 +1241,13 @@ static void test_weights(const char *dir) {
     model_init(&a, &c);
     disturb_norm(&a);
     train_some(&a, &c, 3, 0);
-    CHECK(a.batches_tracked == 3 && save_model(&a, path, err, sizeof err) == 0, "weights are saved");
-    CHECK(load_model(&b, path, err, sizeof err) == 0, "and loaded");
-    float *params = download(a.params, a.n_params), *stats = download(a.stats, stats_size(&a));
-    same_bits("parameters", b.params, params, a.n_params * sizeof(float));
-    same_bits("statistics", b.stats, stats, stats_size(&a) * sizeof(float));
-    CHECK(b.batches_tracked == 3, "batch count");
-    b.batches_tracked = 7, disturb_norm(&b);
+    CHECK(a.net.n_counts == 2 && a.net.counts[0] == 3 && train_save_weights(&a.net, path, err, sizeof err) == 0, "weights are saved");
+    CHECK(train_load_weights(&b.net, path, err, sizeof err) == 0, "and loaded");
+    float *params = train_host_copy(a.net.params, a.net.n_params), *stats = train_host_copy(a.net.stats, a.net.n_stats);
+    same_bits("parameters", b.net.params, params, a.net.n_params * sizeof(float));
+    same_bits("statistics", b.net.stats, stats, a.net.n_stats * sizeof(float));
+    CHECK(b.net.counts[0] == 3 && b.net.counts[1] == 3, "batch counts");
+    b.net.counts[0] = b.net.counts[1] = 7, disturb_norm(&b);
     snprintf(path, sizeof path, "%s/other.safetensors", dir);
     load_fails(&b, path, "other.safetensors");
     const struct { const config *c; const int *dims; const char *words; } wrong[] = {
@@ -1125,7 +1255,7 @@ static void test_weights(const char *dir) {
     for (int k = 0; k < 3; k++) {
         build(&other, wrong[k].dims, 3, wrong[k].c, 8);
         model_init(&other, wrong[k].c);
-        CHECK(save_model(&other, path, err, sizeof err) == 0, "weights of another network");
+        CHECK(train_save_weights(&other.net, path, err, sizeof err) == 0, "weights of another network");
         load_fails(&b, path, wrong[k].words);
         if (k == 0) {  // the other way round: a tensor too many
             snprintf(path, sizeof path, "%s/w.safetensors", dir);
@@ -1139,7 +1269,7 @@ static void test_weights(const char *dir) {
         float *place = k < 2 ? a.w[2] + 3 : a.running_var[1] + 12, keep;
         CUDA_CHECK(cudaMemcpy(&keep, place, sizeof keep, cudaMemcpyDeviceToHost));
         CUDA_CHECK(cudaMemcpy(place, &bad, sizeof bad, cudaMemcpyHostToDevice));
-        CHECK(save_model(&a, path, err, sizeof err) == 0, "weights with NaN are saved");
+        CHECK(train_save_weights(&a.net, path, err, sizeof err) == 0, "weights with NaN are saved");
         load_fails(&b, path, k < 2 ? "fc3.weight" : "bn2.running_var");
         CUDA_CHECK(cudaMemcpy(place, &keep, sizeof keep, cudaMemcpyHostToDevice));
     }
@@ -1203,7 +1333,7 @@ static void print_bits(void) {
         config c = default_config();
         model m;
         rescale_report report;
-        c.optimizer = k == 0 ? OPTIMIZER_SGD : k == 1 ? OPTIMIZER_ADAMW : OPTIMIZER_MOMENTUM;
+        c.train.optimizer = k == 0 ? OPTIMIZER_SGD : k == 1 ? OPTIMIZER_ADAMW : OPTIMIZER_MOMENTUM;
         c.norm = k == 1 ? NORM_BATCH : NORM_NONE, c.task = k == 2 ? TASK_AUTOENCODE : TASK_CLASSIFY;
         build(&m, dims[k], 3, &c, 101);
 #if !DEVICE_IS_GPU
@@ -1212,8 +1342,8 @@ static void print_bits(void) {
         model_init(&m, &c);
         CHECK(rescale_model(&m, &c, &report) == 0, "rescaling before the hash");
         train_some(&m, &c, 5, 0);
-        unsigned char *bytes = (unsigned char *)download(m.params, m.n_params);
-        for (size_t i = 0; i < m.n_params * sizeof(float); i++) hash = (hash ^ bytes[i]) * 16777619u;
+        unsigned char *bytes = (unsigned char *)train_host_copy(m.net.params, m.net.n_params);
+        for (size_t i = 0; i < m.net.n_params * sizeof(float); i++) hash = (hash ^ bytes[i]) * 16777619u;
         free(bytes);
         model_free(&m);
         release();

@@ -117,6 +117,8 @@ refuses 2 --steps $moons --steps -1
 refuses 2 --seed $moons --seed -3
 refuses 2 --limit $moons --limit -2
 refuses 2 --warmup $moons --warmup -1
+refuses 2 --warmup $moons --schedule one-cycle --warmup 5
+refuses 2 one-cycle $moons --schedule linear
 refuses 2 --eval-every $moons --eval-every 3weeks
 refuses 2 --rescale-every $moons --rescale-every -1steps
 refuses 2 --rescale-max-log $moons --rescale-max-log -1
@@ -387,6 +389,11 @@ lr() { awk -F, -v s="$1" '$3 == "step" && $1 == s { print $6 }' "$work/cosine/lo
 check 'warm-up: a fifth of the rate in the first of five steps' near "$(lr 1)" 0.1 1e-8
 check 'warm-up: the whole rate at its end' near "$(lr 5)" 0.5 1e-8
 check 'cosine: near zero in the last step' eval 'less "$(lr 50)" 0.001 && less 0 "$(lr 50)"'
+ok 'one-cycle' $moons --steps 50 --schedule one-cycle --lr 0.5 --log-dir "$work/onecycle" --quiet
+lr() { awk -F, -v s="$1" '$3 == "step" && $1 == s { print $6 }' "$work/onecycle/log.csv"; }
+check 'one-cycle: a 25th of the rate in the first step' near "$(lr 1)" 0.02 1e-8
+check 'one-cycle: the whole rate after 30% of the steps' near "$(lr 15)" 0.5 1e-8
+check 'one-cycle: a 250000th of it in the last step' near "$(lr 50)" 2e-6 1e-8
 
 ok 'autoencoder' --data images --limit 200 --layers 784,32,784 --task autoencode --epochs 1 --report "$work/r.json"
 check 'autoencoder: no accuracy' eval '! says accuracy && [ "$(number "$work/r.json" final_test_accuracy)" = null ]'

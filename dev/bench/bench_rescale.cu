@@ -34,16 +34,22 @@ static timing summarise(double *seconds, int n) {
 
 enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
 
-// One training step on a prepared trainer, waiting for the device.
+// One training step, and on to the next batch.
+static void next_step(trainer *t) {
+    train_step(t);
+    t->run.step++;
+}
+
+// Training steps on a prepared trainer, each of them waiting for the device.
 static timing time_steps(trainer *t, double at_least) {
     static double samples[MAX_RUNS];
     double total = 0;
     int n = 0;
-    for (int warmup = 0; warmup < 3; warmup++) train_step(t);
+    for (int warmup = 0; warmup < 3; warmup++) next_step(t);
     device_synchronize();
     while (n < MAX_RUNS && (n < MIN_RUNS || total < at_least)) {
         const double start = log_seconds();
-        train_step(t);
+        next_step(t);
         device_synchronize();
         total += samples[n++] = log_seconds() - start;
     }
@@ -55,11 +61,11 @@ static timing time_rescale(trainer *t, double at_least, rescale_report *report) 
     static double samples[MAX_RUNS];
     double total = 0;
     int n = -2;
-    const size_t bytes = t->m.n_params * sizeof(float);
-    float *initial = device_floats(t->m.n_params);
-    CUDA_CHECK(cudaMemcpy(initial, t->m.params, bytes, cudaMemcpyDeviceToDevice));
+    const size_t bytes = t->m.net.n_params * sizeof(float);
+    float *initial = device_floats(t->m.net.n_params);
+    CUDA_CHECK(cudaMemcpy(initial, t->m.net.params, bytes, cudaMemcpyDeviceToDevice));
     while (n < MIN_RUNS || (n < MAX_RUNS && total < at_least)) {
-        CUDA_CHECK(cudaMemcpy(t->m.params, initial, bytes, cudaMemcpyDeviceToDevice));
+        CUDA_CHECK(cudaMemcpy(t->m.net.params, initial, bytes, cudaMemcpyDeviceToDevice));
         device_synchronize();
         const double start = log_seconds();
         if (rescale_model(&t->m, t->c, report)) {
@@ -70,7 +76,7 @@ static timing time_rescale(trainer *t, double at_least, rescale_report *report) 
         if (n++ < 0) continue;  // two warm-up calls
         total += samples[n - 1] = log_seconds() - start;
     }
-    CUDA_CHECK(cudaMemcpy(t->m.params, initial, bytes, cudaMemcpyDeviceToDevice));
+    CUDA_CHECK(cudaMemcpy(t->m.net.params, initial, bytes, cudaMemcpyDeviceToDevice));
     CUDA_CHECK(cudaFree(initial));
     return summarise(samples, n);
 }
@@ -116,13 +122,13 @@ static double published_sweeps(const int *dim, int L, double *const *a, double *
 static double time_published(const model *m, double *seconds) {
     const int L = m->n_layers, *dim = m->dim;
     double *a[MAX_LAYERS], *d[MAX_LAYERS];
-    float *host = download(m->params, m->n_params);
+    float *host = train_host_copy(m->net.params, m->net.n_params);
     for (int l = 0; l < L; l++) {
         a[l] = (double *)malloc((size_t)dim[l] * sizeof(double)), d[l] = (double *)malloc((size_t)dim[l + 1] * sizeof(double));
         for (int i = 0; i < dim[0] && l == 0; i++) a[0][i] = 1;
     }
     for (int l = 0; l < L - 1; l++) {
-        const float *w = host + (m->w[l] - m->params), *b = host + (m->b[l] - m->params);
+        const float *w = host + (m->w[l] - m->net.params), *b = host + (m->b[l] - m->net.params);
         for (int o = 0; o < dim[l + 1]; o++) {
             a[l + 1][o] = (double)b[o] * b[o];
             for (int i = 0; i < dim[l]; i++) a[l + 1][o] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * a[l][i];
@@ -130,7 +136,7 @@ static double time_published(const model *m, double *seconds) {
     }
     for (int o = 0; o < dim[L]; o++) d[L - 1][o] = 1;
     for (int l = L - 1; l > 0; l--) {
-        const float *w = host + (m->w[l] - m->params);
+        const float *w = host + (m->w[l] - m->net.params);
         for (int i = 0; i < dim[l]; i++) d[l - 1][i] = 0;
         for (int o = 0; o < dim[l + 1]; o++)
             for (int i = 0; i < dim[l]; i++) d[l - 1][i] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * d[l][o];
@@ -178,9 +184,11 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     c.task = task;
     memset(&t, 0, sizeof t);
     dataset d = random_data(2048, dim[0], task == TASK_CLASSIFY ? dim[n_dims - 1] : 10);
-    t.c = &c, t.batch = 128, t.steps_per_epoch = d.n / t.batch, t.total_steps = INT64_MAX, t.ready = -1;
-    if (model_create(&t.m, dim, n_dims - 1, &c, t.batch, err, sizeof err)) exit(1);
-    t.train = device_data_create(&d, task);
+    t.c = &c, t.ready = -1;
+    train_run_init(&t.run, "bench_rescale", VERSION, &c.train);
+    train_set_length(&t.run, d.n);
+    if (model_create(&t.m, dim, n_dims - 1, &c, t.run.batch, err, sizeof err)) exit(1);
+    t.train = device_data_create(&d, task == TASK_CLASSIFY);
     dataset_free(&d);
     model_init(&t.m, &c);
 
@@ -194,12 +202,12 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     const timing step = time_steps(&t, at_least);
     t.m.gemm.timed = 1, t.m.gemm.seconds = t.m.gemm.flops = 0;
     const double start = log_seconds(), fixed_steps = step.runs;
-    for (int i = 0; i < (int)fixed_steps; i++) train_step(&t);
+    for (int i = 0; i < (int)fixed_steps; i++) next_step(&t);
     device_synchronize();
     const double timed = log_seconds() - start, flops = t.m.gemm.flops / fixed_steps;
     t.m.gemm.timed = 0;
     printf("%s,%lld,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%.4f,%d,%.3g,%.3g,%.2f,%.10g,%.10g,%.10g,%zu,%.3f,%.1f,%.1f,%.1f\n", name,
-           (long long)parameter_count(&t.m), 1e3 * step.median, 1e3 * step.p10, 1e3 * step.p90, step.runs, 1e3 * rescale.median,
+           (long long)train_parameter_count(&t.m.net), 1e3 * step.median, 1e3 * step.p10, 1e3 * step.p90, step.runs, 1e3 * rescale.median,
            1e3 * rescale.p10, 1e3 * rescale.p90, rescale.runs, rescale.median / step.median, 1e3 * report.seconds_diag_g,
            1e3 * report.seconds_solve, 1e3 * report.seconds_apply, report.iterations, report.grad_inf, report.grad_tolerance,
            1e3 * published_seconds, report.objective_before, F_published, report.objective_after, rescale_arena_bytes(&net, &o),

@@ -1,0 +1,840 @@
+// train.h -- what every training run does around its model: options, schedule, named tensors, files, the loop, the report.
+//
+// C11, C++17, CUDA. Include before it: common/cli.h, common/log.h, common/safetensors.h, rescale.cuh. A network's arrays are
+// device memory where HAVE_CUDA_API is 1 (CUDA, or its stand-in on a CPU) and host memory in plain C; the two functions
+// train_upload and train_download are the only place that knows. C programs compile with -D_GNU_SOURCE. POSIX.
+//
+// A trainer, in outline
+//     typedef struct config { train_options train; int depth; } config;       // its own options beside the shared ones
+//     typedef struct trainer { train_run run; model m; ... } trainer;         // model has a train_net: its named tensors
+//
+//     static void train_step(void *self) { trainer *t = (trainer *)self; ... batch, forward, loss, backward, update ... }
+//     ... and evaluate, rescale, outputs, norm: see struct train_run ...
+//
+//     int run(const config *c) {
+//         train_run_init(&t.run, "train_x", VERSION, &c->train);
+//         ... load the data, build the model: train_add_parameter(...), then allocate net.params and the like ...
+//         train_set_length(&t.run, n_training_samples);
+//         t.run.net = &t.m.net, t.run.step_loss = ..., t.run.trainer = &t, t.run.train_step = train_step, ...
+//         if (!c->train.resume) initialise(&t.m);
+//         return train_execute(&t.run);        // resume or load and rescale, train, log, checkpoint, save, report
+//     }
+//
+// Contents
+//     Memory      train_upload, train_download, train_host_copy, train_alloc
+//     Options     train_options, train_default_options, TRAIN_..._ROWS for the table of cli.h, train_check_options
+//     Schedule    train_learning_rate: constant, cosine, one-cycle
+//     Tensors     train_net: a table of parameters and one of buffers (running statistics, counters), and the arrays
+//     Weights     train_save_weights, train_load_weights: safetensors with PyTorch's names
+//     Run         train_run, train_run_init, train_set_length, train_fail, train_execute
+//     Rescaling   train_rescale_options, train_relative_difference
+// What else is here (checkpoints, losses, loop, report) train_execute calls; tests call it too.
+//
+// Errors: functions with err[n] return 0, or -1 with a one-line message. Functions of a run print `program: message` on stderr
+// and return 1, the exit status of a failure. A usage error exits 2, as in cli.h; being out of memory exits 1.
+#pragma once
+#include <dirent.h>  // listing checkpoints
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include "cuda_common.h"
+
+// ------------------------------------------------------------------------------------------------------------- memory
+
+// Copies bytes from host memory to where the network's arrays are, and back.
+#if HAVE_CUDA_API
+static inline void train_upload(void *to, const void *host, size_t bytes) {
+    CUDA_CHECK(cudaMemcpy(to, host, bytes, cudaMemcpyHostToDevice));
+}
+static inline void train_download(void *host, const void *from, size_t bytes) {
+    CUDA_CHECK(cudaMemcpy(host, from, bytes, cudaMemcpyDeviceToHost));
+}
+#else
+static inline void train_upload(void *to, const void *host, size_t bytes) {
+    if (bytes) memcpy(to, host, bytes);
+}
+static inline void train_download(void *host, const void *from, size_t bytes) {
+    if (bytes) memcpy(host, from, bytes);
+}
+#endif
+
+// Zeroed host memory for n elements of a size, freed with free(); old != NULL: that memory, grown (new elements not zeroed).
+static inline void *train_alloc(void *old, size_t n, size_t size) {
+    void *p = old ? realloc(old, (n ? n : 1) * size) : calloc(n ? n : 1, size);
+    if (p) return p;
+    fprintf(stderr, "train.h: out of memory: %zu elements of %zu bytes\n", n, size);
+    exit(1);
+}
+
+// Copies n floats of a network's array into fresh host memory.
+static inline float *train_host_copy(const float *from, size_t n) {
+    float *host = (float *)train_alloc(NULL, n, sizeof(float));
+    train_download(host, from, n * sizeof(float));
+    return host;
+}
+
+// ------------------------------------------------------------------------------------------------------------ options
+
+enum { RESCALE_OFF, RESCALE_BY_PATHCOND, RESCALE_BY_ENORM };
+enum { OPTIMIZER_SGD, OPTIMIZER_MOMENTUM, OPTIMIZER_ADAMW };
+enum { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_ONE_CYCLE };
+enum { SHUFFLE_EPOCH, SHUFFLE_NONE };
+
+// The part of the command line that all trainers have; each takes the rows that apply to it.
+typedef struct train_options {
+    const char *data, *data_dir;
+    int limit;                   // training samples used, 0: all
+    double init_scale;
+    int rescale, rescale_solver, rescale_sweeps, rescale_pow2;
+    double rescale_max_log;
+    cli_every rescale_every;
+    int optimizer, schedule, warmup;
+    double lr, momentum, weight_decay;
+    int epochs, steps;           // steps < 0: epochs decide
+    int batch_size;              // 0: full batch
+    int64_t seed;
+    int shuffle, precision;
+    cli_every eval_every, checkpoint_every;
+    const char *load, *save, *resume, *log_dir, *report;
+    int quiet;
+} train_options;
+
+// The defaults; PyTorch's conventions where it has any. A trainer changes what its nets need (data, lr, ...).
+static inline train_options train_default_options(void) {
+    train_options o;
+    memset(&o, 0, sizeof o);
+    o.data = "fashion-mnist", o.data_dir = "data", o.init_scale = 1;
+    o.rescale = RESCALE_BY_PATHCOND, o.rescale_sweeps = 10;
+    o.lr = 0.05, o.momentum = 0.9, o.epochs = 10, o.steps = -1, o.batch_size = 128, o.seed = 1;
+    o.eval_every.n = 1, o.eval_every.unit = CLI_EPOCHS;
+    o.checkpoint_every.n = 1, o.checkpoint_every.unit = CLI_EPOCHS;
+    return o;
+}
+
+// Rows of a trainer's option table, in the order of --help; o is a train_options *. Groups begin with their CLI_GROUP, and a
+// trainer puts its own rows between them. names: the data sets it knows.
+#define TRAIN_DATA_ROWS(o, names)                                                                                           \
+    CLI_GROUP("Data"), CLI_STRING("data", &(o)->data, "NAME|DIR", names),                                                   \
+        CLI_STRING("data-dir", &(o)->data_dir, "DIR", "where data/get_data.sh puts the named sets"),                        \
+        CLI_INT("limit", &(o)->limit, "N", 0, INT_MAX, "use only the first N training samples (0: all)")
+#define TRAIN_INIT_SCALE_ROW(o) /* the last of group Model */                                                               \
+    CLI_DOUBLE("init-scale", &(o)->init_scale, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "multiplies the initial weights and biases")
+#define TRAIN_RESCALING_ROWS(o)                                                                                             \
+    CLI_GROUP("Rescaling"),                                                                                                 \
+        CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),                \
+        CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps", "to the optimum, or a number of block sweeps"), \
+        CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "sweeps of --rescale-solver sweeps"),              \
+        CLI_DOUBLE("rescale-max-log", &(o)->rescale_max_log, "X", 0, CLI_NO_MAX, 0, "bound on |log lambda| (0: none)"),     \
+        CLI_EVERY("rescale-every", &(o)->rescale_every, "rescale again during training (0: only at init)"),                 \
+        CLI_FLAG("rescale-pow2", &(o)->rescale_pow2, "powers of two only: the function stays the same bit for bit")
+#define TRAIN_OPTIMIZER_ROWS(o)                                                                                             \
+    CLI_GROUP("Training"), CLI_CHOICE("optimizer", &(o)->optimizer, "sgd|momentum|adamw", "as torch.optim.SGD and AdamW"),  \
+        CLI_DOUBLE("lr", &(o)->lr, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "learning rate"),                                     \
+        CLI_DOUBLE("momentum", &(o)->momentum, "X", 0, 1, CLI_BELOW_MAX, "of --optimizer momentum"),                        \
+        CLI_DOUBLE("weight-decay", &(o)->weight_decay, "X", 0, CLI_NO_MAX, 0, "on every parameter; AdamW's is decoupled"),  \
+        CLI_CHOICE("schedule", &(o)->schedule, "constant|cosine|one-cycle",                                                 \
+                   "of the learning rate; cosine ends at zero, one-cycle is PyTorch's OneCycleLR with --lr at its peak"),   \
+        CLI_INT("warmup", &(o)->warmup, "N", 0, INT_MAX, "steps of linear warm-up; one-cycle has its own")
+#define TRAIN_LENGTH_ROWS(o)                                                                                                \
+    CLI_INT("epochs", &(o)->epochs, "N", 0, 1000000, "passes over the training set"),                                       \
+        CLI_INT("steps", &(o)->steps, "N", 0, INT_MAX, "stop after N steps instead (0: initialise, rescale, save, stop)")
+#define TRAIN_SAMPLING_ROWS(o)                                                                                              \
+    CLI_INT("batch-size", &(o)->batch_size, "N", 0, INT_MAX, "samples per step (0: the whole training set)"),               \
+        CLI_INT64("seed", &(o)->seed, "N", 0, 9007199254740992.0, "of initial weights and sample order"),                   \
+        CLI_CHOICE("shuffle", &(o)->shuffle, "epoch|none", "a new order of the samples every epoch, or as stored")
+#define TRAIN_PRECISION_ROW(o)                                                                                              \
+    CLI_CHOICE("precision", &(o)->precision, "fp32|tf32|bf16", "of matrix products (tf32 and bf16 need a GPU)")
+#define TRAIN_OUTPUT_ROWS(o)                                                                                                \
+    CLI_GROUP("Output"), CLI_EVERY("eval-every", &(o)->eval_every, "evaluate on training and test set (0: only at the end)"), \
+        CLI_STRING("load", &(o)->load, "FILE", "initial weights, safetensors with PyTorch's names"),                        \
+        CLI_STRING("save", &(o)->save, "FILE", "write the final weights there"),                                            \
+        CLI_STRING("log-dir", &(o)->log_dir, "DIR", "write log.csv and checkpoints there"),                                 \
+        CLI_EVERY("checkpoint-every", &(o)->checkpoint_every, "checkpoints in --log-dir (0: only at the end)"),             \
+        CLI_STRING("resume", &(o)->resume, "DIR", "continue from the newest checkpoint in DIR, with the same options"),     \
+        CLI_STRING("report", &(o)->report, "FILE", "write a JSON report"),                                                  \
+        CLI_FLAG("quiet", &(o)->quiet, "print nothing but errors")
+
+// What remains after cli_parse: steps = -1 where --steps was not given, options that exclude each other (a usage error ends the
+// program), and log_dir = resume.
+static inline void train_check_options(const char *program, train_options *o, const cli_option *table, int n) {
+    if (!cli_given(table, n, "steps")) o->steps = -1;
+    if (o->resume && o->load) cli_usage_error(program, "--resume and --load exclude each other");
+    if (o->resume && o->log_dir && strcmp(o->resume, o->log_dir))
+        cli_usage_error(program, "--log-dir must be the folder of --resume, or left out");
+    if (o->schedule == SCHEDULE_ONE_CYCLE && o->warmup)
+        cli_usage_error(program, "--warmup and --schedule one-cycle exclude each other: one-cycle warms up by itself");
+    if (o->resume) o->log_dir = o->resume;
+}
+
+// ----------------------------------------------------------------------------------------------------------- schedule
+
+// Learning rate of a step (from 0). constant and cosine: linear warm-up over `warmup` steps, then lr, or a cosine from lr to zero
+// at total_steps. one-cycle: torch.optim.lr_scheduler.OneCycleLR(max_lr = lr, total_steps) with its defaults: a cosine from
+// lr / 25 up to lr over the first 30% of the steps, then a cosine down to lr / 250000 in the last one; momentum is left alone.
+static inline double train_learning_rate(const train_options *o, int64_t step, int64_t total_steps) {
+    if (o->schedule == SCHEDULE_ONE_CYCLE) {
+        const double start = o->lr / 25, end = start / 1e4;                                 // rates
+        const double peak = 0.3 * (double)total_steps - 1, last = (double)total_steps - 1;  // steps
+        const double s = (double)step < last ? (double)step : last;  // after the last step its rate stays
+        if (total_steps < 1) return start;
+        if (s <= peak) return o->lr + 0.5 * (start - o->lr) * (1 + cos(M_PI * s / peak));
+        return end + 0.5 * (o->lr - end) * (1 + cos(M_PI * (s - peak) / (last - peak)));
+    }
+    if (step < o->warmup) return o->lr * (double)(step + 1) / o->warmup;
+    if (o->schedule == SCHEDULE_CONSTANT || total_steps <= o->warmup) return o->lr;
+    return 0.5 * o->lr * (1 + cos(M_PI * (double)(step - o->warmup) / (double)(total_steps - o->warmup)));
+}
+
+// ------------------------------------------------------------------------------------------------------------ tensors
+
+enum { TRAIN_NAME = 80, TRAIN_MAX_DIMS = 4 };
+enum { TRAIN_ALIGN = 64 };                             // floats; every tensor starts on a 256-byte boundary
+enum { TRAIN_STATISTIC = 1000, TRAIN_COUNTER = 1001 };  // roles of buffers; those of parameters are rescale.cuh's
+
+// A named piece of a network's arrays.
+typedef struct train_tensor {
+    char name[TRAIN_NAME];         // PyTorch's: fc1.weight, layer1.0.bn1.running_mean, transformer.h.0.attn.c_attn.weight
+    size_t offset;                 // in floats, into params, grads, moment1, moment2 or stats; of a counter its index in counts
+    int n_dims, dim[TRAIN_MAX_DIMS];  // shape as in the file, [out][in][kh][kw]; a counter has none
+    int rows, cols;                // the same as a matrix: dim[0] and the product of the others, 1 for a vector
+    int role;                      // RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN; TRAIN_STATISTIC, TRAIN_COUNTER
+    int layer;                     // what the trainer numbers its layers by
+} train_tensor;
+
+// What is saved of a network. The tables come first (train_add_...); then the trainer allocates the arrays, zeroed, of the sizes
+// found here (padding between tensors has to stay finite: norms and optimizers run over it), and frees them itself.
+typedef struct train_net {
+    int n_tensors, n_buffers;
+    train_tensor *tensors;         // [n_tensors] parameters, in the order of the files
+    train_tensor *buffers;         // [n_buffers] running statistics and counters, PyTorch's buffers
+    size_t n_params, n_stats;      // floats
+    float *params, *grads;         // [n_params]
+    float *moment1, *moment2;      // [n_params] optimizer state, or NULL: SGD has none, momentum only the first
+    float *stats;                  // [n_stats]
+    int n_counts;
+    int64_t *counts;               // [n_counts], host memory, grown by train_add_counter
+    const char *hint;              // ends the message on a tensor that the network lacks: "layers or --norm differ"
+} train_net;
+
+// Appends a zeroed tensor to a table, which doubles when it is full.
+LOG_PRINTF(4, 0) static inline train_tensor *train_new_tensor(train_tensor **table, int *n, int role, const char *format,
+                                                              va_list args) {
+    if ((*n & (*n - 1)) == 0) *table = (train_tensor *)train_alloc(*table, *n ? 2 * (size_t)*n : 1, sizeof **table);
+    train_tensor *t = &(*table)[(*n)++];
+    memset(t, 0, sizeof *t);
+    t->role = role, t->rows = t->cols = 1;
+    if (vsnprintf(t->name, sizeof t->name, format, args) >= (int)sizeof t->name) {
+        fprintf(stderr, "train.h: the name of tensor '%s' is too long\n", t->name);
+        abort();
+    }
+    return t;
+}
+
+// Adds a parameter [d0][d1][d2][d3], with 0 for dimensions that it does not have; its name is formatted as by printf. Returns its
+// place in net->tensors (pointers into the table do not survive the next call).
+LOG_PRINTF(8, 9) static inline int train_add_parameter(train_net *net, int role, int layer, int d0, int d1, int d2, int d3,
+                                                       const char *format, ...) {
+    const int dim[TRAIN_MAX_DIMS] = {d0, d1, d2, d3};
+    va_list args;
+    va_start(args, format);
+    train_tensor *t = train_new_tensor(&net->tensors, &net->n_tensors, role, format, args);
+    va_end(args);
+    t->offset = net->n_params, t->layer = layer, t->rows = d0;
+    for (int i = 0; i < TRAIN_MAX_DIMS && dim[i]; i++) t->dim[t->n_dims++] = dim[i], t->cols *= i ? dim[i] : 1;
+    net->n_params += ((size_t)t->rows * (size_t)t->cols + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN;
+    return net->n_tensors - 1;
+}
+
+// Adds a running statistic [n]; returns its place in net->buffers.
+LOG_PRINTF(4, 5) static inline int train_add_statistic(train_net *net, int layer, int n, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    train_tensor *t = train_new_tensor(&net->buffers, &net->n_buffers, TRAIN_STATISTIC, format, args);
+    va_end(args);
+    t->offset = net->n_stats, t->layer = layer, t->n_dims = 1, t->dim[0] = t->rows = n;
+    net->n_stats += ((size_t)n + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN;
+    return net->n_buffers - 1;
+}
+
+// Adds a 64-bit integer, 0 until it is set; returns its place in net->buffers.
+LOG_PRINTF(3, 4) static inline int train_add_counter(train_net *net, int layer, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    train_tensor *t = train_new_tensor(&net->buffers, &net->n_buffers, TRAIN_COUNTER, format, args);
+    va_end(args);
+    t->offset = (size_t)net->n_counts, t->layer = layer;
+    net->counts = (int64_t *)train_alloc(net->counts, (size_t)net->n_counts + 1, sizeof *net->counts);
+    net->counts[net->n_counts++] = 0;
+    return net->n_buffers - 1;
+}
+
+// Adds one to every counter: num_batches_tracked after a training pass.
+static inline void train_count_batch(train_net *net) {
+    for (int i = 0; i < net->n_counts; i++) net->counts[i]++;
+}
+
+// Parameters without the padding.
+static inline int64_t train_parameter_count(const train_net *net) {
+    int64_t n = 0;
+    for (int i = 0; i < net->n_tensors; i++) n += (int64_t)net->tensors[i].rows * net->tensors[i].cols;
+    return n;
+}
+
+// Frees the tables and the counters; the arrays are the trainer's.
+static inline void train_net_free(train_net *net) {
+    free(net->tensors), free(net->buffers), free(net->counts);
+    memset(net, 0, sizeof *net);
+}
+
+// ------------------------------------------------------------------------------------------------------------ weights
+
+// Tensors for a file, with the memory of their names.
+typedef struct train_list {
+    safetensors_tensor *tensors;
+    char (*names)[TRAIN_NAME + 16];
+    int n;
+} train_list;
+
+static inline train_list train_list_create(int room) {
+    train_list l;
+    l.tensors = (safetensors_tensor *)train_alloc(NULL, (size_t)room, sizeof *l.tensors);
+    l.names = (char(*)[TRAIN_NAME + 16])train_alloc(NULL, (size_t)room, sizeof *l.names);
+    l.n = 0;
+    return l;
+}
+static inline void train_list_free(train_list *l) { free(l->tensors), free(l->names); }
+
+// Adds prefix + name.
+static inline void train_list_add(train_list *l, const char *prefix, const char *name, safetensors_dtype dtype, int n_dims,
+                                  const int *dim, const void *data) {
+    int64_t shape[TRAIN_MAX_DIMS] = {0};
+    for (int i = 0; i < n_dims; i++) shape[i] = dim[i];
+    snprintf(l->names[l->n], sizeof *l->names, "%.15s%.79s", prefix, name);
+    l->tensors[l->n] = safetensors_make(l->names[l->n], dtype, n_dims, n_dims ? shape : NULL, data);
+    l->n++;
+}
+
+// Adds the parameter tensors of a family (host copy of params or of a moment) under prefix + name.
+static inline void train_list_parameters(train_list *l, const train_net *net, const char *prefix, const float *host) {
+    for (int i = 0; i < net->n_tensors; i++) {
+        const train_tensor *t = &net->tensors[i];
+        train_list_add(l, prefix, t->name, SAFETENSORS_F32, t->n_dims, t->dim, host + t->offset);
+    }
+}
+
+// Adds the buffers (host copies of stats and counts).
+static inline void train_list_buffers(train_list *l, const train_net *net, const float *stats, const int64_t *counts) {
+    for (int i = 0; i < net->n_buffers; i++) {
+        const train_tensor *t = &net->buffers[i];
+        if (t->role == TRAIN_COUNTER) train_list_add(l, "", t->name, SAFETENSORS_I64, 0, NULL, counts + t->offset);
+        else train_list_add(l, "", t->name, SAFETENSORS_F32, t->n_dims, t->dim, stats + t->offset);
+    }
+}
+
+// Writes the weights and buffers. Returns 0, or -1 with a message. A device or pipe at path is refused: it would be replaced.
+static inline int train_save_weights(const train_net *net, const char *path, char *err, size_t n) {
+    struct stat info;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return log_error(err, n, "%s: is not a regular file", path);
+    float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
+    train_list list = train_list_create(net->n_tensors + net->n_buffers);
+    train_list_parameters(&list, net, "", params), train_list_buffers(&list, net, stats, net->counts);
+    const int status = safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, n);
+    train_list_free(&list);
+    free(params), free(stats);
+    return status;
+}
+
+// Reads the listed tensors, whose data point into host arrays that they fill, from an open file.
+static inline int train_read_list(const safetensors_file *f, const train_list *l, char *err, size_t n) {
+    for (int i = 0; i < l->n; i++) {
+        const safetensors_tensor *t = &l->tensors[i];
+        void *out = (void *)(uintptr_t)t->data;
+        const int status = t->dtype == SAFETENSORS_F32 ? safetensors_read_f32(f, t->name, t->ndim, t->shape, (float *)out, err, n)
+                                                       : safetensors_read(f, t->name, t->dtype, t->ndim, t->shape, out, err, n);
+        if (status) return status;
+    }
+    return 0;
+}
+
+// Loads weights and buffers. Every tensor of the network must be there with its shape, and no other. The network changes only
+// when the whole file is good. Returns 0, or -1 with a message.
+static inline int train_load_weights(train_net *net, const char *path, char *err, size_t n) {
+    safetensors_file f;
+    if (safetensors_open(&f, path, err, n)) return -1;
+    float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
+    int64_t *counts = (int64_t *)train_alloc(NULL, (size_t)net->n_counts, sizeof *counts);
+    train_list list = train_list_create(net->n_tensors + net->n_buffers);
+    train_list_parameters(&list, net, "", params), train_list_buffers(&list, net, stats, counts);
+    int status = train_read_list(&f, &list, err, n);
+    for (size_t k = 0; k < f.n_tensors && !status; k++) {
+        int known = 0;
+        for (int i = 0; i < list.n && !known; i++) known = !strcmp(f.tensors[k].name, list.names[i]);
+        if (!known)
+            status = log_error(err, n, "%s: tensor '%s' does not belong to this network (%s)", path, f.tensors[k].name,
+                               net->hint ? net->hint : "its options differ");
+    }
+    if (!status) {
+        train_upload(net->params, params, net->n_params * sizeof(float));
+        train_upload(net->stats, stats, net->n_stats * sizeof(float));
+        for (int i = 0; i < net->n_counts; i++) net->counts[i] = counts[i];
+    }
+    train_list_free(&list);
+    free(params), free(stats), free(counts);
+    safetensors_close(&f);
+    return status;
+}
+
+// ---------------------------------------------------------------------------------------------------------- rescaling
+
+// The options of rescale.cuh that the command line sets.
+static inline rescale_options train_rescale_options(const train_options *o) {
+    rescale_options r = rescale_default_options();
+    r.method = o->rescale == RESCALE_BY_ENORM ? RESCALE_ENORM : RESCALE_PATHCOND;
+    r.solver = o->rescale_solver ? RESCALE_SWEEPS : RESCALE_NEWTON;
+    r.sweeps = o->rescale_sweeps, r.max_log = o->rescale_max_log, r.pow2 = o->rescale_pow2;
+    r.on_device = DEVICE_IS_GPU;
+    return r;
+}
+
+// Largest |after - before| relative to the largest |before|, n outputs in host memory.
+static inline double train_relative_difference(const float *before, const float *after, size_t n) {
+    double difference = 0, largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference = fmax(difference, fabs((double)after[i] - before[i]));
+        largest = fmax(largest, fabs((double)before[i]));
+    }
+    return difference > 0 ? difference / largest : 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- run
+
+enum { TRAIN_LOSS_RING = 64 };  // step losses kept beside the network before they are fetched
+
+// One training run. The few things that only a trainer knows come in as function pointers: they are called once per step or less,
+// so they cost nothing; every call site is in this file; and a test can run the loop on a model of ten lines. `trainer` is
+// handed to them as it is.
+typedef struct train_run {
+    // By train_run_init
+    const char *program, *version;  // "train_mlp", in front of every message
+    const train_options *options;
+    double started;              // clock when the program began
+    // By train_set_length
+    int64_t samples;             // training samples
+    int batch;                   // samples of a full step; the last step of an epoch has what is left
+    int64_t steps_per_epoch, total_steps;
+    // By the trainer
+    train_net *net;
+    const float *step_loss;      // [TRAIN_LOSS_RING] beside the network's arrays: mean loss of step s in [s % TRAIN_LOSS_RING]
+    const char *backend;         // of matrix products, for the report; or NULL
+    const char *unit;            // what throughput counts: "samples", or "tokens" with units_per_sample = context length
+    double units_per_sample;     // 1
+    const char *test_name;       // what lines call the second data set: "test", or "val"; log.csv and the report say test
+    void *trainer;
+    // Step number `step`: batch, forward, loss, backward, update. The loop counts.
+    void (*train_step)(void *trainer);
+    // Mean loss over the training set (test = 0) or the test set (1), and the accuracy as a fraction, or LOG_NA.
+    void (*evaluate)(void *trainer, int test, double *loss, double *accuracy);
+    // Rescales the network; *moved: how far its outputs moved, as train_relative_difference. 0, or -1 with report->message.
+    int (*rescale)(void *trainer, rescale_report *report, double *moved);
+    // Outputs [n] on fixed inputs, in evaluation mode, in host memory that is freed here: to see whether they are finite.
+    float *(*outputs)(void *trainer, size_t *n);
+    // Euclidean norm of params, grads, moment1 or moment2.
+    double (*norm)(void *trainer, const float *array);
+    // The run's own
+    int64_t step;                // steps done
+    int64_t first_step;          // where this process started (resume)
+    int64_t fetched;             // steps whose loss has been fetched and logged
+    double step_seconds, mark;   // time spent in steps; clock at the last mark
+    double loss, train_loss, test_loss, test_accuracy;
+    rescale_report first_rescaling;  // right after initialisation
+    double output_moved;         // by it
+    int rescalings;              // how many there were, and how long all of them took
+    double rescale_seconds;
+    log_csv csv;
+    log_progress progress;
+    char last_checkpoint[LOG_PATH];
+} train_run;
+
+// Begins a run: clock, progress on stdout, defaults of the trainer's fields.
+static inline void train_run_init(train_run *r, const char *program, const char *version, const train_options *o) {
+    memset(r, 0, sizeof *r);
+    r->started = log_seconds();
+    r->program = program, r->version = version, r->options = o;
+    r->unit = "samples", r->units_per_sample = 1, r->test_name = "test";
+    r->train_loss = r->test_loss = r->test_accuracy = LOG_NA;
+    log_progress_init(&r->progress, stdout, o->quiet);
+}
+
+// Batch, steps per epoch and in all, for a training set of n >= 1 samples.
+static inline void train_set_length(train_run *r, int64_t n) {
+    const train_options *o = r->options;
+    r->samples = n;
+    r->batch = (int)(o->batch_size && o->batch_size < n ? o->batch_size : n);
+    r->steps_per_epoch = (n + r->batch - 1) / r->batch;
+    r->total_steps = o->steps >= 0 ? o->steps : o->epochs * r->steps_per_epoch;
+}
+
+// Prints `program: message` on stderr and returns 1, the exit status of a failure.
+static inline int train_fail(train_run *r, const char *message) {
+    log_progress_clear(&r->progress);
+    fprintf(stderr, "%s: %s\n", r->program, message);
+    return 1;
+}
+
+// Reports that `what` is not finite after `step` steps; names the last good checkpoint. Returns 1.
+static inline int train_diverged(train_run *r, const char *what, int64_t step) {
+    char text[2 * LOG_PATH];
+    if (step == 0)
+        snprintf(text, sizeof text, "%s is not finite before the first step: the initial weights are too large", what);
+    else
+        snprintf(text, sizeof text, "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s", what,
+                 (long long)step, r->options->lr, r->last_checkpoint[0] ? "; last good checkpoint: " : "", r->last_checkpoint);
+    return train_fail(r, text);
+}
+
+// Number of steps an option like 2epochs or 100steps stands for; 0: never.
+static inline int64_t train_every(const train_run *r, cli_every e) { return e.unit == CLI_EPOCHS ? e.n * r->steps_per_epoch : e.n; }
+
+// Fetches the losses of the steps since the last call, logs them, and stops the clock of the steps. Returns 0; 1 when the
+// loss is no longer finite.
+static inline int train_fetch_losses(train_run *r) {
+    float ring[TRAIN_LOSS_RING];
+    char err[LOG_PATH + 256];
+    const int64_t n = r->step - r->fetched;
+    if (n == 0) return 0;
+    train_download(ring, r->step_loss, sizeof ring);
+    const double now = log_seconds(), seconds = (now - r->mark) / (double)n;
+    const double norm = r->csv.file.f ? r->norm(r->trainer, r->net->grads) : 0;
+    r->step_seconds += now - r->mark;
+    for (; r->fetched < r->step; r->fetched++) {
+        const int64_t s = r->fetched;
+        r->loss = ring[s % TRAIN_LOSS_RING];
+        if (!isfinite(r->loss)) return train_diverged(r, "the loss", s + 1);
+        log_row row = log_row_make(s + 1, (double)(s + 1) / (double)r->steps_per_epoch, "step", r->loss);
+        row.lr = train_learning_rate(r->options, s, r->total_steps);
+        row.ms = 1e3 * seconds, row.samples_per_s = r->batch * r->units_per_sample / seconds;
+        if (s + 1 == r->step) row.grad_norm = norm;
+        if (r->csv.file.f && log_write(&r->csv, &row, err, sizeof err)) train_fail(r, err);
+    }
+    r->mark = log_seconds();
+    return 0;
+}
+
+// Evaluates on both sets, logs two rows and prints a line. Returns 0, or 1 when the training loss is not finite.
+static inline int train_evaluate(train_run *r) {
+    char err[LOG_PATH + 256];
+    double accuracy;
+    const double epoch = (double)r->step / (double)r->steps_per_epoch;
+    r->evaluate(r->trainer, 0, &r->train_loss, &accuracy);
+    r->evaluate(r->trainer, 1, &r->test_loss, &r->test_accuracy);
+    for (int k = 0; k < 2 && r->csv.file.f; k++) {
+        log_row row = log_row_make(r->step, epoch, k ? "test" : "train", k ? r->test_loss : r->train_loss);
+        row.accuracy = k ? r->test_accuracy : accuracy;
+        row.lr = train_learning_rate(r->options, r->step, r->total_steps);
+        if (log_write(&r->csv, &row, err, sizeof err)) train_fail(r, err);
+    }
+    if (r->test_accuracy == LOG_NA)
+        log_progress_line(&r->progress, "epoch %6.2f  train loss %.6f  %s loss %.6f", epoch, r->train_loss, r->test_name,
+                          r->test_loss);
+    else
+        log_progress_line(&r->progress, "epoch %6.2f  train loss %.4f  %s loss %.4f  %s accuracy %.2f%%", epoch, r->train_loss,
+                          r->test_name, r->test_loss, r->test_name, 100 * r->test_accuracy);
+    r->mark = log_seconds();
+    return isfinite(r->train_loss) ? 0 : train_diverged(r, "the training loss", r->step);
+}
+
+// Rescales now and prints what it did; the report tells about the first one, right after initialisation. Returns 0, or 1 after a
+// message.
+static inline int train_rescale(train_run *r, int first) {
+    rescale_report report;
+    double moved;
+    if (r->rescale(r->trainer, &report, &moved)) return train_fail(r, report.message);
+    if (first) r->first_rescaling = report, r->output_moved = moved;
+    r->rescalings++, r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
+    char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION];
+    log_progress_line(&r->progress,
+                      "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
+                      "solve %s, apply %s; max |log lambda| %.2f, %d of %d units pinned; outputs moved by %.1e",
+                      r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report.objective_before,
+                      report.objective_after, report.grad_inf, report.iterations, report.sweeps,
+                      log_duration(diag, report.seconds_diag_g), log_duration(solve, report.seconds_solve),
+                      log_duration(apply, report.seconds_apply), report.max_abs_log_lambda, report.pinned_units, report.units,
+                      moved);
+    r->mark = log_seconds();
+    return 0;
+}
+
+// -------------------------------------------------------------------------------------------------------- checkpoints
+// A checkpoint is a folder LOGDIR/checkpoint-STEP with model.safetensors and, written after it, state.safetensors; one with
+// both files good is complete.
+
+// What a resumed run must share with the run that wrote the state, and its names in the file and on the command line.
+enum { TRAIN_STATE_STEP, TRAIN_STATE_SEED, TRAIN_STATE_BATCH, TRAIN_STATE_SAMPLES, TRAIN_STATE_OPTIMIZER, TRAIN_STATE_SHUFFLE,
+       TRAIN_N_STATE };
+static inline const char *train_state_name(int i) {
+    static const char *const name[TRAIN_N_STATE] = {"step", "seed", "batch_size", "training_samples", "optimizer", "shuffle"};
+    return name[i];
+}
+static inline const char *train_state_option(int i) {
+    static const char *const option[TRAIN_N_STATE] = {"", "--seed", "--batch-size", "--data or --limit", "--optimizer",
+                                                     "--shuffle"};
+    return option[i];
+}
+static inline void train_state_of(const train_run *r, int64_t *state) {
+    state[TRAIN_STATE_STEP] = r->step, state[TRAIN_STATE_SEED] = r->options->seed, state[TRAIN_STATE_BATCH] = r->batch;
+    state[TRAIN_STATE_SAMPLES] = r->samples, state[TRAIN_STATE_OPTIMIZER] = r->options->optimizer;
+    state[TRAIN_STATE_SHUFFLE] = r->options->shuffle;
+}
+
+// Lists the state: the scalars and the optimizer's moments (host copies; NULL: not them).
+static inline train_list train_list_state(const train_net *net, const int64_t *state, const float *moment1, const float *moment2) {
+    train_list l = train_list_create(TRAIN_N_STATE + 2 * net->n_tensors);
+    for (int i = 0; i < TRAIN_N_STATE; i++) train_list_add(&l, "", train_state_name(i), SAFETENSORS_I64, 0, NULL, state + i);
+    if (moment1) train_list_parameters(&l, net, "moment1.", moment1);
+    if (moment2) train_list_parameters(&l, net, "moment2.", moment2);
+    return l;
+}
+
+// The steps of the checkpoints in a log folder, newest first; at most max of them. Returns how many.
+static inline int train_find_checkpoints(const char *dir, int64_t *steps, int max) {
+    DIR *d = opendir(dir);
+    int n = 0;
+    for (struct dirent *e; d && (e = readdir(d));) {
+        long long step;
+        char tail;
+        if (sscanf(e->d_name, "checkpoint-%lld%c", &step, &tail) != 1) continue;
+        if (n == max && steps[max - 1] >= step) continue;
+        int at = n < max ? n++ : max - 1;
+        for (; at > 0 && steps[at - 1] < step; at--) steps[at] = steps[at - 1];
+        steps[at] = step;
+    }
+    if (d) closedir(d);
+    return n;
+}
+
+// Whether training can go on from here: parameters, optimizer state, gradients and the network's outputs are finite.
+static inline int train_is_sound(train_run *r) {
+    const train_net *net = r->net;
+    const float *const arrays[] = {net->params, net->grads, net->moment1, net->moment2};
+    size_t n;
+    int sound = 1;
+    for (int i = 0; i < 4; i++) sound = sound && (!arrays[i] || isfinite(r->norm(r->trainer, arrays[i])));
+    float *out = r->outputs(r->trainer, &n);
+    for (size_t i = 0; i < n; i++) sound = sound && isfinite(out[i]);
+    free(out);
+    return sound;
+}
+
+// Writes LOGDIR/checkpoint-STEP and removes all but the two newest, and those of later steps: they are damaged (--resume
+// skipped them) or of an earlier run in this folder. Returns 0, or 1 after a message.
+static inline int train_save_checkpoint(train_run *r) {
+    const train_net *net = r->net;
+    const char *log_dir = r->options->log_dir;
+    char dir[LOG_PATH], path[LOG_PATH + 32], err[LOG_PATH + 256];
+    int64_t state[TRAIN_N_STATE], steps[64];
+    train_state_of(r, state);
+    if (!train_is_sound(r)) return train_diverged(r, "the network", r->step);
+    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", log_dir, (long long)r->step);
+    if (mkdir(dir, 0777) && errno != EEXIST) {
+        snprintf(err, sizeof err, "%s: cannot make the folder: %s", dir, strerror(errno));
+        return train_fail(r, err);
+    }
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    if (train_save_weights(net, path, err, sizeof err)) return train_fail(r, err);
+    float *moment1 = net->moment1 ? train_host_copy(net->moment1, net->n_params) : NULL;
+    float *moment2 = net->moment2 ? train_host_copy(net->moment2, net->n_params) : NULL;
+    train_list list = train_list_state(net, state, moment1, moment2);
+    snprintf(path, sizeof path, "%s/state.safetensors", dir);
+    const int status = safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, sizeof err);
+    train_list_free(&list);
+    free(moment1), free(moment2);
+    if (status) return train_fail(r, err);
+    snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
+    for (int n = train_find_checkpoints(log_dir, steps, 64), i = 0, kept = 0; i < n; i++) {
+        static const char *const file[] = {"/state.safetensors", "/model.safetensors", ""};
+        if (steps[i] <= r->step && kept++ < 2) continue;
+        for (int k = 0; k < 3; k++) {
+            snprintf(path, sizeof path, "%s/checkpoint-%lld%s", log_dir, (long long)steps[i], file[k]);
+            if (remove(path) && errno != ENOENT) break;
+        }
+    }
+    return 0;
+}
+
+// Loads one checkpoint. Returns 0; -1 when it is incomplete or damaged (err says why); 1 when it belongs to other options.
+static inline int train_load_checkpoint(train_run *r, const char *dir, char *err, size_t n) {
+    train_net *net = r->net;
+    safetensors_file f;
+    char path[LOG_PATH + 32];
+    int64_t state[TRAIN_N_STATE], mine[TRAIN_N_STATE];
+    train_state_of(r, mine), memcpy(state, mine, sizeof mine);
+    snprintf(path, sizeof path, "%s/state.safetensors", dir);
+    if (safetensors_open(&f, path, err, n)) return -1;
+    train_list list = train_list_state(net, state, NULL, NULL);  // the scalars alone: which options these are
+    int status = train_read_list(&f, &list, err, n) ? 1 : 0;
+    train_list_free(&list);
+    for (int k = 1; k < TRAIN_N_STATE && !status; k++)
+        if (state[k] != mine[k]) {
+            snprintf(err, n, "%s: %s was %lld in that run, here it is %lld: resume with the same %s", dir, train_state_name(k),
+                     (long long)state[k], (long long)mine[k], train_state_option(k));
+            status = 1;
+        }
+    float *moment1 = net->moment1 ? train_host_copy(net->moment1, net->n_params) : NULL;
+    float *moment2 = net->moment2 ? train_host_copy(net->moment2, net->n_params) : NULL;
+    list = train_list_state(net, state, moment1, moment2);
+    if (!status && train_read_list(&f, &list, err, n)) status = 1;
+    train_list_free(&list);
+    safetensors_close(&f);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    if (!status && train_load_weights(net, path, err, n)) status = -1;
+    if (!status) {
+        if (moment1) train_upload(net->moment1, moment1, net->n_params * sizeof(float));
+        if (moment2) train_upload(net->moment2, moment2, net->n_params * sizeof(float));
+        r->step = state[TRAIN_STATE_STEP];
+    }
+    free(moment1), free(moment2);
+    return status;
+}
+
+// Continues from the newest complete checkpoint of --resume. Returns 0, or 1 after a message.
+static inline int train_resume(train_run *r) {
+    int64_t steps[64];
+    char dir[LOG_PATH], err[LOG_PATH + 256];
+    const int n = train_find_checkpoints(r->options->resume, steps, 64);
+    for (int i = 0; i < n; i++) {
+        snprintf(dir, sizeof dir, "%s/checkpoint-%lld", r->options->resume, (long long)steps[i]);
+        const int status = train_load_checkpoint(r, dir, err, sizeof err);
+        if (status > 0) return train_fail(r, err);
+        if (status == 0) {
+            snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
+            log_progress_line(&r->progress, "resumed from %s", dir);
+            return 0;
+        }
+        fprintf(stderr, "%s: skipping an incomplete or damaged checkpoint: %s\n", r->program, err);
+    }
+    snprintf(err, sizeof err, "--resume: no complete checkpoint in %s", r->options->resume);
+    return train_fail(r, err);
+}
+
+// ------------------------------------------------------------------------------------------------------ loop, report
+
+// Trains to the last step. Returns the exit status: 0, 1 after a failure, 130 or 143 when interrupted (after a checkpoint).
+static inline int train_loop(train_run *r) {
+    const train_options *o = r->options;
+    const int64_t eval = train_every(r, o->eval_every), checkpoint = train_every(r, o->checkpoint_every);
+    const int64_t rescale = o->rescale ? train_every(r, o->rescale_every) : 0;
+    int64_t evaluated = -1, saved = r->step;
+    r->mark = log_seconds();
+    if (r->step == 0) {
+        if (train_evaluate(r)) return 1;
+        evaluated = 0;
+    }
+    while (r->step < r->total_steps && !log_interrupted) {
+        if (rescale && r->step > 0 && r->step % rescale == 0) {
+            if (train_fetch_losses(r) || train_rescale(r, 0)) return 1;
+        }
+        r->train_step(r->trainer);
+        r->step++;
+        const int due = log_progress_due(&r->progress);
+        if ((due || r->step - r->fetched == TRAIN_LOSS_RING) && train_fetch_losses(r)) return 1;
+        if (due)
+            log_progress_update(&r->progress, "epoch %.2f of %.0f  step %lld  loss %.4f  %.2f ms/step",
+                                (double)r->step / (double)r->steps_per_epoch, (double)r->total_steps / (double)r->steps_per_epoch,
+                                (long long)r->step, r->loss, 1e3 * r->step_seconds / (double)(r->step - r->first_step));
+        if (eval && r->step % eval == 0) {
+            if (train_fetch_losses(r) || train_evaluate(r)) return 1;
+            evaluated = r->step;
+        }
+        if (checkpoint && r->step % checkpoint == 0 && o->log_dir) {
+            if (train_fetch_losses(r) || train_save_checkpoint(r)) return 1;
+            saved = r->step, r->mark = log_seconds();
+        }
+    }
+    if (train_fetch_losses(r)) return 1;
+    if (!log_interrupted && evaluated != r->step && train_evaluate(r)) return 1;
+    if (o->log_dir && saved != r->step && train_save_checkpoint(r)) return 1;
+    if (!log_interrupted) return 0;
+    char text[LOG_PATH + 128];
+    snprintf(text, sizeof text, "interrupted after step %lld%s%s", (long long)r->step,
+             r->last_checkpoint[0] ? "; continue with --resume " : "", r->last_checkpoint[0] ? o->log_dir : "");
+    train_fail(r, text);
+    return log_interrupt_status();
+}
+
+// The JSON report: what the rescaling did, how training went, what it ran on. Returns 0, or 1 after a message.
+static inline int train_write_report(train_run *r) {
+    const rescale_report *first = &r->first_rescaling;
+    const int rescaled = first->units > 0;
+    static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps"};
+    const double seconds = log_seconds() - r->started;
+    char err[LOG_PATH + 256], device[256], rate[64];
+    log_json j;
+    if (log_json_open(&j, r->options->report, err, sizeof err)) return train_fail(r, err);
+    log_json_begin(&j, "rescale");
+    log_json_string(&j, "method", method[r->options->rescale]);
+    log_json_string(&j, "solver", solver[r->options->rescale_solver]);
+    log_json_number(&j, "objective_before", rescaled ? first->objective_before : LOG_NA);
+    log_json_number(&j, "objective_after", rescaled ? first->objective_after : LOG_NA);
+    log_json_number(&j, "grad_inf", rescaled ? first->grad_inf : LOG_NA);
+    log_json_number(&j, "grad_tolerance", rescaled ? first->grad_tolerance : LOG_NA);
+    log_json_int(&j, "iterations", first->iterations);
+    log_json_int(&j, "sweeps", first->sweeps);
+    log_json_number(&j, "seconds_diag_g", first->seconds_diag_g);
+    log_json_number(&j, "seconds_solve", first->seconds_solve);
+    log_json_number(&j, "seconds_apply", first->seconds_apply);
+    log_json_int(&j, "rescalings", r->rescalings);
+    log_json_number(&j, "seconds", r->rescale_seconds);
+    log_json_number(&j, "max_abs_log_lambda", first->max_abs_log_lambda);
+    log_json_int(&j, "pinned_units", first->pinned_units);
+    log_json_int(&j, "units", first->units);
+    log_json_int(&j, "parameters", first->parameters);
+    log_json_number(&j, "output_max_rel_diff", rescaled ? r->output_moved : LOG_NA);
+    log_json_end(&j);
+    log_json_begin(&j, "train");
+    log_json_int(&j, "steps", r->step);
+    log_json_number(&j, "final_train_loss", r->train_loss);
+    log_json_number(&j, "final_test_loss", r->test_loss);
+    log_json_number(&j, "final_test_accuracy", r->test_accuracy);
+    log_json_number(&j, "seconds", seconds);
+    log_json_number(&j, "step_seconds", r->step_seconds);
+    const double samples = (double)(r->step - r->first_step) * (double)r->samples / (double)r->steps_per_epoch;
+    snprintf(rate, sizeof rate, "%s_per_second", r->unit);
+    log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
+    log_json_end(&j);
+    device_describe(device, sizeof device);
+    log_json_string(&j, "device", device);
+    if (r->backend) log_json_string(&j, "gemm", r->backend);
+    log_json_int(&j, "threads", device_threads());
+    log_json_string(&j, "version", r->version);
+    return log_json_close(&j, err, sizeof err) ? train_fail(r, err) : 0;
+}
+
+// The whole run of a model that is built, and initialised unless --resume is set: resumes, or loads and rescales; trains; saves
+// (also after an interruption); reports. Returns the exit status of the program. What the trainer allocated stays.
+static inline int train_execute(train_run *r) {
+    const train_options *o = r->options;
+    char err[2 * LOG_PATH];
+    int status = 0;
+    if (o->resume) {
+        status = train_resume(r);
+    } else {
+        if (o->load && train_load_weights(r->net, o->load, err, sizeof err)) status = train_fail(r, err);
+        if (!status && o->rescale) status = train_rescale(r, 1);
+    }
+    r->first_step = r->fetched = r->step;
+    if (!status && o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err))
+        status = train_fail(r, err);
+    if (!status) status = train_loop(r);
+    if ((!status || (log_interrupted && status > 1)) && o->save && train_save_weights(r->net, o->save, err, sizeof err))
+        status = train_fail(r, err);
+    if (!status && o->report) status = train_write_report(r);
+    if (r->csv.file.f && log_close(&r->csv, err, sizeof err) && !status) status = train_fail(r, err);
+    if (r->csv.failed && !status) status = 1;  // rows are missing; it was said when it happened
+    return status;
+}

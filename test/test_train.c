@@ -1,0 +1,516 @@
+// test_train.c -- tests of common/train.h in plain C, on a network in host memory.
+//
+//     make test-programs && build/c/test/test_train
+//
+// The network is y = W2 relu(W1 x + b1), mean squared error, in 60 lines: a trainer as small as train.h allows. What train.h
+// does on a device, and with a real command line, is tested with the MLP trainer (test_mlp.cu, test_train_mlp.sh).
+//
+// 1. options: rows, defaults, what excludes what       2. learning rates, against PyTorch's OneCycleLR
+// 3. tables of tensors                                 4. weight files: shapes, order, all or nothing
+// 5. runs: rescaling, log, report, resume, divergence, messages
+#include "common/cli.h"
+#include "common/log.h"
+#include "common/safetensors.h"
+#include "rescale.cuh"
+#include "common/train.h"
+#include "test.h"
+#include <sys/wait.h>
+
+#if HAVE_CUDA_API
+#error "this is the test without the CUDA API"
+#endif
+
+// ------------------------------------------------------------------------------------------------- a trainer of its own
+
+enum { IN = 3, HIDDEN = 8, OUT = 2, N_TRAIN = 50, N_TEST = 20 };
+
+typedef struct toy {
+    train_run run;
+    train_net net;
+    train_options options;
+    float step_loss[TRAIN_LOSS_RING];
+    float *w1, *b1, *w2;  // into net.params: [HIDDEN][IN], [HIDDEN], [OUT][HIDDEN]
+    double x[N_TRAIN + N_TEST][IN], y[N_TRAIN + N_TEST][OUT];
+} toy;
+
+// Loss of rows first .. first + rows - 1 and, with grads not NULL, its gradient; out (or NULL): [rows][OUT].
+static double toy_pass(const toy *t, int first, int rows, float *grads, float *out) {
+    const size_t b1 = t->net.tensors[1].offset, w2 = t->net.tensors[2].offset;
+    double loss = 0;
+    if (grads) memset(grads, 0, t->net.n_params * sizeof(float));
+    for (int r = first; r < first + rows; r++) {
+        double h[HIDDEN], d[OUT];
+        for (int k = 0; k < HIDDEN; k++) {
+            h[k] = t->b1[k];
+            for (int i = 0; i < IN; i++) h[k] += (double)t->w1[k * IN + i] * t->x[r][i];
+            if (h[k] < 0) h[k] = 0;
+        }
+        for (int o = 0; o < OUT; o++) {
+            double v = 0;
+            for (int k = 0; k < HIDDEN; k++) v += (double)t->w2[o * HIDDEN + k] * h[k];
+            if (out) out[(r - first) * OUT + o] = (float)v;
+            d[o] = 2 * (v - t->y[r][o]) / (rows * OUT), loss += (v - t->y[r][o]) * (v - t->y[r][o]) / (rows * OUT);
+        }
+        for (int k = 0; k < HIDDEN && grads; k++) {
+            double dh = 0;
+            for (int o = 0; o < OUT; o++)
+                dh += d[o] * t->w2[o * HIDDEN + k], grads[w2 + (size_t)(o * HIDDEN + k)] += (float)(d[o] * h[k]);
+            if (h[k] <= 0) continue;
+            grads[b1 + (size_t)k] += (float)dh;
+            for (int i = 0; i < IN; i++) grads[k * IN + i] += (float)(dh * t->x[r][i]);
+        }
+    }
+    return loss;
+}
+
+static void toy_step(void *self) {
+    toy *t = (toy *)self;
+    const train_run *run = &t->run;
+    const train_options *o = run->options;
+    train_net *net = &t->net;
+    const int first = (int)(run->step % run->steps_per_epoch) * run->batch;
+    const int rows = N_TRAIN - first < run->batch ? N_TRAIN - first : run->batch;
+    const double lr = train_learning_rate(o, run->step, run->total_steps), at = (double)run->step + 1;
+    t->step_loss[run->step % TRAIN_LOSS_RING] = (float)toy_pass(t, first, rows, net->grads, NULL);
+    for (size_t i = 0; i < net->n_params; i++) {
+        float *w = net->params + i, *m = net->moment1 + i, *v = net->moment2 + i;
+        const float g = net->grads[i];
+        if (o->optimizer == OPTIMIZER_SGD) {
+            *w -= (float)lr * g;
+        } else if (o->optimizer == OPTIMIZER_MOMENTUM) {
+            *m = (float)o->momentum * *m + g, *w -= (float)lr * *m;
+        } else {
+            *m = 0.9f * *m + 0.1f * g, *v = 0.999f * *v + 0.001f * g * g;
+            *w -= (float)(lr * *m / (1 - pow(0.9, at)) / (sqrt(*v / (1 - pow(0.999, at))) + 1e-8));
+        }
+    }
+    for (int k = 0; k < HIDDEN; k++) net->stats[k] += 0.5f * (t->b1[k] - net->stats[k]);  // a statistic to be saved
+    train_count_batch(net);
+}
+
+static void toy_evaluate(void *self, int test, double *loss, double *accuracy) {
+    const toy *t = (const toy *)self;
+    *loss = toy_pass(t, test ? N_TRAIN : 0, test ? N_TEST : N_TRAIN, NULL, NULL), *accuracy = LOG_NA;
+}
+
+static float *toy_outputs(void *self, size_t *n) {
+    float *out = (float *)malloc((*n = N_TEST * OUT) * sizeof(float));
+    toy_pass((const toy *)self, N_TRAIN, N_TEST, NULL, out);
+    return out;
+}
+
+static int toy_rescale(void *self, rescale_report *report, double *moved) {
+    toy *t = (toy *)self;
+    const rescale_group group = rescale_units("hidden", HIDDEN, RESCALE_RELU);
+    rescale_tensor list[3] = {rescale_weight("fc1.weight", t->w1, HIDDEN, IN, 1, 0, RESCALE_NONE),
+                              rescale_bias("fc1.bias", t->b1, HIDDEN, 0),
+                              rescale_weight("fc2.weight", t->w2, OUT, HIDDEN, 1, RESCALE_NONE, 0)};
+    for (int i = 0; i < 3; i++) {
+        list[i].moment1 = t->net.moment1 ? t->net.moment1 + t->net.tensors[i].offset : NULL;
+        list[i].moment2 = t->net.moment2 ? t->net.moment2 + t->net.tensors[i].offset : NULL;
+    }
+    const rescale_net net = {&group, 1, list, 3};
+    const rescale_options o = train_rescale_options(t->run.options);
+    size_t n;
+    float *before = toy_outputs(t, &n);
+    const int status = rescale_run(&net, &o, report) ? -1 : 0;
+    float *after = toy_outputs(t, &n);
+    *moved = train_relative_difference(before, after, n);
+    free(before), free(after);
+    return status;
+}
+
+static double toy_norm(void *self, const float *array) {
+    double sum = 0;
+    for (size_t i = 0; i < ((toy *)self)->net.n_params; i++) sum += (double)array[i] * (double)array[i];
+    return sqrt(sum);
+}
+
+// Numbers in [-1, 1) that depend on i only.
+static double toy_number(uint64_t i) {
+    i = (i + 1) * UINT64_C(0x9E3779B97F4A7C15), i ^= i >> 29, i *= UINT64_C(0xBF58476D1CE4E5B9), i ^= i >> 32;
+    return 2 * ((double)(i >> 11) / 9007199254740992.0) - 1;
+}
+
+// Tables and arrays; with_counter = 0 leaves the counter out, wide = 1 makes fc2 another shape.
+static void toy_build(toy *t, int with_counter, int wide) {
+    train_net *net = &t->net;
+    memset(net, 0, sizeof *net);
+    net->hint = "--depth or --norm differ";
+    train_add_parameter(net, RESCALE_WEIGHT, 0, HIDDEN, IN, 0, 0, "fc%d.weight", 1);
+    train_add_parameter(net, RESCALE_BIAS, 0, HIDDEN, 0, 0, 0, "fc%d.bias", 1);
+    train_add_parameter(net, RESCALE_WEIGHT, 1, OUT, HIDDEN + wide, 0, 0, "fc%d.weight", 2);
+    train_add_statistic(net, 0, HIDDEN, "bn1.running_mean");
+    if (with_counter) train_add_counter(net, 0, "bn1.num_batches_tracked");
+    float **const array[] = {&net->params, &net->grads, &net->moment1, &net->moment2};
+    for (int i = 0; i < (t->options.optimizer == OPTIMIZER_SGD ? 2 : t->options.optimizer == OPTIMIZER_MOMENTUM ? 3 : 4); i++)
+        *array[i] = (float *)train_alloc(NULL, net->n_params, sizeof(float));
+    net->stats = (float *)train_alloc(NULL, net->n_stats, sizeof(float));
+    t->w1 = net->params + net->tensors[0].offset, t->b1 = net->params + net->tensors[1].offset;
+    t->w2 = net->params + net->tensors[2].offset;
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < net->tensors[i].rows * net->tensors[i].cols; k++)
+            net->params[net->tensors[i].offset + (size_t)k] = (float)toy_number((uint64_t)(1000 * i + k));
+}
+
+static void toy_free(toy *t) {
+    free(t->net.params), free(t->net.grads), free(t->net.moment1), free(t->net.moment2), free(t->net.stats);
+    train_net_free(&t->net);
+}
+
+static void toy_parse(train_options *o, int argc, char **argv) {
+    int layers = 2, smoothing = 0;
+    cli_option table[] = {
+        TRAIN_DATA_ROWS(o, "none is needed"),
+        CLI_GROUP("Model"),
+        CLI_INT("depth", &layers, "N", 0, 9, "a row of its own"),
+        TRAIN_INIT_SCALE_ROW(o),
+        TRAIN_RESCALING_ROWS(o),
+        TRAIN_OPTIMIZER_ROWS(o),
+        CLI_INT("label-smoothing", &smoothing, "N", 0, 9, "and one between shared ones"),
+        TRAIN_LENGTH_ROWS(o),
+        TRAIN_SAMPLING_ROWS(o),
+        TRAIN_PRECISION_ROW(o),
+        TRAIN_OUTPUT_ROWS(o),
+    };
+    const int n = sizeof table / sizeof *table;
+    cli_parse("toy", "Trains a toy.", "0.1", table, n, argc, argv);
+    train_check_options("toy", o, table, n);
+}
+
+static int toy_main(int argc, char **argv) {
+    static toy t;
+    memset(&t, 0, sizeof t);
+    t.options = train_default_options();
+    toy_parse(&t.options, argc, argv);
+    train_run_init(&t.run, "toy", "0.1", &t.options);
+    for (int i = 0; i < N_TRAIN + N_TEST; i++) {
+        for (int k = 0; k < IN; k++) t.x[i][k] = toy_number((uint64_t)(5000 + 10 * i + k));
+        t.y[i][0] = t.x[i][0] - 2 * fabs(t.x[i][1]), t.y[i][1] = t.x[i][2] * 0.5;
+    }
+    toy_build(&t, 1, 0);
+    train_set_length(&t.run, N_TRAIN);
+    t.run.net = &t.net, t.run.step_loss = t.step_loss, t.run.trainer = &t;
+    t.run.unit = "tokens", t.run.units_per_sample = 16, t.run.test_name = "val";
+    t.run.train_step = toy_step, t.run.evaluate = toy_evaluate, t.run.rescale = toy_rescale;
+    t.run.outputs = toy_outputs, t.run.norm = toy_norm;
+    const int status = train_execute(&t.run);
+    toy_free(&t);
+    return status;
+}
+
+// ------------------------------------------------------------------------------------------------------------- helpers
+
+static char dir[1024];                         // temporary folder
+static char out_text[1 << 16], err_text[1 << 16];  // of the latest child
+
+// Reads a whole text file; empty when it cannot be read. Returns its size.
+static size_t slurp(const char *path, char *text, size_t size) {
+    FILE *f = fopen(path, "rb");
+    const size_t n = f ? fread(text, 1, size - 1, f) : 0;
+    if (f) fclose(f);
+    text[n] = 0;
+    return n;
+}
+
+// Runs toy_main in a child with the words of a command line; every %s stands for the temporary folder. Returns its exit status.
+static int launch(const char *format) {
+    char text[4096], path[1200], *words[64];
+    int n = 0, status = -1;
+    snprintf(text, sizeof text, format, dir, dir, dir);
+    for (char *w = strtok(text, " "); w && n < 63; w = strtok(NULL, " ")) words[n++] = w;
+    words[n] = NULL;
+    fflush(NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        snprintf(path, sizeof path, "%s/stdout", dir);
+        if (!freopen(path, "w", stdout)) _exit(99);
+        snprintf(path, sizeof path, "%s/stderr", dir);
+        if (!freopen(path, "w", stderr)) _exit(99);
+        exit(toy_main(n, words));
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) return -1;
+    snprintf(path, sizeof path, "%s/stdout", dir);
+    slurp(path, out_text, sizeof out_text);
+    snprintf(path, sizeof path, "%s/stderr", dir);
+    slurp(path, err_text, sizeof err_text);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int same_files(const char *a, const char *b) {
+    static char x[1 << 16], y[1 << 16];
+    char path[1200];
+    snprintf(path, sizeof path, "%s/%s", dir, a);
+    const size_t n = slurp(path, x, sizeof x);
+    snprintf(path, sizeof path, "%s/%s", dir, b);
+    return n > 0 && n == slurp(path, y, sizeof y) && memcmp(x, y, n) == 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------- 1. options
+
+static void test_options(void) {
+    char *args[] = {(char *)"toy", (char *)"--lr", (char *)"0.25", (char *)"--steps", (char *)"7", (char *)"--schedule",
+                    (char *)"one-cycle", (char *)"--rescale-every", (char *)"2epochs", (char *)"--resume", (char *)"somewhere",
+                    NULL};
+    train_options o = train_default_options();
+    toy_parse(&o, 11, args);
+    CHECK(o.lr == 0.25 && o.steps == 7 && o.schedule == SCHEDULE_ONE_CYCLE && o.rescale_every.n == 2,
+          "values reach their fields");
+    CHECK(o.rescale_every.unit == CLI_EPOCHS && o.optimizer == OPTIMIZER_SGD && o.momentum == 0.9,
+          "the others have their defaults");
+    CHECK(o.log_dir && !strcmp(o.log_dir, "somewhere"), "--resume DIR logs to DIR");
+    o = train_default_options();
+    toy_parse(&o, 1, args);
+    CHECK(o.steps == -1 && o.epochs == 10 && o.batch_size == 128 && o.seed == 1 && !o.log_dir, "defaults");
+    CHECK(launch("toy --help") == 0 && strstr(out_text, "constant|cosine|one-cycle"), "--help knows one-cycle");
+    const char *const groups[] = {"\nData\n", "\nModel\n", "\nRescaling\n", "\nTraining\n", "\nOutput\n"}, *at = out_text;
+    for (int i = 0; i < 5 && at; i++) CHECK((at = strstr(at, groups[i])) != NULL, "--help has the groups in order");
+    const struct { const char *arguments, *message; } wrong[] = {
+        {"toy --resume x --load y", "toy: --resume and --load exclude each other (see --help)\n"},
+        {"toy --resume x --log-dir y", "toy: --log-dir must be the folder of --resume, or left out (see --help)\n"},
+        {"toy --schedule one-cycle --warmup 5", "toy: --warmup and --schedule one-cycle exclude each other"},
+        {"toy --schedule linear", "constant, cosine, one-cycle"}};
+    for (int i = 0; i < 4; i++) {
+        CHECK(launch(wrong[i].arguments) == 2, "a usage error exits 2");
+        if (!CHECK(strstr(err_text, wrong[i].message) != NULL, "and says why")) printf("    %s\n", err_text);
+    }
+    CHECK(launch("toy --schedule one-cycle --warmup 0 --steps 3 --quiet") == 0, "a warm-up of no steps is none");
+}
+
+// --------------------------------------------------------------------------------------------------- 2. learning rates
+
+// The rates that PyTorch 2.15 gives:
+//     s = OneCycleLR(SGD([p], lr=0.1), max_lr=0.4, total_steps=total)
+//     for step in range(total): print(step, s.get_last_lr()[0]); optimizer.step(); s.step()
+static void test_one_cycle(void) {
+    static const struct { int64_t total, step; double lr;
+    } want[] = {{1, 0, 1.6e-06},
+                {2, 0, 0.3246982615799052},
+                {2, 1, 1.6e-06},
+                {3, 0, 0.39776617418036475},
+                {3, 1, 0.18505484106679002},
+                {4, 0, 0.016},
+                {4, 1, 0.3246982615799052},
+                {4, 2, 0.11322439928347969},
+                {10, 0, 0.016},
+                {10, 1, 0.208},
+                {10, 2, 0.4},
+                {10, 3, 0.38019385280538953},
+                {10, 5, 0.24450480877451572},
+                {10, 8, 0.019807747194610516},
+                {10, 9, 1.6e-06},
+                {37, 1, 0.02521348335371587},
+                {37, 10, 0.39990712620006175},
+                {37, 11, 0.39880943764213606},
+                {37, 18, 0.3149914663209114},
+                {37, 35, 0.0014710876306365521},
+                {37, 36, 1.6e-06},
+                {100, 2, 0.0204888533036634},
+                {100, 25, 0.38225448057682376},
+                {100, 29, 0.4},
+                {100, 30, 0.39979861411380974},
+                {100, 50, 0.3175573802302928},
+                {100, 98, 0.0002029858861903152},
+                {1000, 1, 0.01601059801686716},
+                {1000, 250, 0.3751110529593001},
+                {1000, 998, 3.6141935421479836e-06}};
+    train_options o = train_default_options();
+    o.schedule = SCHEDULE_ONE_CYCLE, o.lr = 0.4;
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        const double got = train_learning_rate(&o, want[i].step, want[i].total);
+        char name[80];
+        snprintf(name, sizeof name, "one-cycle, step %lld of %lld", (long long)want[i].step, (long long)want[i].total);
+        test_close_d(name, &got, &want[i].lr, 1, 1e-9, 0);
+    }
+    CHECK(train_learning_rate(&o, 100, 100) == train_learning_rate(&o, 99, 100), "after the last step its rate stays");
+    CHECK(train_learning_rate(&o, 0, 0) == 0.4 / 25, "a run of no steps has the initial rate");
+}
+
+// ----------------------------------------------------------------------------------------------------------- 3. tables
+
+static void test_tables(void) {
+    enum { LAYERS = 48, PER_LAYER = 12 };  // a large GPT: hundreds of tensors
+    train_net net;
+    memset(&net, 0, sizeof net);
+    size_t want = 0;
+    int64_t count = 0, ok = 1;
+    for (int l = 0; l < LAYERS; l++)
+        for (int k = 0; k < PER_LAYER; k++) {
+            const int d[4] = {1 + k, k > 2 ? 3 + l % 5 : 0, k > 6 ? 3 : 0, k > 6 ? 3 : 0};
+            const char *format = "transformer.h.%d.mlp.%d.weight";
+            const int at = l * PER_LAYER + k, n_dims = k > 6 ? 4 : k > 2 ? 2 : 1;
+            const int size = d[0] * (d[1] ? d[1] : 1) * (d[2] ? 9 : 1);
+            ok = ok && train_add_parameter(&net, k % 2, l, d[0], d[1], d[2], d[3], format, l, k) == at;
+            const train_tensor *t = &net.tensors[at];
+            ok = ok && t->offset == want && t->offset % TRAIN_ALIGN == 0 && t->rows == d[0] && t->rows * t->cols == size;
+            ok = ok && t->n_dims == n_dims && t->dim[0] == d[0] && t->dim[3] == d[3] && t->layer == l && t->role == k % 2;
+            want += ((size_t)size + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN, count += size;
+        }
+    CHECK(ok && net.n_tensors == LAYERS * PER_LAYER, "tensors follow each other, aligned, with their shapes");
+    CHECK(net.n_params == want && train_parameter_count(&net) == count, "sizes with and without padding");
+    CHECK(!strcmp(net.tensors[575].name, "transformer.h.47.mlp.11.weight"), "names survive the growth of the table");
+    for (int l = 0; l < 60; l++) {
+        ok = ok && train_add_statistic(&net, l, 65, "bn%d.running_mean", l) == 2 * l;
+        ok = ok && train_add_counter(&net, l, "bn%d.num_batches_tracked", l) == 2 * l + 1;
+        net.counts[l] = l;
+    }
+    train_count_batch(&net);
+    for (int l = 0; l < 60; l++)
+        ok = ok && net.counts[net.buffers[2 * l + 1].offset] == l + 1 && net.buffers[2 * l].offset == (size_t)l * 128;
+    CHECK(ok && net.n_counts == 60 && net.n_stats == 60 * 128, "statistics and counters");
+    train_net_free(&net);
+    CHECK(net.n_tensors == 0 && !net.tensors, "freed");
+}
+
+// ---------------------------------------------------------------------------------------------------------- 4. weights
+
+// A convolution's kernel and a BatchNorm reach the file with their shapes, in order, and come back.
+static void test_shapes(void) {
+    train_net net;
+    safetensors_file f;
+    char path[1200], err[512] = "";
+    snprintf(path, sizeof path, "%s/shapes.safetensors", dir);
+    memset(&net, 0, sizeof net);
+    train_add_parameter(&net, RESCALE_WEIGHT, 0, 5, 3, 2, 4, "conv1.weight");
+    train_add_parameter(&net, RESCALE_GAIN, 0, 5, 0, 0, 0, "bn1.weight");
+    train_add_statistic(&net, 0, 5, "bn1.running_var");
+    train_add_counter(&net, 0, "bn1.num_batches_tracked");
+    train_add_counter(&net, 1, "bn2.num_batches_tracked");
+    net.params = (float *)train_alloc(NULL, net.n_params, sizeof(float)),
+    net.stats = (float *)train_alloc(NULL, net.n_stats, sizeof(float));
+    for (size_t i = 0; i < net.n_params; i++) net.params[i] = (float)i;
+    for (int i = 0; i < 5; i++) net.stats[i] = (float)(-i);
+    net.counts[0] = INT64_C(1) << 40, net.counts[1] = 3;
+    CHECK(train_save_weights(&net, path, err, sizeof err) == 0, "saved");
+    if (CHECK(safetensors_open(&f, path, err, sizeof err) == 0 && f.n_tensors == 5, "a file of five tensors")) {
+        const safetensors_tensor *t = safetensors_find(&f, "conv1.weight");
+        CHECK(t && t->ndim == 4 && t->shape[0] == 5 && t->shape[1] == 3 && t->shape[2] == 2 && t->shape[3] == 4,
+              "[5][3][2][4]");
+        t = safetensors_find(&f, "bn2.num_batches_tracked");
+        CHECK(t && t->ndim == 0 && t->dtype == SAFETENSORS_I64, "a scalar of 64 bits");
+        for (int i = 0; i < 5; i++)
+            CHECK(!strcmp(f.tensors[i].name, i < 2 ? net.tensors[i].name : net.buffers[i - 2].name), "in order");
+        safetensors_close(&f);
+    }
+    memset(net.params, 0, net.n_params * sizeof(float)), memset(net.stats, 0, net.n_stats * sizeof(float));
+    net.counts[0] = net.counts[1] = 0;
+    CHECK(train_load_weights(&net, path, err, sizeof err) == 0 && net.counts[0] == INT64_C(1) << 40 && net.counts[1] == 3,
+          "loaded");
+    CHECK(net.params[119] == 119 && net.params[120] == 0 && net.params[128 + 4] == 132 && net.stats[4] == -4,
+          "every tensor in its place");
+    CHECK(train_save_weights(&net, "/dev/null", err, sizeof err) == -1 && strstr(err, "is not a regular file"),
+          "a device is not replaced");
+    free(net.params), free(net.stats);
+    train_net_free(&net);
+}
+
+// Files of other networks: an error with these words, and nothing has changed.
+static void test_load_errors(void) {
+    const struct { int counter, wide; const char *words; } other[] = {
+        {1, 1, "'fc2.weight': expected shape [2,8], found [2,9]"}, {0, 0, "'bn1.num_batches_tracked'"}};
+    static toy t, o;
+    char path[1200], err[512];
+    snprintf(path, sizeof path, "%s/other.safetensors", dir);
+    for (int i = 0; i < 3; i++) {
+        t.options = o.options = train_default_options();
+        toy_build(&t, i < 2, 0), toy_build(&o, i < 2 ? other[i].counter : 1, i < 2 ? other[i].wide : 0);
+        const char *words =
+            i < 2 ? other[i].words : "'bn1.num_batches_tracked' does not belong to this network (--depth or --norm differ)";
+        for (size_t k = 0; k < o.net.n_params; k++) o.net.params[k] = 99;
+        CHECK(train_save_weights(&o.net, path, err, sizeof err) == 0, "weights of another network");
+        float *params = train_host_copy(t.net.params, t.net.n_params);
+        if (i < 2) t.net.counts[0] = 7;
+        t.net.stats[2] = 5;
+        if (!CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, words), "refused"))
+            printf("    %s\n", err);
+        CHECK(memcmp(params, t.net.params, t.net.n_params * sizeof(float)) == 0 && t.net.stats[2] == 5,
+              "the network is as before");
+        CHECK(i == 2 || t.net.counts[0] == 7, "and its counter");
+        free(params);
+        toy_free(&t), toy_free(&o);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- 5. runs
+
+static void test_runs(void) {
+    static char text[1 << 16];
+    char path[1200];
+    CHECK(launch("toy --epochs 30 --batch-size 16 --lr 0.2 --rescale-every 10epochs --log-dir %s/log --save %s/w "
+                 "--report %s/report.json") == 0,
+          "a run");
+    CHECK(!err_text[0], "it has nothing to complain about");
+    CHECK(strstr(out_text, "rescaled by PathCond: objective ") && strstr(out_text, "epoch   0.00  train loss "), "what it did");
+    CHECK(strstr(out_text, "  val loss ") && !strstr(out_text, "accuracy") && !strstr(out_text, "test loss"),
+          "the second set has its name");
+    snprintf(path, sizeof path, "%s/report.json", dir);
+    slurp(path, text, sizeof text);
+    CHECK(strstr(text, "\"tokens_per_second\"") && !strstr(text, "samples_per_second") && !strstr(text, "\"gemm\""),
+          "throughput in tokens");
+    CHECK(strstr(text, "\"rescalings\": 3,") && strstr(text, "\"final_test_accuracy\": null"), "the report");
+    CHECK(strstr(text, "\"steps\": 120,") && strstr(text, "\"device\": \"CPU, "), "what it ran on");
+    snprintf(path, sizeof path, "%s/log/log.csv", dir);
+    slurp(path, text, sizeof text);
+    double first = 0, last = 0, lr = 0;
+    int rows = 0, sound = 1;
+    for (const char *line = strchr(text, '\n'); line && line[1]; line = strchr(line + 1, '\n')) {
+        long long step;
+        double loss, rate;
+        if (sscanf(line, "\n%lld,%*[^,],step,%lf,n/a,%lf", &step, &loss, &rate) != 3) continue;
+        rows++, sound = sound && step == rows && loss > 0;
+        if (step == 1) first = loss;
+        last = loss, lr = rate;
+    }
+    CHECK(rows == 120 && sound && lr == 0.2, "a row for every step");
+    CHECK(last < 0.5 * first, "it trains");
+    CHECK(same_files("w", "log/checkpoint-120/model.safetensors"), "the last checkpoint has the saved weights");
+    snprintf(path, sizeof path, "%s/log/checkpoint-112", dir);
+    CHECK(access(path, F_OK) != 0, "old checkpoints are removed");
+    CHECK(launch("toy --epochs 3 --lr 1e30 --quiet") == 1 && strstr(err_text, "toy: ") == err_text &&
+              strstr(err_text, "diverged"),
+          "divergence");
+    CHECK(launch("toy --quiet --resume %s/nowhere") == 1 && strstr(err_text, "toy: --resume: no complete checkpoint"),
+          "nothing to resume");
+    CHECK(launch("toy --quiet --batch-size 8 --resume %s/log") == 1 &&
+              strstr(err_text, "batch_size was 16 in that run, here it is 8"),
+          "another batch");
+    CHECK(launch("toy --quiet --batch-size 16 --load %s/log/checkpoint-120/model.safetensors --steps 0 --rescale none "
+                 "--save %s/w2") == 0 &&
+              same_files("w", "w2"),
+          "loaded and saved: the same file");
+}
+
+// A run that stops and is resumed ends with the same weights and state as one that goes through.
+static void test_resume(void) {
+    static const char *const optimizers[] = {"sgd", "momentum", "adamw"};
+    static const char *const schedules[] = {"constant", "cosine --warmup 3", "one-cycle"};
+    char command[1200];
+    for (int i = 0; i < 9; i++) {
+        const char *format = "toy --quiet --batch-size 16 --lr 0.02 --optimizer %s --schedule %s --rescale-every 7steps %s";
+        const char *optimizer = optimizers[i / 3], *schedule = schedules[i % 3];
+        snprintf(command, sizeof command, format, optimizer, schedule,
+                 "--epochs 10 --checkpoint-every 12steps --log-dir %s/a --save %s/a.w");
+        CHECK(launch(command) == 0, "a run of 40 steps");
+        snprintf(command, sizeof command, "rm -r %s/a/checkpoint-40", dir);
+        CHECK(system(command) == 0, "as if it had been killed after step 36");
+        snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --resume %s/a --save %s/b.w");
+        CHECK(launch(command) == 0 && !err_text[0], "resumed");
+        CHECK(same_files("a.w", "b.w"), "the same weights, bit for bit");
+        snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --log-dir %s/c");
+        CHECK(launch(command) == 0 && same_files("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
+              "the same state");
+    }
+}
+
+int main(void) {
+    snprintf(dir, sizeof dir, "%s", test_make_dir());
+    test_options();
+    test_one_cycle();
+    test_tables();
+    test_shapes();
+    test_load_errors();
+    test_runs();
+    test_resume();
+    test_remove_dir(dir);
+    return test_summary();
+}
