@@ -766,14 +766,15 @@ static double optimizer_step(model *m, const config *c, double lr, int64_t step)
 
 // ------------------------------------------------------------------------------------------------------ initialisation
 
-// As GPT-2: weights normal with standard deviation 0.02, those that write into the residual stream 0.02 / sqrt(2L); biases 0,
-// gains 1. init_scale multiplies the weights. Counter-based: the same for every number of threads.
+// As GPT-2: weights normal with standard deviation 0.02, those that write into the residual stream 0.02 / sqrt(2L); biases 0, gains 1.
+// Unlike GPT-2, what makes logits (token embedding, head) has at most 0.4 / sqrt(C), so that they have at most 0.4 and the first loss
+// is ln V whatever the width. init_scale multiplies the weights. Counter-based: the same for every number of threads.
 static void model_init(model *m, const config *c) {
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         const size_t n = (size_t)t->rows * (size_t)t->cols;
-        const int writes = strstr(t->name, "c_proj.weight") != NULL;
-        const double std = c->train.init_scale * 0.02 / (writes ? sqrt(2.0 * m->L) : 1);
+        const int writes = strstr(t->name, "c_proj.weight") != NULL, logits = i == 0 || strstr(t->name, "lm_head") != NULL;
+        const double std = c->train.init_scale * (writes ? 0.02 / sqrt(2.0 * m->L) : logits ? fmin(0.02, 0.4 / sqrt((double)m->C)) : 0.02);
         real *p = m->params + t->offset;
         if (t->role != RESCALE_WEIGHT) {
             for (size_t k = 0; k < n; k++) p[k] = t->role == RESCALE_GAIN;
