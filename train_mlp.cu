@@ -382,9 +382,9 @@ typedef struct trainer {
 static void train_step(void *self) {
     trainer *t = (trainer *)self;
     const train_run *run = &t->run;
-    const int64_t epoch = run->step / run->steps_per_epoch, in_epoch = run->step % run->steps_per_epoch;
-    const int first = (int)in_epoch * run->batch, rows = t->train.n - first < run->batch ? t->train.n - first : run->batch;
-    const int full_batch = run->batch == t->train.n;
+    int64_t epoch;
+    int first;
+    const int rows = train_batch(run, &epoch, &first), full_batch = run->batch == t->train.n;
     if (t->ready != (full_batch ? 0 : epoch)) {  // a new epoch, or an evaluation came in between
         t->ready = full_batch ? 0 : epoch;
         order_samples(&t->train, run->options->seed, epoch, run->options->shuffle == SHUFFLE_EPOCH && !full_batch);

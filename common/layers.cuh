@@ -4,8 +4,9 @@
 // passes through cu2cpp.sh as every .cuh does.
 //
 // Everything is a matrix, row-major: rows are samples, columns are units. A convolutional net in NHWC layout fits as it is:
-// rows = N * H * W, columns = C. Pointers are device memory unless a comment says otherwise; scratch memory is the caller's.
-// Host functions queue their kernels and check the launches; only array_norm waits for the device.
+// rows = N * H * W, columns = C. Rows go up to MAX_GRID_Y * ROW_CHUNK (2 million), columns and parameters up to INT_MAX.
+// Pointers are device memory unless a comment says otherwise; scratch memory is the caller's. Host functions queue their
+// kernels and check the launches; only device_data_create and array_norm wait for the device.
 //
 // Memory       device_floats(n)          n zeroed floats;  take(base, &used, n): a piece of one allocation
 // Data         device_data_create(&d, normalise), device_data_free(&r)      a data set on the device
@@ -169,7 +170,7 @@ static __global__ void sum_chunks_kernel(float *__restrict__ out, const float *_
 }
 
 // Turns d[rows][cols], the gradient of y, into that of z in place, and writes the bias gradient db[cols] (NULL: no bias).
-// partial: scratch of [ceil(rows / ROW_CHUNK)][cols]. At most MAX_GRID_Y * ROW_CHUNK rows.
+// partial: scratch of [ceil(rows / ROW_CHUNK)][cols].
 static inline void bias_relu_backward(float *d, const float *y, float *db, float *partial, int rows, int cols, int relu) {
     const int chunks = ceil_div(rows, ROW_CHUNK);
     bias_relu_backward_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(d, y, partial, rows, cols, relu);
@@ -222,7 +223,8 @@ static __global__ void bn_running_stats_kernel(float *__restrict__ mean, float *
 }
 
 // mean[cols] and rstd[cols] of z[rows][cols] in the given mode; MODE_TRAIN moves the running statistics. z is the layer's
-// output without its bias b[cols] (zeros where it has none). partial: scratch of [2][ceil(rows / ROW_CHUNK)][cols].
+// output without its bias b[cols] (zeros where it has none); MODE_EVAL does not read it. partial: scratch of
+// [2][ceil(rows / ROW_CHUNK)][cols].
 static inline void bn_statistics(float *mean, float *rstd, float *running_mean, float *running_var, const float *z, const float *b,
                                  float *partial, int rows, int cols, int mode) {
     const int chunks = ceil_div(rows, ROW_CHUNK);

@@ -26,7 +26,7 @@
 //     Schedule    train_learning_rate: constant, cosine, one-cycle
 //     Tensors     train_net: a table of parameters and one of buffers (running statistics, counters), and the arrays
 //     Weights     train_save_weights, train_load_weights: safetensors with PyTorch's names
-//     Run         train_run, train_run_init, train_set_length, train_fail, train_execute
+//     Run         train_run, train_run_init, train_set_length, train_batch, train_fail, train_execute
 //     Rescaling   train_rescale_options, train_relative_difference
 // What else is here (checkpoints, losses, loop, report) train_execute calls; tests call it too.
 //
@@ -479,6 +479,13 @@ static inline void train_set_length(train_run *r, int64_t n) {
     r->batch = (int)(o->batch_size && o->batch_size < n ? o->batch_size : n);
     r->steps_per_epoch = (n + r->batch - 1) / r->batch;
     r->total_steps = o->steps >= 0 ? o->steps : o->epochs * r->steps_per_epoch;
+}
+
+// Which samples step `step` takes: those at places *first .. *first + rows - 1 in the order of *epoch. Returns rows.
+static inline int train_batch(const train_run *r, int64_t *epoch, int *first) {
+    const int64_t start = r->step % r->steps_per_epoch * r->batch, left = r->samples - start;
+    *epoch = r->step / r->steps_per_epoch, *first = (int)start;
+    return (int)(left < r->batch ? left : r->batch);
 }
 
 // Prints `program: message` on stderr and returns 1, the exit status of a failure.

@@ -357,12 +357,12 @@ static inline RefOptimizer ref_optimizer(int kind, double lr, double momentum, d
     return opt;
 }
 
-// One update of all parameters from their gradients. tensors[].state1, state2 hold the optimizer's state.
-static inline void ref_mlp_step(RefMlp *m, RefOptimizer *opt) {
+// One update of n_tensors tensors from their gradients. tensors[].state1, state2 hold the optimizer's state.
+static inline void ref_tensors_step(RefTensor *tensors, int n_tensors, RefOptimizer *opt) {
     opt->steps++;
     const double correct1 = 1 - pow(opt->beta1, (double)opt->steps), correct2 = 1 - pow(opt->beta2, (double)opt->steps);
-    for (int t = 0; t < m->n_tensors; t++) {
-        RefTensor *x = &m->tensors[t];
+    for (int t = 0; t < n_tensors; t++) {
+        RefTensor *x = &tensors[t];
         for (size_t i = 0; i < x->n; i++) {
             if (opt->kind == REF_ADAMW) {
                 const double g = x->grad[i];
@@ -378,3 +378,6 @@ static inline void ref_mlp_step(RefMlp *m, RefOptimizer *opt) {
         }
     }
 }
+
+// One update of all parameters of a network.
+static inline void ref_mlp_step(RefMlp *m, RefOptimizer *opt) { ref_tensors_step(m->tensors, m->n_tensors, opt); }

@@ -8,6 +8,7 @@
 //                            beta1), W2, b2, ..., weights row-major [out][in]
 //   ref_golden_weights       the weights that the golden values belong to
 //   ref_net_paths            every path, Phi, and the dense Jacobian dPhi/dtheta: the definition of G
+//   ref_net_walk_diag_g      diag(G) by the same enumeration without keeping the paths
 //   ref_net_diag_g           diag(G) by one squared forward and one squared backward pass over the graph
 //   ref_mlp_diag_g           the same for an MLP in plain loops, with the two vectors of every layer; for large nets
 //   ref_bu, ref_F, ref_grad_F, ref_hess_F     the criterion straight from its definition, parameter by parameter
@@ -312,6 +313,40 @@ static inline void ref_paths_diag_g(const RefPaths *paths, double *g) {
     for (size_t i = 0; i < p; i++) g[i] = 0;
     for (size_t row = 0; row < (size_t)paths->n_paths; row++)
         for (size_t i = 0; i < p; i++) g[i] += paths->jacobian[row * p + i] * paths->jacobian[row * p + i];
+}
+
+// Continues the path edge_stack[0..depth-1], which ends at `node`; adds the squared derivatives of every path to g.
+static inline void ref_walk_paths(const RefNet *net, const double *theta, int node, int *edge_stack, int depth, double *g,
+                                  long *count) {
+    if (net->kind[node] == REF_OUTPUT) {
+        ++*count;
+        for (int s = 0; s < depth; s++) {
+            const RefEdge *moving = &net->edges[edge_stack[s]];
+            if (moving->param < 0) continue;
+            double product = moving->factor;
+            for (int t = 0; t < depth; t++)
+                if (t != s) product *= ref_edge_value(&net->edges[edge_stack[t]], theta);
+            g[moving->param] += product * product;
+        }
+        return;
+    }
+    for (int e = 0; e < net->n_edges; e++) {
+        if (net->edges[e].from != node) continue;
+        edge_stack[depth] = e;
+        ref_walk_paths(net, theta, net->edges[e].to, edge_stack, depth + 1, g, count);
+    }
+}
+
+// diag(G) into g[n_params] by enumeration, for up to about a million paths: each is forgotten once it has been added.
+// Returns the number of paths.
+static inline long ref_net_walk_diag_g(const RefNet *net, const double *theta, double *g) {
+    int *stack = (int *)ref_grow(NULL, sizeof(int) * (size_t)(net->n_nodes + 1));
+    long count = 0;
+    for (int i = 0; i < net->n_params; i++) g[i] = 0;
+    for (int n = 0; n < net->n_nodes; n++)
+        if (net->kind[n] == REF_SOURCE) ref_walk_paths(net, theta, n, stack, 0, g, &count);
+    free(stack);
+    return count;
 }
 
 // The whole G = J^T J into G[n_params][n_params].

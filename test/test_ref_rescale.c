@@ -135,6 +135,8 @@ static void check_diag_g(const Case *c) {
     ref_paths_diag_g(&paths, by_paths);
     ref_net_diag_g(&c->net, c->theta, by_passes);
     test_close_d(c->name, by_passes, by_paths, p, 1e-12, 1e-300);
+    CHECK(ref_net_walk_diag_g(&c->net, c->theta, scaled) == paths.n_paths, "the walk meets every path");
+    test_close_d("diag(G) without keeping the paths", scaled, by_paths, p, 1e-13, 1e-300);
 
     const RefProblem q = ref_problem(&c->net, by_paths);
     fill(u, c->net.n_units, 0, 1.5);

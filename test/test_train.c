@@ -68,8 +68,9 @@ static void toy_step(void *self) {
     const train_run *run = &t->run;
     const train_options *o = run->options;
     train_net *net = &t->net;
-    const int first = (int)(run->step % run->steps_per_epoch) * run->batch;
-    const int rows = N_TRAIN - first < run->batch ? N_TRAIN - first : run->batch;
+    int64_t epoch;
+    int first;
+    const int rows = train_batch(run, &epoch, &first);
     const double lr = train_learning_rate(o, run->step, run->total_steps), at = (double)run->step + 1;
     t->step_loss[run->step % TRAIN_LOSS_RING] = (float)toy_pass(t, first, rows, net->grads, NULL);
     for (size_t i = 0; i < net->n_params; i++) {
@@ -433,6 +434,27 @@ static void test_load_errors(void) {
 
 // ------------------------------------------------------------------------------------------------------------- 5. runs
 
+// Which samples a step takes, and how many steps there are.
+static void test_lengths(void) {
+    static train_run r;
+    train_options o = train_default_options();
+    int64_t epoch;
+    int first;
+    o.batch_size = 16, o.epochs = 3;
+    train_run_init(&r, "toy", "0.1", &o);
+    train_set_length(&r, 50);
+    CHECK(r.batch == 16 && r.steps_per_epoch == 4 && r.total_steps == 12, "three epochs of four steps");
+    CHECK(train_batch(&r, &epoch, &first) == 16 && epoch == 0 && first == 0, "the first batch");
+    r.step = 7;
+    CHECK(train_batch(&r, &epoch, &first) == 2 && epoch == 1 && first == 48, "the last batch of the second epoch is smaller");
+    o.batch_size = 0;
+    train_set_length(&r, 50);
+    CHECK(train_batch(&r, &epoch, &first) == 50 && epoch == 7 && first == 0 && r.total_steps == 3, "full batch");
+    o.batch_size = 64, o.steps = 1;
+    train_set_length(&r, 50);
+    CHECK(r.batch == 50 && r.total_steps == 1, "a batch larger than the set; --steps");
+}
+
 static void test_runs(void) {
     static char text[1 << 16];
     char path[1200];
@@ -509,6 +531,7 @@ int main(void) {
     test_tables();
     test_shapes();
     test_load_errors();
+    test_lengths();
     test_runs();
     test_resume();
     test_remove_dir(dir);
