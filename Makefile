@@ -43,9 +43,9 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp compare
+.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_gpt_style compare
 
-all: train_mlp compare                          ## builds the trainers for this machine
+all: train_mlp train_gpt_style compare                          ## builds the trainers for this machine
 
 help:                                           ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 18
@@ -72,12 +72,15 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu
+build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
 build/cpu/test/test_mlp: build/cpu/train_mlp.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): train_mlp.cu
 build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
+train_gpt_style: build/c/train_gpt_style        ## the language-model trainer, CPU only: ./train_gpt_style --help
+	@ln -sf build/c/train_gpt_style train_gpt_style
 compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
 
 build/config.mk: dev/configure.sh Makefile
@@ -100,7 +103,7 @@ build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(
 	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
 
 test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp compare test-programs           ## runs every test; the last line counts them
+test: train_mlp train_gpt_style compare test-programs           ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c
 
 bench: train_mlp $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time; tables in dev/bench/
@@ -120,4 +123,4 @@ fuzz:                                           ## a short deterministic fuzz of
 	@sh test/fuzz.sh
 
 clean:                                          ## removes build/ and out/, keeps data/
-	rm -rf build out train_mlp
+	rm -rf build out train_mlp train_gpt_style

@@ -45,9 +45,11 @@ typedef REAL real;
 #ifdef _OPENMP
 #define PARALLEL_FOR PRAGMA(omp parallel for schedule(static))
 #define SIMD_SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+#define SIMD_MAX(x) PRAGMA(omp simd reduction(max : x))
 #else
 #define PARALLEL_FOR
 #define SIMD_SUM(...)
+#define SIMD_MAX(x)
 #endif
 
 // ------------------------------------------------------------------------------------------------------ configuration
@@ -62,6 +64,7 @@ typedef struct config {
     int micro_batch, recompute;
     double clip, beta1, beta2;
     const char *val_data, *rescale_sets;
+    int fell_back;               // no --data, and Shakespeare is not there
     int sets;                    // rescale_sets as bits
     int sample, top_k;
     double temperature;
@@ -78,6 +81,7 @@ static const struct preset {
 enum { ALIGN = 64 };             // numbers; every tensor starts on such a boundary
 enum { ROW_BLOCK = 32 };         // rows one thread adds up in sums over rows
 enum { STRIP = 64, KEYS = 256 }; // attention: queries of a strip, keys of a block
+enum { CHUNK = 1 << 18 };        // rows go through a layer so many numbers per C at a time, for the cache
 enum { LOGITS = 1 << 24 };       // at most about so many logits exist at a time
 
 // The parameters of a layer, or their gradients. In the order of the table below.
@@ -232,7 +236,8 @@ static int model_create(model *m, const config *c, int max_B, int training, char
     m->HS = m->C / m->NH, m->tied = !c->untied, m->recompute = c->recompute, m->max_B = max_B;
     m->threads = device_threads();
     const int N = max_B * m->T, C = m->C;
-    m->chunk = min_int(N, max_int(256, min_int(4096, (1 << 18) / C / ROW_BLOCK * ROW_BLOCK)));
+    const int chunks = ceil_div(N, max_int(256, min_int(4096, CHUNK / C)));
+    m->chunk = ceil_div(ceil_div(N, chunks), ROW_BLOCK) * ROW_BLOCK;
     m->head_rows = min_int(N, max_int(ROW_BLOCK, min_int(m->chunk, LOGITS / m->V / ROW_BLOCK * ROW_BLOCK)));
     if (gemm_create(&m->gemm, GEMM_FP32, err, n)) return -1;
     m->scratch = (scratch *)train_alloc(NULL, (size_t)m->threads, sizeof *m->scratch);
@@ -452,6 +457,9 @@ static void residual_layernorm_backward(model *m, real *dx, int add, real *dgain
     if (db) sum_blocks(db, m->partial + 2 * C, blocks, 3 * (size_t)C, C);
 }
 
+// Queries of a strip: half as many where the waste on the diagonal, where half of the scores are masked, would weigh more.
+static int strip_size(int T) { return T > 2 * STRIP ? STRIP : STRIP / 2; }
+
 // Scores of a strip of queries against a block of keys, transposed: scores[j][i] = scale q_i . k_j, and -infinity where key
 // k0 + j lies after query q0 + i.
 static void masked_scores(const model *m, scratch *s, const real *qkv, int q0, int queries, int k0, int keys) {
@@ -469,8 +477,9 @@ static void attend(const model *m, const activations *a, scratch *s, int b, int 
     const real *qkv = a->qkv + (size_t)b * (size_t)T * (size_t)ld + (size_t)h * (size_t)HS, *v = qkv + 2 * C;
     real *att = a->att + (size_t)b * (size_t)T * (size_t)C + (size_t)h * (size_t)HS;
     real *lse = a->lse + ((size_t)b * (size_t)m->NH + (size_t)h) * (size_t)T;
-    for (int q0 = from; q0 < T; q0 += STRIP) {
-        const int queries = min_int(STRIP, T - q0);
+    const int strip = strip_size(T);
+    for (int q0 = from; q0 < T; q0 += strip) {
+        const int queries = min_int(strip, T - q0);
         for (int i = 0; i < STRIP; i++) s->max[i] = -INFINITY, s->sum[i] = 0;
         for (int k0 = 0; k0 < q0 + queries; k0 += KEYS) {
             const int keys = min_int(KEYS, q0 + queries - k0);
@@ -504,8 +513,9 @@ static void attend_backward(const model *m, const activations *a, scratch *s, in
     const real *out = a->att + row * (size_t)C + head, *dout = m->datt + row * (size_t)C + head;
     const real *lse = a->lse + ((size_t)b * (size_t)m->NH + (size_t)h) * (size_t)T;
     real *dq = m->dqkv + row * (size_t)ld + head, *dk = dq + C, *dv = dk + C, *dot = s->sum;
-    for (int q0 = 0; q0 < T; q0 += STRIP) {
-        const int queries = min_int(STRIP, T - q0);
+    const int strip = strip_size(T);
+    for (int q0 = 0; q0 < T; q0 += strip) {
+        const int queries = min_int(strip, T - q0);
         const real *strip_dout = dout + (size_t)q0 * (size_t)C;
         for (int i = 0; i < queries; i++) {
             const real *o = out + (size_t)(q0 + i) * (size_t)C, *d = strip_dout + (size_t)i * (size_t)C;
@@ -572,7 +582,8 @@ static void cross_entropy(model *m, const int *target, int rows, real scale) {
     for (int r = 0; r < rows; r++) {
         real *x = m->logits + (size_t)r * (size_t)V, largest = x[0], sum = 0;
         const real wanted = x[target[r]];
-        for (int v = 1; v < V; v++) largest = x[v] > largest ? x[v] : largest;
+        SIMD_MAX(largest)
+        for (int v = 0; v < V; v++) largest = x[v] > largest ? x[v] : largest;
         m->row_hit[r] = wanted >= largest;
         if (scale == 0) {
             SIMD_SUM(sum)
@@ -1035,8 +1046,9 @@ static void train_step(void *self) {
     trainer *t = (trainer *)self;
     model *m = &t->m;
     const train_run *r = &t->run;
-    const int64_t epoch = r->step / r->steps_per_epoch, first = r->step % r->steps_per_epoch * r->batch;
-    const int rows = t->windows - first < r->batch ? (int)(t->windows - first) : r->batch;
+    int64_t epoch;
+    int first;
+    const int rows = train_batch(r, &epoch, &first);
     double loss = 0;
     zero_gradients(m);
     for (int done = 0; done < rows; done += m->max_B) {
@@ -1213,7 +1225,9 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (!c->context) c->context = p->context;
     if (c->channels % c->heads) cli_usage_error(program, "--heads: %d does not divide the %d channels", c->heads, c->channels);
     c->sets = parse_sets(c->rescale_sets);
-    if (!cli_given(options, n, "data") && dataset_path_kind("data") && 0) o->data = "grammar";
+    char folder[DATASET_PATH_SIZE];
+    if (!cli_given(options, n, "data") && (dataset_path(folder, o->data_dir, "shakespeare", "") || dataset_path_kind(folder) != 'd'))
+        o->data = "grammar", c->fell_back = 1;
 }
 
 // Loads the data, builds and initialises the model, trains, saves, samples. Returns the exit status.
@@ -1240,6 +1254,8 @@ static int run(config *c) {
     r->train_step = train_step, r->evaluate = evaluate, r->rescale = rescale_network, r->outputs = outputs, r->norm = norm_of;
     device_describe(device, sizeof device);
     log_progress_line(&r->progress, "%s, %s", device, gemm_backend());
+    if (c->fell_back)
+        log_progress_line(&r->progress, "no %s/shakespeare (sh data/get_data.sh shakespeare fetches it): training on the built-in grammar", c->train.data_dir);
     log_progress_line(&r->progress, "%s: %zu training and %zu validation tokens; %d layers, %d heads, %d channels, context %d, vocabulary %d, "
                       "%lld parameters", t.data.name, t.data.n_train, t.data.n_val, t.m.L, t.m.NH, t.m.C, t.m.T, t.m.V,
                       (long long)train_parameter_count(&t.m.net));
