@@ -43,9 +43,9 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_gpt_style compare
+.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
-all: train_mlp train_gpt_style compare                          ## builds the trainers for this machine
+all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
 help:                                           ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 18
@@ -61,25 +61,28 @@ build/cpu/%.cuh: %.cuh $(CU2CPP)
 	@sh common/cu2cpp.sh $< >$@
 
 build/cpu/%: build/cpu/%.cu $(addprefix build/cpu/,$(CUH)) $(HEADERS) build/config.mk
-	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -x c++ $< -x none -o $@ $(CPU_LIBS)
+	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -Idev/bench -x c++ $< -x none -o $@ $(CPU_LIBS)
 build/cuda/%: %.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) -I. -Itest $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) -I. -Itest -Idev/bench $< -o $@ $(NVCC_LIBS)
 
 # Plain C programs do not depend on the device.
 build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
-$(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu
+# Tests and benchmarks include a trainer.
+$(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
+$(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
+build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
+build/cpu/test/test_cnn build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
 build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
-build/cpu/test/test_mlp: build/cpu/train_mlp.cu
-$(addprefix $(B)/dev/bench/,$(CU_BENCH)): train_mlp.cu
-build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
-train_gpt_style: build/c/train_gpt_style        ## the language-model trainer, CPU only: ./train_gpt_style --help
+train_cnn: $(B)/train_cnn                       ## the trainer of convolutional nets: ./train_cnn --help
+	@ln -sf $(B)/train_cnn train_cnn
+train_gpt_style: build/c/train_gpt_style        ## the language-model trainer, on the CPU only: ./train_gpt_style --help
 	@ln -sf build/c/train_gpt_style train_gpt_style
 compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
 
@@ -103,10 +106,10 @@ build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(
 	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
 
 test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp train_gpt_style compare test-programs           ## runs every test; the last line counts them
+test: train_mlp train_cnn train_gpt_style compare test-programs ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c
 
-bench: train_mlp $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time; tables in dev/bench/
+bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time; tables in dev/bench/
 	@sh dev/bench/run.sh $(B) build/c
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
@@ -114,7 +117,7 @@ gpu-check:                                      ## on a machine with a GPU: buil
 
 nvcc-check:                                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
 	@set -e; mkdir -p build/nvcc; for a in 80 90; do for f in *.cu test/test_*.cu dev/bench/*.cu; do [ -f $$f ] || continue; \
-	    echo "nvcc sm_$$a $$f"; $(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$$a $(NVCC_DEFS) -I. -Itest -c $$f -o build/nvcc/x.o; done; done
+	    echo "nvcc sm_$$a $$f"; $(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$$a $(NVCC_DEFS) -I. -Itest -Idev/bench -c $$f -o build/nvcc/x.o; done; done
 
 sanitize:                                       ## all tests under AddressSanitizer and UBSan, and in other thread orders
 	@sh test/sanitize.sh
@@ -123,4 +126,4 @@ fuzz:                                           ## a short deterministic fuzz of
 	@sh test/fuzz.sh
 
 clean:                                          ## removes build/ and out/, keeps data/
-	rm -rf build out train_mlp train_gpt_style
+	rm -rf build out train_mlp train_cnn train_gpt_style

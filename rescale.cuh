@@ -546,7 +546,7 @@ static inline int rsc_device_pass(const rsc_pass *p) {
         e = cudaGetLastError();
     }
     if (e == cudaSuccess && p->which == 0) {
-        double largest[264];
+        double largest[264] = {0};
         e = cudaMemcpy(largest, part, sizeof largest, cudaMemcpyDeviceToHost);
         *p->out = 0;
         for (unsigned i = 0; i < blocks; i++) *p->out = largest[i] > *p->out ? largest[i] : *p->out;

@@ -57,7 +57,6 @@ typedef struct model {
     int n_layers;                        // linear layers L
     int dim[MAX_LAYERS + 1];             // dim[0] inputs ... dim[L] outputs
     int bias, norm, task;
-    const float *no_bias;                // zeros [max dim], stands in for a missing bias
     // Device memory, one allocation per family; net has their names, shapes and offsets. Tensors of net: fc1.weight [out][in],
     // fc1.bias [out], bn1.weight [out] (gamma), bn1.bias [out] (beta), fc2.weight, ...
     train_net net;                       // params, grads, moment1, moment2 [n_params]; stats: running mean and variance
@@ -71,7 +70,7 @@ typedef struct model {
     float *z[MAX_LAYERS];                // [B][D] before BatchNorm; without it z[l] is x[l + 1], overwritten in place
     float *mean[MAX_LAYERS], *rstd[MAX_LAYERS];  // [D] of BatchNorm in the last forward
     float *dx[2];                        // [B][max dim] gradients of activations, used in turn
-    float *partial;                      // [2][chunks][max dim] partial column sums
+    float *partial;                      // partial column sums
     float *row_loss;                     // [B]
     int *label, *row_hit;                // [B]
     float *step_loss;                    // [TRAIN_LOSS_RING] mean loss of the latest steps, and one of the latest evaluated batch
@@ -82,7 +81,7 @@ typedef struct model {
 
 // Places all activations in one allocation; called twice, to count and to place.
 static size_t place_activations(model *m, float *base) {
-    const size_t rows = (size_t)m->max_rows, chunks = (size_t)ceil_div(m->max_rows, ROW_CHUNK);
+    const size_t rows = (size_t)m->max_rows;
     size_t used = 0, widest = 0;
     for (int l = 0; l <= m->n_layers; l++) {
         widest = (size_t)m->dim[l] > widest ? (size_t)m->dim[l] : widest;
@@ -95,12 +94,11 @@ static size_t place_activations(model *m, float *base) {
         m->rstd[l] = normed ? take(base, &used, (size_t)m->dim[l + 1]) : NULL;
     }
     for (int i = 0; i < 2; i++) m->dx[i] = take(base, &used, rows * widest);
-    m->partial = take(base, &used, 2 * chunks * widest);
+    m->partial = take(base, &used, column_scratch(m->max_rows, (int)widest));
     m->row_loss = take(base, &used, rows);
     m->label = (int *)take(base, &used, rows), m->row_hit = (int *)take(base, &used, rows);
     m->step_loss = take(base, &used, TRAIN_LOSS_RING + 1);
     m->totals = (double *)take(base, &used, 4), m->square_sums = (double *)take(base, &used, 2 * REDUCE_BLOCKS);
-    m->no_bias = take(base, &used, widest);
     return used;
 }
 
@@ -189,11 +187,11 @@ static __global__ void mse_kernel(float *__restrict__ partial, float *__restrict
 static void forward(model *m, int rows, int mode) {
     for (int l = 0; l < m->n_layers; l++) {
         const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1;
-        const float *b = m->bias ? m->b[l] : m->no_bias;
+        const float *b = m->bias ? m->b[l] : NULL;
         gemm(&m->gemm, 0, 1, rows, out, in, 1.0f, m->x[l], in, m->w[l], in, 0.0f, m->z[l], out);
         if (m->norm == NORM_BATCH && hidden) {
             bn_statistics(m->mean[l], m->rstd[l], m->running_mean[l], m->running_var[l], m->z[l], b, m->partial, rows, out, mode);
-            bn_relu(m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l], m->beta[l], rows, out, 1);
+            bn_relu(m->x[l + 1], m->z[l], NULL, m->mean[l], m->rstd[l], m->gamma[l], m->beta[l], rows, out, 1);
         } else if (hidden || m->bias) {
             bias_relu(m->x[l + 1], b, rows, out, hidden);
         }
@@ -222,9 +220,12 @@ static float *backward(model *m, int rows, int mode, int input_gradient) {
     float *d = m->dx[0], *next = m->dx[1];
     for (int l = m->n_layers - 1; l >= 0; l--) {
         const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1, normed = m->norm == NORM_BATCH && hidden;
-        if (normed)
-            bn_relu_backward(d, m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l], m->dgamma[l], m->dbeta[l], m->partial,
+        if (normed) {
+            bn_relu_backward(next, d, m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l], m->dgamma[l], m->dbeta[l], m->partial,
                              rows, out, mode, 1);
+            float *swap = d;
+            d = next, next = swap;
+        }
         const int relu = hidden && !normed;
         if (relu || m->bias) bias_relu_backward(d, m->x[l + 1], m->bias ? m->db[l] : NULL, m->partial, rows, out, relu);
         gemm(&m->gemm, 1, 0, out, in, rows, 1.0f, d, out, m->x[l], in, 0.0f, m->dw[l], in);

@@ -1,6 +1,6 @@
 // conv.cuh -- 2-D convolution, forward and backward, by hand: im2col or Winograd, around the matrix product of gemm.h.
 //
-// Include cuda_common.h and gemm.h before it. Activations are NHWC: x[image][y][x][channel]; weights are PyTorch's
+// Include gemm.h and layers.cuh before it. Activations are NHWC: x[image][y][x][channel]; weights are PyTorch's
 // [out][in][kernel_h][kernel_w]; fp32. The same kernels run on a GPU and, through cuda_cpu.h, on a CPU.
 //
 //     conv_plan p = conv_make_plan(in_c, h, w, out_c, kernel_h, kernel_w, stride, pad, limit);
@@ -109,9 +109,9 @@ static __global__ void conv_im2col_kernel(float *__restrict__ columns, const flo
     const int y = rest / p.out_w * p.stride - p.pad + (int)blockIdx.z, first = (rest % p.out_w * p.stride - p.pad) * p.in_c;
     if (j >= run) return;
     const int at = first + j;
-    const int inside = (int)((unsigned)y < (unsigned)p.h) & (int)((unsigned)at < (unsigned)row);
+    const float inside = (float)((int)((unsigned)y < (unsigned)p.h) & (int)((unsigned)at < (unsigned)row));
     const float *line = x + ((size_t)image * p.h + min(max(y, 0), p.h - 1)) * row;
-    columns[((size_t)pixel * p.kernel_h + blockIdx.z) * run + j] = inside ? line[min(max(at, 0), row - 1)] : 0.0f;
+    columns[((size_t)pixel * p.kernel_h + blockIdx.z) * run + j] = inside * line[min(max(at, 0), row - 1)];
 }
 
 // Adjoint, one kernel position (ky, kx) per launch, so that no two threads add to the same element:
@@ -123,19 +123,6 @@ static __global__ void conv_col2im_kernel(float *__restrict__ dx, const float *_
     if (c >= p.in_c || y < 0 || y >= p.h || x < 0 || x >= p.w) return;
     dx[(((size_t)image * p.h + y) * p.w + x) * p.in_c + c] +=
         columns[(((size_t)pixel * p.kernel_h + ky) * p.kernel_w + kx) * p.in_c + c];
-}
-
-// y[row][c] = relu(y[row][c] + bias[c]); CONV_ROWS rows per thread, rows along blockIdx.y.
-enum { CONV_ROWS = 16 };
-static __global__ void conv_bias_relu_kernel(float *__restrict__ y, const float *__restrict__ bias, int rows, int channels, int relu) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * CONV_ROWS, last = rows - 1 - first;
-    if (c >= channels) return;
-    float *p = y + (size_t)first * channels;
-    const float b = bias ? bias[c] : 0.0f;
-    UNROLL for (int k = 0; k < CONV_ROWS; k++) {
-        const float v = p[min(k, last) * channels + c] + b;
-        if (k <= last) p[k * channels + c] = relu && v <= 0.0f ? 0.0f : v;
-    }
 }
 
 // ------------------------------------------------------------------------------------------------------------ Winograd
@@ -264,12 +251,17 @@ static __global__ void conv_input_adjoint_kernel(float *__restrict__ dx, const f
         conv_input_adjoint_1d(in[j * stride + c], in[(6 + j) * stride + c], in[(12 + j) * stride + c], in[(18 + j) * stride + c],
                               in[(24 + j) * stride + c], in[(30 + j) * stride + c], t[j]);
     const int y0 = 4 * row - p.pad, x0 = 4 * col - p.pad;
-    float *out = dx + (size_t)image * p.h * p.w * p.in_c;
+    float *out = dx + (size_t)image * p.h * p.w * p.in_c, use[6];
+    int at[6];
+    UNROLL for (int j = 0; j < 6; j++) {
+        use[j] = (float)((unsigned)(x0 + j) < (unsigned)p.w);
+        at[j] = min(max(x0 + j, 0), p.w - 1) * p.in_c;
+    }
     UNROLL for (int i = 0; i < 6; i++) {
-        float r[6];
+        const float on = (float)((unsigned)(y0 + i) < (unsigned)p.h);
+        float r[6], *q = out + min(max(y0 + i, 0), p.h - 1) * p.w * p.in_c;
         conv_input_adjoint_1d(t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i], r);
-        UNROLL for (int j = 0; j < 6; j++)
-            if (y0 + i >= 0 && y0 + i < p.h && x0 + j >= 0 && x0 + j < p.w) out[((y0 + i) * p.w + x0 + j) * p.in_c + c] += r[j];
+        UNROLL for (int j = 0; j < 6; j++) q[at[j] + c] += on * use[j] * r[j];  // outside the image: adds 0 to the nearest pixel
     }
 }
 
@@ -288,7 +280,7 @@ static __global__ void conv_output_kernel(float *__restrict__ y, const float *__
         conv_output_1d(t[0][i], t[1][i], t[2][i], t[3][i], t[4][i], t[5][i], r);
         UNROLL for (int j = 0; j < 4; j++) {
             const float v = r[j] + b;
-            if (y0 + i < p.out_h && x0 + j < p.out_w) out[(i * p.out_w + j) * p.out_c + c] = relu && v <= 0.0f ? 0.0f : v;
+            if (y0 + i < p.out_h && x0 + j < p.out_w) out[(i * p.out_w + j) * p.out_c + c] = (int)(v <= 0.0f) & relu ? 0.0f : v;
         }
     }
 }
@@ -359,8 +351,7 @@ static inline void conv_forward(gemm_context *g, const conv_plan *p, int images,
             in = work;
         }
         gemm(g, 0, 1, rows, p->out_c, columns, 1.0f, in, columns, packed, columns, 0.0f, out, p->out_c);
-        if (bias || relu)
-            conv_bias_relu_kernel<<<conv_grid(p->out_c, ceil_div(rows, CONV_ROWS), 1), CONV_BLOCK>>>(out, bias, rows, p->out_c, relu);
+        if (bias || relu) bias_relu(out, bias, rows, p->out_c, relu);
     }
 }
 

@@ -26,13 +26,13 @@ enum { BLOCK = 256 };         // threads of a block, at most
 enum { ROW_CHUNK = 32 };      // rows a thread adds up in column sums
 enum { ALIGN = 64 };          // floats; a piece of an allocation starts on a 256-byte boundary
 enum { REDUCE_BLOCKS = 64 };  // partial sums of array_norm
-enum { MAX_GRID_Y = 65535 };  // CUDA's limit; more rows take several launches
+enum { MAX_ROWS = 65535 * ROW_CHUNK };  // of a matrix: CUDA allows 65,535 blocks along y, and a thread has ROW_CHUNK rows
 #define BN_EPS 1e-5f          // PyTorch's defaults
 #define BN_MOMENTUM 0.1f
 
 // What a pass does about BatchNorm: training uses the batch's statistics and moves the running ones; PROBE is training mode
-// that leaves the running statistics alone; evaluation uses them.
-enum { MODE_TRAIN, MODE_PROBE, MODE_EVAL };
+// that leaves the running statistics alone; evaluation uses them; SQUARED is evaluation with squared parameters, for diag(G).
+enum { MODE_TRAIN, MODE_PROBE, MODE_EVAL, MODE_SQUARED };
 
 // Grid and block of a kernel with a thread per column and blockIdx.y a row or a chunk; narrow matrices get narrow blocks.
 static inline dim3 grid_of(int cols, int rows) { return dim3((unsigned)ceil_div(cols, BLOCK), (unsigned)rows); }
@@ -127,186 +127,215 @@ static inline void gather_labels(int *label, const device_data *d, int first, in
     CUDA_CHECK_LAUNCH();
 }
 
+// -------------------------------------------------------------------------------------------------------- column sums
+// A thread adds up a fixed number of rows of its column, in order; then the sums are added up the same way until one row is
+// left. Rows past the end are read again and count with weight 0, so the loops have a known length and vectorise across columns.
+
+// Floats of scratch that the functions below need for z[rows][cols]: two sums per chunk and column, the next round's, the result.
+static inline size_t column_scratch(int rows, int cols) {
+    const size_t chunks = (size_t)ceil_div(rows, ROW_CHUNK);
+    return 2 * (chunks + (size_t)ceil_div((long long)chunks, ROW_CHUNK) + 1) * (size_t)cols;
+}
+
+// out[block][c] = sum of ROW_CHUNK rows of in.
+static __global__ void column_sum_kernel(float *__restrict__ out, const float *__restrict__ in, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
+    if (c >= cols) return;
+    const size_t start = (size_t)first * cols;
+    float sum = 0.0f;
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) sum += (k <= last ? 1.0f : 0.0f) * (in + start)[min(k, last) * cols + c];
+    out[(size_t)blockIdx.y * cols + c] = sum;
+}
+
+// out[cols] = sum of the rows of scratch[rows][cols], which has room for ceil(rows / ROW_CHUNK) rows more and is overwritten.
+static inline void column_sums(float *out, float *scratch, int rows, int cols) {
+    float *from = scratch, *to = scratch + (size_t)rows * (size_t)cols;
+    do {
+        const int left = ceil_div(rows, ROW_CHUNK);
+        float *next = left == 1 ? out : to;
+        column_sum_kernel<<<grid_of(cols, left), block_of(cols)>>>(next, from, rows, cols);
+        to = from, from = next, rows = left;
+    } while (rows > 1);
+}
+
 // --------------------------------------------------------------------------------------------------------- bias, ReLU
 
 // y[r][c] = z[r][c] + b[c], through ReLU for hidden layers; in place. NaN stays NaN, as in PyTorch: divergence must show.
-static __global__ void bias_relu_kernel(float *__restrict__ y, const float *__restrict__ b, int cols, int relu) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+static __global__ void bias_relu_kernel(float *__restrict__ y, const float *__restrict__ b, int rows, int cols, int relu) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
-    const float v = y[(size_t)r * cols + c] + b[c];
-    y[(size_t)r * cols + c] = relu && v <= 0.0f ? 0.0f : v;
+    const size_t start = (size_t)first * cols;
+    const float add = b ? b[c] : 0.0f;
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const int i = min(k, last) * cols + c;
+        const float z = (y + start)[i], v = z + add, w = (int)(v <= 0.0f) & relu ? 0.0f : v;
+        (y + start)[i] = k <= last ? w : z;
+    }
 }
 
-// Adds b[cols] to y[rows][cols] in place; then ReLU if relu is set.
+// Adds b[cols] (NULL: nothing) to y[rows][cols] in place; then ReLU if relu is set.
 static inline void bias_relu(float *y, const float *b, int rows, int cols, int relu) {
-    for (int first = 0; first < rows; first += MAX_GRID_Y) {
-        const dim3 grid = grid_of(cols, rows - first < MAX_GRID_Y ? rows - first : (int)MAX_GRID_Y);
-        bias_relu_kernel<<<grid, block_of(cols)>>>(y + (size_t)first * (size_t)cols, b, cols, relu);
-    }
+    bias_relu_kernel<<<grid_of(cols, ceil_div(rows, ROW_CHUNK)), block_of(cols)>>>(y, b, rows, cols, relu);
     CUDA_CHECK_LAUNCH();
 }
 
 // Backward of ReLU and bias: d is masked where y <= 0 (relu), and partial[chunk][c] is the column sum of the chunk's rows.
 static __global__ void bias_relu_backward_kernel(float *__restrict__ d, const float *__restrict__ y, float *__restrict__ partial,
                                                  int rows, int cols, int relu) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK;
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
+    const size_t start = (size_t)first * cols;
+    const int pass = !relu;
     float sum = 0.0f;
-    for (int r = first; r < first + ROW_CHUNK && r < rows; r++) {
-        const size_t i = (size_t)r * cols + c;
-        if (relu && !(y[i] > 0.0f)) d[i] = 0.0f;
-        sum += d[i];
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const int i = min(k, last) * cols + c;
+        const float g = (d + start)[i], v = (int)((y + start)[i] > 0.0f) | pass ? g : 0.0f;
+        (d + start)[i] = v;
+        sum += (k <= last ? 1.0f : 0.0f) * v;
     }
     partial[(size_t)blockIdx.y * cols + c] = sum;
 }
 
-// out[c] = sum over chunks of partial[chunk][c].
-static __global__ void sum_chunks_kernel(float *__restrict__ out, const float *__restrict__ partial, int chunks, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols) return;
-    float sum = 0.0f;
-    for (int k = 0; k < chunks; k++) sum += partial[(size_t)k * cols + c];
-    out[c] = sum;
-}
-
 // Turns d[rows][cols], the gradient of y, into that of z in place, and writes the bias gradient db[cols] (NULL: no bias).
-// partial: scratch of [ceil(rows / ROW_CHUNK)][cols].
-static inline void bias_relu_backward(float *d, const float *y, float *db, float *partial, int rows, int cols, int relu) {
+// scratch: column_scratch floats.
+static inline void bias_relu_backward(float *d, const float *y, float *db, float *scratch, int rows, int cols, int relu) {
     const int chunks = ceil_div(rows, ROW_CHUNK);
-    bias_relu_backward_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(d, y, partial, rows, cols, relu);
-    if (db) sum_chunks_kernel<<<grid_of(cols, 1), block_of(cols)>>>(db, partial, chunks, cols);
+    bias_relu_backward_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(d, y, scratch, rows, cols, relu);
+    if (db) column_sums(db, scratch, chunks, cols);
     CUDA_CHECK_LAUNCH();
 }
 
 // ---------------------------------------------------------------------------------------------------------- BatchNorm
 
-// Statistics, first half: mean and sum of squared deviations of each column over a chunk of rows (Welford).
-static __global__ void bn_chunk_stats_kernel(const float *__restrict__ z, float *__restrict__ chunk_mean,
-                                             float *__restrict__ chunk_m2, int rows, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK;
+// Sums over a chunk of rows of z - z[0] and of its square: partial[chunk][0][c], [chunk][1][c]. The shift by the first row keeps
+// the variance exact where the mean is large.
+static __global__ void bn_moments_kernel(float *__restrict__ partial, const float *__restrict__ z, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
-    float mean = 0.0f, m2 = 0.0f, n = 0.0f;
-    for (int r = first; r < first + ROW_CHUNK && r < rows; r++) {
-        const float v = z[(size_t)r * cols + c], delta = v - mean;
-        n += 1.0f, mean += delta / n, m2 += delta * (v - mean);
+    const size_t start = (size_t)first * cols;
+    const float shift = z[c];
+    float sum = 0.0f, squares = 0.0f;
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const float v = (k <= last ? 1.0f : 0.0f) * ((z + start)[min(k, last) * cols + c] - shift);
+        sum += v, squares += v * v;
     }
-    chunk_mean[(size_t)blockIdx.y * cols + c] = mean, chunk_m2[(size_t)blockIdx.y * cols + c] = m2;
+    float *out = partial + 2 * (size_t)blockIdx.y * cols;
+    out[c] = sum, out[cols + c] = squares;
 }
 
-// Second half: merges the chunks (Chan et al.), writes mean and 1 / sqrt(var + eps), and moves the running statistics. The
-// layer's bias is not in z (it cancels in training mode); it belongs to the running mean. update = 0 leaves them alone.
-static __global__ void bn_merge_stats_kernel(float *__restrict__ mean, float *__restrict__ rstd, float *__restrict__ running_mean,
-                                             float *__restrict__ running_var, const float *__restrict__ chunk_mean,
-                                             const float *__restrict__ chunk_m2, const float *__restrict__ b, int rows,
-                                             int cols, int update) {
+// From the sums over all rows: mean and 1 / sqrt(var + eps); moves the running statistics (update = 0: leaves them). The layer's
+// bias is not in z (it cancels in training mode); it belongs to the running mean.
+static __global__ void bn_finish_kernel(float *__restrict__ mean, float *__restrict__ rstd, float *__restrict__ running_mean,
+                                        float *__restrict__ running_var, const float *__restrict__ sums, const float *__restrict__ z,
+                                        const float *__restrict__ b, int rows, int cols, int update) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
-    float n = 0.0f, avg = 0.0f, m2 = 0.0f;
-    for (int k = 0; k * ROW_CHUNK < rows; k++) {
-        const float count = (float)min((int)ROW_CHUNK, rows - k * ROW_CHUNK), delta = chunk_mean[(size_t)k * cols + c] - avg;
-        n += count, avg += delta * count / n;
-        m2 += chunk_m2[(size_t)k * cols + c] + delta * delta * count * (n - count) / n;
-    }
+    const float n = (float)rows, shifted = sums[c] / n, m2 = fmaxf(sums[cols + c] - sums[c] * shifted, 0.0f), avg = z[c] + shifted;
     mean[c] = avg, rstd[c] = 1.0f / sqrtf(m2 / n + BN_EPS);
     if (update) {
-        running_mean[c] += BN_MOMENTUM * (avg + b[c] - running_mean[c]);
+        running_mean[c] += BN_MOMENTUM * (avg + (b ? b[c] : 0.0f) - running_mean[c]);
         running_var[c] += BN_MOMENTUM * (m2 / fmaxf(n - 1.0f, 1.0f) - running_var[c]);
     }
 }
 
-// Evaluation mode: the running statistics, shifted by the bias so that they apply to z.
-static __global__ void bn_running_stats_kernel(float *__restrict__ mean, float *__restrict__ rstd,
-                                               const float *__restrict__ running_mean, const float *__restrict__ running_var,
-                                               const float *__restrict__ b, int cols) {
+// Evaluation mode: the running statistics, shifted by the bias so that they apply to z. squared: for diag(G), where every factor
+// is squared and every path counts by itself, (z - mean + b) rstd becomes (z + mean^2 + b) rstd^2, b being a square already.
+static __global__ void bn_running_kernel(float *__restrict__ mean, float *__restrict__ rstd, const float *__restrict__ running_mean,
+                                         const float *__restrict__ running_var, const float *__restrict__ b, int cols, int squared) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c < cols) mean[c] = running_mean[c] - b[c], rstd[c] = 1.0f / sqrtf(running_var[c] + BN_EPS);
+    if (c >= cols) return;
+    const float m = running_mean[c], s = 1.0f / sqrtf(running_var[c] + BN_EPS), bias = b ? b[c] : 0.0f;
+    mean[c] = squared ? -(m * m + bias) : m - bias, rstd[c] = squared ? s * s : s;
 }
 
 // mean[cols] and rstd[cols] of z[rows][cols] in the given mode; MODE_TRAIN moves the running statistics. z is the layer's
-// output without its bias b[cols] (zeros where it has none); MODE_EVAL does not read it. partial: scratch of
-// [2][ceil(rows / ROW_CHUNK)][cols].
+// output without its bias b[cols] (NULL: none). scratch: column_scratch floats.
 static inline void bn_statistics(float *mean, float *rstd, float *running_mean, float *running_var, const float *z, const float *b,
-                                 float *partial, int rows, int cols, int mode) {
+                                 float *scratch, int rows, int cols, int mode) {
     const int chunks = ceil_div(rows, ROW_CHUNK);
-    float *chunk_mean = partial, *chunk_m2 = partial + (size_t)chunks * (size_t)cols;
-    const dim3 one_row = grid_of(cols, 1);
-    if (mode == MODE_EVAL) {
-        bn_running_stats_kernel<<<one_row, block_of(cols)>>>(mean, rstd, running_mean, running_var, b, cols);
+    if (mode == MODE_EVAL || mode == MODE_SQUARED) {
+        bn_running_kernel<<<grid_of(cols, 1), block_of(cols)>>>(mean, rstd, running_mean, running_var, b, cols, mode == MODE_SQUARED);
     } else {
-        bn_chunk_stats_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(z, chunk_mean, chunk_m2, rows, cols);
-        bn_merge_stats_kernel<<<one_row, block_of(cols)>>>(mean, rstd, running_mean, running_var, chunk_mean, chunk_m2, b, rows,
-                                                           cols, mode == MODE_TRAIN);
+        float *sums = scratch + column_scratch(rows, cols) - 2 * (size_t)cols;
+        bn_moments_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(scratch, z, rows, cols);
+        column_sums(sums, scratch, chunks, 2 * cols);
+        bn_finish_kernel<<<grid_of(cols, 1), block_of(cols)>>>(mean, rstd, running_mean, running_var, sums, z, b, rows, cols, mode == MODE_TRAIN);
     }
     CUDA_CHECK_LAUNCH();
 }
 
-// y = gamma (z - mean) rstd + beta, through ReLU if relu is set (not before the addition of a residual block).
-static __global__ void bn_relu_kernel(float *__restrict__ y, const float *__restrict__ z, const float *__restrict__ mean,
-                                      const float *__restrict__ rstd, const float *__restrict__ gamma,
-                                      const float *__restrict__ beta, int cols, int relu) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+// y = gamma (z - mean) rstd + beta, plus the residual (add), through ReLU if relu is set.
+static __global__ void bn_relu_kernel(float *__restrict__ y, const float *__restrict__ z, const float *__restrict__ residual,
+                                      const float *__restrict__ mean, const float *__restrict__ rstd, const float *__restrict__ gamma,
+                                      const float *__restrict__ beta, int rows, int cols, int add, int relu) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
-    const float v = gamma[c] * ((z[(size_t)r * cols + c] - mean[c]) * rstd[c]) + beta[c];
-    y[(size_t)r * cols + c] = relu && v <= 0.0f ? 0.0f : v;
+    const size_t start = (size_t)first * cols;
+    const float g = gamma[c], b = beta[c], m = mean[c], s = rstd[c];
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const int i = min(k, last) * cols + c;
+        const float r = (residual + start)[i], v = g * (((z + start)[i] - m) * s) + b + (add ? r : 0.0f);
+        (y + start)[i] = (int)(v <= 0.0f) & relu ? 0.0f : v;
+    }
 }
 
-// The same for y[rows][cols]; all others but z are [cols].
-static inline void bn_relu(float *y, const float *z, const float *mean, const float *rstd, const float *gamma, const float *beta,
-                           int rows, int cols, int relu) {
-    for (int first = 0; first < rows; first += MAX_GRID_Y) {
-        const dim3 grid = grid_of(cols, rows - first < MAX_GRID_Y ? rows - first : (int)MAX_GRID_Y);
-        const size_t at = (size_t)first * (size_t)cols;
-        bn_relu_kernel<<<grid, block_of(cols)>>>(y + at, z + at, mean, rstd, gamma, beta, cols, relu);
-    }
+// The same for y[rows][cols]; residual, like y, or NULL; mean, rstd, gamma and beta are [cols].
+static inline void bn_relu(float *y, const float *z, const float *residual, const float *mean, const float *rstd, const float *gamma,
+                           const float *beta, int rows, int cols, int relu) {
+    bn_relu_kernel<<<grid_of(cols, ceil_div(rows, ROW_CHUNK)), block_of(cols)>>>(y, z, residual ? residual : z, mean, rstd, gamma, beta, rows,
+                                                                               cols, residual ? 1 : 0, relu);
     CUDA_CHECK_LAUNCH();
 }
 
-// Backward, first half: masks d where y <= 0 (relu); partial column sums of d (for beta) and of d * xhat (for gamma).
+// Backward, first half: masks d where y <= 0 (relu); sums over a chunk of d (for beta) and of d * xhat (for gamma).
 static __global__ void bn_relu_backward_sums_kernel(float *__restrict__ d, const float *__restrict__ y, const float *__restrict__ z,
                                                     const float *__restrict__ mean, const float *__restrict__ rstd,
-                                                    float *__restrict__ partial_beta, float *__restrict__ partial_gamma,
-                                                    int rows, int cols, int relu) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK;
+                                                    float *__restrict__ partial, int rows, int cols, int relu) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
+    const size_t start = (size_t)first * cols;
+    const int pass = !relu;
+    const float m = mean[c], s = rstd[c];
     float sum = 0.0f, sum_xhat = 0.0f;
-    for (int r = first; r < first + ROW_CHUNK && r < rows; r++) {
-        const size_t i = (size_t)r * cols + c;
-        if (relu && !(y[i] > 0.0f)) d[i] = 0.0f;
-        sum += d[i], sum_xhat += d[i] * ((z[i] - mean[c]) * rstd[c]);
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const int i = min(k, last) * cols + c;
+        const float g = (d + start)[i], v = (int)((y + start)[i] > 0.0f) | pass ? g : 0.0f, counted = (k <= last ? 1.0f : 0.0f) * v;
+        (d + start)[i] = v;
+        sum += counted, sum_xhat += counted * (((z + start)[i] - m) * s);
     }
-    partial_beta[(size_t)blockIdx.y * cols + c] = sum, partial_gamma[(size_t)blockIdx.y * cols + c] = sum_xhat;
+    float *out = partial + 2 * (size_t)blockIdx.y * cols;
+    out[c] = sum, out[cols + c] = sum_xhat;
 }
 
-// Second half: gradient of z. inverse_rows = 1 / B in training mode, where mean and variance depend on z; 0 in evaluation.
-static __global__ void bn_backward_kernel(float *__restrict__ d, const float *__restrict__ z, const float *__restrict__ mean,
-                                          const float *__restrict__ rstd, const float *__restrict__ gamma,
-                                          const float *__restrict__ dgamma, const float *__restrict__ dbeta, int cols,
-                                          float inverse_rows) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+// Second half: gradient of z. inverse_rows = 1 / rows in training mode, where mean and variance depend on z; 0 in evaluation.
+static __global__ void bn_backward_kernel(float *__restrict__ dz, const float *__restrict__ d, const float *__restrict__ z,
+                                          const float *__restrict__ mean, const float *__restrict__ rstd, const float *__restrict__ gamma,
+                                          const float *__restrict__ sums, int rows, int cols, float inverse_rows) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK, last = rows - 1 - first;
     if (c >= cols) return;
-    const size_t i = (size_t)r * cols + c;
-    const float xhat = (z[i] - mean[c]) * rstd[c];
-    d[i] = gamma[c] * rstd[c] * (d[i] - inverse_rows * (dbeta[c] + xhat * dgamma[c]));
+    const size_t start = (size_t)first * cols;
+    const float m = mean[c], s = rstd[c], scale = gamma[c] * s, db = inverse_rows * sums[c], dg = inverse_rows * sums[cols + c];
+    UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
+        const int i = min(k, last) * cols + c;
+        (dz + start)[i] = scale * ((d + start)[i] - (db + ((z + start)[i] - m) * s * dg));
+    }
+}
+static __global__ void bn_gradients_kernel(float *__restrict__ dgamma, float *__restrict__ dbeta, const float *__restrict__ sums, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c < cols) dbeta[c] = sums[c], dgamma[c] = sums[cols + c];
 }
 
-// Turns d[rows][cols], the gradient of y, into that of z in place; writes dgamma[cols] and dbeta[cols]. mean, rstd, mode and
-// relu are those of the forward pass. partial: scratch of [2][ceil(rows / ROW_CHUNK)][cols].
-static inline void bn_relu_backward(float *d, const float *y, const float *z, const float *mean, const float *rstd,
-                                    const float *gamma, float *dgamma, float *dbeta, float *partial, int rows, int cols, int mode,
-                                    int relu) {
+// From d[rows][cols], the gradient of y: masks it by the ReLU in place (that is the residual's gradient), writes dz, the gradient of
+// z, and dgamma[cols], dbeta[cols]. mean, rstd, mode and relu are those of the forward pass. scratch: column_scratch floats.
+static inline void bn_relu_backward(float *dz, float *d, const float *y, const float *z, const float *mean, const float *rstd,
+                                    const float *gamma, float *dgamma, float *dbeta, float *scratch, int rows, int cols, int mode, int relu) {
     const int chunks = ceil_div(rows, ROW_CHUNK);
-    const float inverse_rows = mode == MODE_EVAL ? 0.0f : 1.0f / (float)rows;
-    float *partial_gamma = partial + (size_t)chunks * (size_t)cols;
-    const dim3 one_row = grid_of(cols, 1);
-    bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(d, y, z, mean, rstd, partial, partial_gamma, rows, cols,
-                                                                           relu);
-    sum_chunks_kernel<<<one_row, block_of(cols)>>>(dbeta, partial, chunks, cols);
-    sum_chunks_kernel<<<one_row, block_of(cols)>>>(dgamma, partial_gamma, chunks, cols);
-    for (int first = 0; first < rows; first += MAX_GRID_Y) {
-        const dim3 grid = grid_of(cols, rows - first < MAX_GRID_Y ? rows - first : (int)MAX_GRID_Y);
-        const size_t at = (size_t)first * (size_t)cols;
-        bn_backward_kernel<<<grid, block_of(cols)>>>(d + at, z + at, mean, rstd, gamma, dgamma, dbeta, cols, inverse_rows);
-    }
+    const float inverse_rows = mode == MODE_EVAL || mode == MODE_SQUARED ? 0.0f : 1.0f / (float)rows;
+    float *sums = scratch + column_scratch(rows, cols) - 2 * (size_t)cols;
+    bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(d, y, z, mean, rstd, scratch, rows, cols, relu);
+    column_sums(sums, scratch, chunks, 2 * cols);
+    bn_gradients_kernel<<<grid_of(cols, 1), block_of(cols)>>>(dgamma, dbeta, sums, cols);
+    bn_backward_kernel<<<grid_of(cols, chunks), block_of(cols)>>>(dz, d, z, mean, rstd, gamma, sums, rows, cols, inverse_rows);
     CUDA_CHECK_LAUNCH();
 }
 

@@ -209,13 +209,15 @@ class Checks:
 def check_case(checks, case, trainer, folder, work):
     """One network, there and back."""
     name, model, shape, norm, no_bias, shortcut, width = case
-    options = ["--data", folder, "--model", model, "--norm", norm, "--width", "%g" % width, "--steps", "0", "--seed", "3", "--quiet"]
+    options = ["--data", folder, "--model", model, "--norm", norm, "--width", "%g" % width]
+    options += ["--steps", "0", "--seed", "3", "--quiet"]
     options += ["--no-bias"] if no_bias else []
     options += ["--shortcut", shortcut] if model == "resnet18" else []
 
     def run(what, *more):
         done = subprocess.run([trainer] + options + list(more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return checks.check(done.returncode == 0, "%s: %s" % (name, what), "exit status %d: %s" % (done.returncode, done.stdout.strip()[-500:]))
+        found = "exit status %d: %s" % (done.returncode, done.stdout.strip()[-500:])
+        return checks.check(done.returncode == 0, "%s: %s" % (name, what), found)
 
     def read_back(what, path):
         try:
@@ -234,7 +236,8 @@ def check_case(checks, case, trainer, folder, work):
     if own is None:
         return
     y = outputs(own, x, False)
-    checks.check(torch.isfinite(y).all().item() and y.std().item() > 0, "%s: outputs of the trainer's initial weights" % name, y.flatten()[:5])
+    alive = torch.isfinite(y).all().item() and y.std().item() > 0
+    checks.check(alive, "%s: outputs of the trainer's initial weights" % name, y.flatten()[:5])
     for module_name, module in own.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):  # kaiming-uniform with a = sqrt(5): within 1 / sqrt(fan_in)
             bound = module.weight[0].numel() ** -0.5
@@ -243,16 +246,19 @@ def check_case(checks, case, trainer, folder, work):
 
     # 2. PyTorch's weights, through the trainer, bit for bit
     torch.manual_seed(len(name))
-    net = build(model, shape, CLASSES, norm, no_bias, shortcut, width, not no_bias or hasattr(own, "fc") and own.fc.bias is not None)
+    fc_bias = not no_bias or hasattr(own, "fc") and own.fc.bias is not None
+    net = build(model, shape, CLASSES, norm, no_bias, shortcut, width, fc_bias)
     randomise(net)
     state = {key: value.contiguous() for key, value in net.state_dict().items()}
     safetensors.torch.save_file(state, path % "torch")
     report = path % "report"
-    if not run("the trainer loads PyTorch's weights", "--rescale", "none", "--load", path % "torch", "--save", path % "same", "--report", report):
+    if not run("the trainer loads PyTorch's weights", "--rescale", "none", "--load", path % "torch", "--save", path % "same",
+               "--report", report):
         return
     same = safetensors.torch.load_file(path % "same")
     checks.check(set(same) == set(state), "%s: the same names" % name, sorted(set(same) ^ set(state))[:5])
-    different = [key for key in state if key in same and not (same[key].dtype == state[key].dtype and torch.equal(same[key], state[key]))]
+    different = [key for key, value in state.items()
+                 if key in same and not (same[key].dtype == value.dtype and torch.equal(same[key], value))]
     checks.check(not different, "%s: the same bits" % name, different[:5])
 
     # 3. the trainer's forward pass

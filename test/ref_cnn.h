@@ -201,7 +201,7 @@ static inline void ref_conv_backward(double *dx, double *dw, double *db, const d
 // BatchNorm2d, ReLU
 
 // y[n][c][map] = gamma * xhat + beta, xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps); keeps xhat (like y) and rstd[c].
-// REF_TRAIN takes mean and variance over n * map values and, with `track`, moves the running ones.
+// REF_TRAIN takes mean and variance over n * map values (at least 2) and, with `track`, moves the running ones.
 static inline void ref_norm_forward(double *y, double *xhat, double *rstd, const double *x, const double *gamma,
                                     const double *beta, double *running_mean, double *running_var, double eps, int mode,
                                     int track, int n, int c, int map) {

@@ -23,7 +23,8 @@
 //
 // The tolerance leaves room for decisions: a ReLU or a max-pool that sees a difference of rounding size decides the other way and
 // moves one update (so does AdamW's first step for a gradient of rounding size). Measured, PyTorch's float32 against float64, with
-// four implementations (oneDNN, native, channels_last, inputs changed in the last bit): at most 0.4 of it.
+// four implementations (oneDNN, native, channels_last, inputs changed in the last bit): at most 0.4 of it. This header's runs in
+// double differ from the CSV by 1.8e-7 to 5.8e-5 at step 50, and nowhere by more than 0.25 of the tolerance.
 #pragma once
 #include "ref_cnn_rescale.h"
 #include "ref_parity.h"

@@ -157,7 +157,7 @@ static void test_gather(int rows, int cols, int channels) {
 }
 
 // Column sums of d[rows][cols] times weight (or 1), as the kernels' partial sums add up to.
-static void column_sums(double *sum, const double *d, const double *weight, int rows, int cols) {
+static void column_sums_of(double *sum, const double *d, const double *weight, int rows, int cols) {
     for (int c = 0; c < cols; c++) {
         sum[c] = 0;
         for (int r = 0; r < rows; r++) sum[c] += d[r * cols + c] * (weight ? weight[r * cols + c] : 1);
@@ -173,28 +173,27 @@ static void fill_relu(float *y, size_t n) {
 // Bias, ReLU and their backward.
 static void test_bias_relu(int rows, int cols) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
-    const int chunks = ceil_div(rows, ROW_CHUNK);
     float *z = floats(n), *b = floats(c_n), *d = floats(n), *y = floats(n);
     double *want = doubles(n), *sums = doubles(c_n);
     fill(b, c_n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
-    for (int relu = 0; relu < 2; relu++) {
-        snprintf(label, sizeof label, "bias_relu rows=%d cols=%d relu=%d", rows, cols, relu);
+    for (int k = 0; k < 4; k++) {
+        const int relu = k & 1, bias = k < 2;
+        snprintf(label, sizeof label, "bias_relu rows=%d cols=%d relu=%d bias=%d", rows, cols, relu, bias);
         fill(z, n, 0, 1);
         z[n - 1] = -b[cols - 1];  // a sum of exactly zero
         for (size_t i = 0; i < n; i++) {
-            const double v = (double)z[i] + (double)b[i % c_n];
+            const double v = (double)z[i] + (bias ? (double)b[i % c_n] : 0);
             want[i] = relu && v < 0 ? 0 : v;
         }
         float *z_d = in(z, n);
-        bias_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(z_d, in(b, c_n), cols, relu);
+        bias_relu(z_d, bias ? in(b, c_n) : NULL, rows, cols, relu);
         same("forward", z_d, want, n, 1e-6, 1e-7);
-        float *d_d = in(d, n), *partial = out((size_t)chunks * c_n), *sum = out(c_n);
-        bias_relu_backward_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), partial, rows, cols, relu);
-        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(sum, partial, chunks, cols);
+        float *d_d = in(d, n), *sum = out(c_n);
+        bias_relu_backward(d_d, in(y, n), bias ? sum : NULL, out(column_scratch(rows, cols)), rows, cols, relu);
         for (size_t i = 0; i < n; i++) want[i] = relu && !(y[i] > 0) ? 0 : (double)d[i];
-        column_sums(sums, want, NULL, rows, cols);
+        column_sums_of(sums, want, NULL, rows, cols);
         same("gradient", d_d, want, n, 0, 0);
-        same("bias gradient", sum, sums, c_n, 1e-6, 1e-5);
+        if (bias) same("bias gradient", sum, sums, c_n, 1e-6, 1e-5);
     }
     release();
 }
@@ -204,8 +203,8 @@ static void test_nan_passes(void) {
     const float z[3] = {NAN, -1, 2}, zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
     snprintf(label, sizeof label, "NaN through ReLU");
     float *plain = in(z, 3), *normed = in(one, 3);
-    bias_relu_kernel<<<1, BLOCK>>>(plain, in(zero, 3), 3, 1);
-    bn_relu_kernel<<<1, BLOCK>>>(normed, in(z, 3), in(zero, 3), in(one, 3), in(one, 3), in(zero, 3), 3, 1);
+    bias_relu(plain, in(zero, 3), 1, 3, 1);
+    bn_relu(normed, in(z, 3), NULL, in(zero, 3), in(one, 3), in(one, 3), in(zero, 3), 1, 3, 1);
     for (int k = 0; k < 2; k++) {
         const float *y = (const float *)fetch(k ? normed : plain, sizeof z);
         CHECK(isnan(y[0]) && y[1] == 0 && y[2] == 2, "ReLU keeps NaN");
@@ -216,7 +215,6 @@ static void test_nan_passes(void) {
 // Statistics of BatchNorm, with a mean of 1000 in every other column: single-precision sums of squares would lose the variance.
 static void test_bn_stats(int rows, int cols) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
-    const int chunks = ceil_div(rows, ROW_CHUNK);
     float *z = floats(n), *b = floats(c_n), *mean0 = floats(c_n), *var0 = floats(c_n);
     double *mean = doubles(c_n), *rstd = doubles(c_n), *moved_mean = doubles(c_n), *moved_var = doubles(c_n);
     snprintf(label, sizeof label, "bn statistics rows=%d cols=%d", rows, cols);
@@ -230,13 +228,11 @@ static void test_bn_stats(int rows, int cols) {
         moved_mean[c] = 0.9 * (double)mean0[c] + 0.1 * (m + (double)b[c]);
         moved_var[c] = 0.9 * (double)var0[c] + 0.1 * (rows > 1 ? m2 / (rows - 1) : 0);
     }
-    float *z_d = in(z, n), *b_d = in(b, c_n), *chunk_mean = out((size_t)chunks * c_n), *chunk_m2 = out((size_t)chunks * c_n);
-    float *running_mean = in(mean0, c_n), *running_var = in(var0, c_n);
-    bn_chunk_stats_kernel<<<grid_of(cols, chunks), BLOCK>>>(z_d, chunk_mean, chunk_m2, rows, cols);
+    float *z_d = in(z, n), *b_d = in(b, c_n), *running_mean = in(mean0, c_n), *running_var = in(var0, c_n);
     for (int update = 0; update < 2; update++) {
         float *mean_d = out(c_n), *rstd_d = out(c_n);
-        bn_merge_stats_kernel<<<grid_of(cols, 1), BLOCK>>>(mean_d, rstd_d, running_mean, running_var, chunk_mean, chunk_m2, b_d,
-                                                          rows, cols, update);
+        bn_statistics(mean_d, rstd_d, running_mean, running_var, z_d, b_d, out(column_scratch(rows, cols)), rows, cols,
+                      update ? MODE_TRAIN : MODE_PROBE);
         same("mean", mean_d, mean, c_n, 1e-6, 1e-5);
         same("rstd", rstd_d, rstd, c_n, 1e-3, 0);
         if (!update) same_bits("running mean, kept", running_mean, mean0, c_n * sizeof(float));
@@ -244,51 +240,54 @@ static void test_bn_stats(int rows, int cols) {
     }
     same("running mean", running_mean, moved_mean, c_n, 1e-6, 1e-5);
     same("running variance", running_var, moved_var, c_n, 1e-3, 1e-6);
-    float *mean_d = out(c_n), *rstd_d = out(c_n);
-    bn_running_stats_kernel<<<grid_of(cols, 1), BLOCK>>>(mean_d, rstd_d, in(mean0, c_n), in(var0, c_n), b_d, cols);
-    for (int c = 0; c < cols; c++) mean[c] = (double)mean0[c] - (double)b[c], rstd[c] = 1 / sqrt((double)var0[c] + 1e-5);
-    same("evaluation mean", mean_d, mean, c_n, 1e-6, 1e-6);
-    same("evaluation rstd", rstd_d, rstd, c_n, 1e-6, 0);
+    for (int k = 0; k < 4; k++) {  // evaluation and diag(G), with and without a bias (to diag(G) a square)
+        const int squared = k & 1;
+        const double use = k < 2;
+        float *mean_d = out(c_n), *rstd_d = out(c_n);
+        bn_statistics(mean_d, rstd_d, in(mean0, c_n), in(var0, c_n), z_d, k < 2 ? b_d : NULL, out(column_scratch(rows, cols)), rows, cols,
+                      squared ? MODE_SQUARED : MODE_EVAL);
+        for (int c = 0; c < cols; c++) {
+            const double m = (double)mean0[c], bias = use * (double)b[c], s = 1 / sqrt((double)var0[c] + 1e-5);
+            mean[c] = squared ? -(m * m + bias) : m - bias, rstd[c] = squared ? s * s : s;
+        }
+        same(squared ? "mean of squares" : "evaluation mean", mean_d, mean, c_n, 1e-6, 1e-6);
+        same(squared ? "rstd of squares" : "evaluation rstd", rstd_d, rstd, c_n, 1e-6, 0);
+    }
     release();
 }
 
-// BatchNorm, with or without ReLU, forward and backward, for given statistics.
-static void test_bn(int rows, int cols, int relu) {
+// BatchNorm, with or without ReLU and residual, forward and backward, for given statistics.
+static void test_bn(int rows, int cols, int relu, int residual) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
-    const int chunks = ceil_div(rows, ROW_CHUNK);
-    float *z = floats(n), *d = floats(n), *y = floats(n), *mean = floats(c_n), *rstd = floats(c_n),
-          *gamma = floats(c_n), *beta = floats(c_n);
+    float *z = floats(n), *d = floats(n), *y = floats(n), *r = floats(n), *mean = floats(c_n), *rstd = floats(c_n), *gamma = floats(c_n),
+          *beta = floats(c_n);
     double *want = doubles(n), *xhat = doubles(n), *masked = doubles(n), *dbeta = doubles(c_n), *dgamma = doubles(c_n);
-    snprintf(label, sizeof label, "bn rows=%d cols=%d relu=%d", rows, cols, relu);
-    fill(z, n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
+    snprintf(label, sizeof label, "bn rows=%d cols=%d relu=%d residual=%d", rows, cols, relu, residual);
+    fill(z, n, 0, 1), fill(d, n, 0, 1), fill(r, n, 0, 1), fill_relu(y, n);
     fill(mean, c_n, 0, 1), fill(rstd, c_n, 1.5, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
     for (size_t i = 0; i < n; i++) {
         const size_t c = i % c_n;
         xhat[i] = ((double)z[i] - (double)mean[c]) * (double)rstd[c];
-        const double v = (double)gamma[c] * xhat[i] + (double)beta[c];
+        const double v = (double)gamma[c] * xhat[i] + (double)beta[c] + (residual ? (double)r[i] : 0);
         want[i] = v > 0 || !relu ? v : 0, masked[i] = y[i] > 0 || !relu ? (double)d[i] : 0;
     }
-    column_sums(dbeta, masked, NULL, rows, cols), column_sums(dgamma, masked, xhat, rows, cols);
+    column_sums_of(dbeta, masked, NULL, rows, cols), column_sums_of(dgamma, masked, xhat, rows, cols);
     float *z_d = in(z, n), *mean_d = in(mean, c_n), *rstd_d = in(rstd, c_n), *gamma_d = in(gamma, c_n), *forward_d = out(n);
-    bn_relu_kernel<<<grid_of(cols, rows), BLOCK>>>(forward_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), cols, relu);
+    bn_relu(forward_d, z_d, residual ? in(r, n) : NULL, mean_d, rstd_d, gamma_d, in(beta, c_n), rows, cols, relu);
     same("forward", forward_d, want, n, 1e-6, 2e-6);
     for (int training = 0; training < 2; training++) {
-        float *d_d = in(d, n), *beta_part = out((size_t)chunks * c_n), *gamma_part = out((size_t)chunks * c_n),
-              *dbeta_d = out(c_n), *dgamma_d = out(c_n);
-        bn_relu_backward_sums_kernel<<<grid_of(cols, chunks), BLOCK>>>(d_d, in(y, n), z_d, mean_d, rstd_d, beta_part, gamma_part, rows,
-                                                                       cols, relu);
-        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dbeta_d, beta_part, chunks, cols);
-        sum_chunks_kernel<<<grid_of(cols, 1), BLOCK>>>(dgamma_d, gamma_part, chunks, cols);
+        float *d_d = in(d, n), *dz_d = out(n), *dbeta_d = out(c_n), *dgamma_d = out(c_n);
+        bn_relu_backward(dz_d, d_d, in(y, n), z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, out(column_scratch(rows, cols)), rows, cols,
+                         training ? MODE_TRAIN : MODE_EVAL, relu);
         same("masked gradient", d_d, masked, n, 0, 0);
         same("beta gradient", dbeta_d, dbeta, c_n, 1e-6, 1e-5);
         same("gamma gradient", dgamma_d, dgamma, c_n, 1e-6, 4e-5);
         const double inverse = training ? 1.0 / rows : 0;
-        bn_backward_kernel<<<grid_of(cols, rows), BLOCK>>>(d_d, z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, cols, (float)inverse);
         for (size_t i = 0; i < n; i++) {
             const size_t c = i % c_n;
             want[i] = (double)gamma[c] * (double)rstd[c] * (masked[i] - inverse * (dbeta[c] + xhat[i] * dgamma[c]));
         }
-        same("input gradient", d_d, want, n, 1e-6, 5e-5);
+        same("input gradient", dz_d, want, n, 1e-6, 5e-5);
     }
     release();
 }
@@ -296,9 +295,8 @@ static void test_bn(int rows, int cols, int relu) {
 // The launchers on far more rows than a grid has in y: `rows` rows that repeat (and for the statistics and sums a multiple of
 // what they are for one copy).
 static void test_tall(int rows, int cols) {
-    const int copies = 700, tall = rows * copies;  // 70,000 rows: two launches
+    const int copies = 700, tall = rows * copies;  // 70,000 rows: more than a grid has blocks in y
     const size_t n = (size_t)tall * (size_t)cols, one = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
-    const size_t chunks = (size_t)ceil_div(tall, ROW_CHUNK);
     float *z = floats(n), *d = floats(n), *b = floats(c_n), *gamma = floats(c_n), *beta = floats(c_n), *zero = floats(c_n);
     double *mean = doubles(c_n), *rstd = doubles(c_n), *y = doubles(n), *dz = doubles(n), *dgamma = doubles(c_n), *dbeta = doubles(c_n);
     snprintf(label, sizeof label, "%d rows, cols=%d", tall, cols);
@@ -326,17 +324,17 @@ static void test_tall(int rows, int cols) {
             const size_t c = i % c_n;
             dz[i] = (double)gamma[c] * rstd[c] * (dz[i] - (dbeta[c] + ((double)z[i] - mean[c]) * rstd[c] * dgamma[c]) / tall);
         }
-        float *z_d = in(z, n), *d_d = in(d, n), *mean_d = out(c_n), *rstd_d = out(c_n), *y_d = out(n), *partial = out(2 * chunks * c_n),
+        float *z_d = in(z, n), *d_d = in(d, n), *mean_d = out(c_n), *rstd_d = out(c_n), *y_d = out(n), *dz_d = out(n), *partial = out(column_scratch(tall, cols)),
               *dgamma_d = out(c_n), *dbeta_d = out(c_n), *gamma_d = in(gamma, c_n);
         bn_statistics(mean_d, rstd_d, in(zero, c_n), in(zero, c_n), z_d, in(zero, c_n), partial, tall, cols, MODE_TRAIN);
-        bn_relu(y_d, z_d, mean_d, rstd_d, gamma_d, in(beta, c_n), tall, cols, relu);
-        bn_relu_backward(d_d, y_d, z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, partial, tall, cols, MODE_TRAIN, relu);
+        bn_relu(y_d, z_d, NULL, mean_d, rstd_d, gamma_d, in(beta, c_n), tall, cols, relu);
+        bn_relu_backward(dz_d, d_d, y_d, z_d, mean_d, rstd_d, gamma_d, dgamma_d, dbeta_d, partial, tall, cols, MODE_TRAIN, relu);
         same("mean", mean_d, mean, c_n, 1e-5, 1e-5);
         same("rstd", rstd_d, rstd, c_n, 1e-5, 0);
         same("forward", y_d, y, n, 1e-5, 1e-5);
         same("gamma gradient", dgamma_d, dgamma, c_n, 1e-4, 0.2);
         same("beta gradient", dbeta_d, dbeta, c_n, 1e-4, 0.2);
-        same("gradient", d_d, dz, n, 1e-4, 1e-4);
+        same("gradient", dz_d, dz, n, 1e-4, 1e-4);
     }
     release();
 }
@@ -546,7 +544,7 @@ static void test_kernels(void) {
             const int rows = row_counts[i], cols = col_counts[k];
             test_gather(rows, cols, 1), test_gather(rows, cols, 3);
             test_bias_relu(rows, cols), test_bn_stats(rows, cols), test_mse(rows, cols);
-            test_bn(rows, cols, 1), test_bn(rows, cols, 0);
+            test_bn(rows, cols, 1, 0), test_bn(rows, cols, 0, 0), test_bn(rows, cols, 1, 1);
             test_smoothing(rows, cols, 3, 0.1), test_smoothing(rows, cols, 1e4, 0.1), test_smoothing(rows, cols, 3, 1);
             test_softmax(rows, cols, 3, 0), test_softmax(rows, cols, 1e4, 0);
             test_softmax(rows, cols, 3, 1), test_softmax(rows, cols, 1e4, 1);
@@ -719,7 +717,7 @@ static void same_scaled(const char *what, const float *device, const double *wan
 
 // Sets every bit of the activations that a pass has to write, and of the gradients.
 static void poison(model *m) {
-    CUDA_CHECK(cudaMemset(m->acts, 0xff, (size_t)(m->no_bias - m->acts) * sizeof(float)));
+    CUDA_CHECK(cudaMemset(m->acts, 0xff, (size_t)((float *)m->square_sums - m->acts) * sizeof(float)));
     CUDA_CHECK(cudaMemset(m->net.grads, 0xff, m->net.n_params * sizeof(float)));
     CUDA_CHECK(cudaMemset(m->totals, 0, 2 * sizeof(double)));
 }

@@ -343,8 +343,10 @@ static void check_net_gradient(Differ *d, const char *tensor, double *value, con
 
 // Random parameters and statistics, of a size that keeps activations alive.
 static void fill_net(RefCnn *m) {
-    for (int t = 0; t < m->n_tensors; t++)
-        fill(m->tensors[t].data, m->tensors[t].n, m->shapes[t].rank > 1 ? 0.02 : 0.1, m->shapes[t].rank > 1 ? 2 / sqrt(m->tensors[t].cols) : 0.5);
+    for (int t = 0; t < m->n_tensors; t++) {
+        const int matrix = m->shapes[t].rank > 1;
+        fill(m->tensors[t].data, m->tensors[t].n, matrix ? 0.02 : 0.1, matrix ? 2 / sqrt(m->tensors[t].cols) : 0.5);
+    }
     for (int l = 0; l < m->n_layers; l++) {
         if (m->layers[l].kind != REF_LAYER_NORM) continue;
         const size_t c = (size_t)m->layers[l].win.out_c;

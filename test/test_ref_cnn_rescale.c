@@ -71,37 +71,43 @@ static void check_membership(const char *name, const RefCnnConfig *config, int n
 }
 
 static void check_groups(void) {
-    const RefCnnConfig allconv = {REF_ALLCONV, 3, 32, 32, 10, 1, 0, 1, 1, 0}, allconv_bn = {REF_ALLCONV, 3, 32, 32, 10, 1, 1, 1, 1, 0};
-    const Membership in_allconv[] = {{"conv1.weight", 0, -1}, {"conv1.bias", 0, -1}, {"conv2.weight", 1, 0}, {"conv4.weight", 3, 2},
-                                     {"conv8.weight", 7, 6}, {"conv8.bias", 7, -1}, {"conv9.weight", -1, 7}, {"conv9.bias", -1, -1}};
+    const RefCnnConfig allconv = {REF_ALLCONV, 3, 32, 32, 10, 1, 0, 1, 1, 0};
+    const Membership in_allconv[] = {
+        {"conv1.weight", 0, -1}, {"conv1.bias", 0, -1}, {"conv2.weight", 1, 0}, {"conv4.weight", 3, 2},
+        {"conv8.weight", 7, 6}, {"conv8.bias", 7, -1}, {"conv9.weight", -1, 7}, {"conv9.bias", -1, -1}};
     check_membership("allconv", &allconv, 8, 1792, in_allconv, 8);
-    const Membership in_allconv_bn[] = {{"conv2.weight", 1, 0}, {"conv3.weight", -1, 1}, {"conv3.bias", -1, -1}, {"bn1.weight", 2, -1},
-                                        {"bn1.bias", 2, -1}, {"conv4.weight", 3, 2}, {"conv6.weight", -1, 4}, {"bn2.weight", 5, -1},
-                                        {"conv7.weight", 6, 5}, {"conv9.weight", -1, 7}};
+    const RefCnnConfig allconv_bn = {REF_ALLCONV, 3, 32, 32, 10, 1, 1, 1, 1, 0};
+    const Membership in_allconv_bn[] = {
+        {"conv2.weight", 1, 0}, {"conv3.weight", -1, 1}, {"conv3.bias", -1, -1}, {"bn1.weight", 2, -1},
+        {"bn1.bias", 2, -1}, {"conv4.weight", 3, 2}, {"conv6.weight", -1, 4}, {"bn2.weight", 5, -1},
+        {"conv7.weight", 6, 5}, {"conv9.weight", -1, 7}};
     check_membership("allconv with BatchNorm", &allconv_bn, 8, 1792, in_allconv_bn, 10);
-    const RefCnnConfig resnet = {REF_RESNET18, 3, 32, 32, 10, 1, 1, 1, 1, 0}, resnet_c = {REF_RESNET18, 3, 32, 32, 10, 1, 1, 1, 1, 1};
-    const RefCnnConfig plain = {REF_RESNET18, 3, 32, 32, 10, 1, 0, 1, 1, 0};
+    const RefCnnConfig resnet = {REF_RESNET18, 3, 32, 32, 10, 1, 1, 1, 1, 0};
     const Membership in_resnet[] = {
-        {"conv1.weight", -1, -1}, {"bn1.weight", 0, -1}, {"layer1.0.conv1.weight", -1, 0}, {"layer1.0.bn1.weight", 1, -1},
-        {"layer1.0.conv2.weight", -1, 1}, {"layer1.0.bn2.weight", 0, -1}, {"layer1.1.conv1.weight", -1, 0}, {"layer1.1.bn1.bias", 2, -1},
-        {"layer1.1.bn2.bias", 0, -1}, {"layer2.0.conv1.weight", -1, 0}, {"layer2.0.bn1.weight", 3, -1}, {"layer2.0.bn2.weight", 4, -1},
-        {"layer2.0.downsample.0.weight", -1, 0}, {"layer2.0.downsample.1.weight", 4, -1}, {"layer2.1.conv1.weight", -1, 4},
-        {"layer2.1.bn1.weight", 5, -1}, {"layer2.1.bn2.weight", 4, -1}, {"layer4.0.downsample.1.bias", 10, -1},
-        {"layer4.1.bn2.weight", 10, -1}, {"fc.weight", -1, 10}, {"fc.bias", -1, -1}};
+        {"conv1.weight", -1, -1}, {"bn1.weight", 0, -1}, {"layer1.0.conv1.weight", -1, 0},
+        {"layer1.0.bn1.weight", 1, -1}, {"layer1.0.conv2.weight", -1, 1}, {"layer1.0.bn2.weight", 0, -1},
+        {"layer1.1.conv1.weight", -1, 0}, {"layer1.1.bn1.bias", 2, -1}, {"layer1.1.bn2.bias", 0, -1},
+        {"layer2.0.conv1.weight", -1, 0}, {"layer2.0.bn1.weight", 3, -1}, {"layer2.0.bn2.weight", 4, -1},
+        {"layer2.0.downsample.0.weight", -1, 0}, {"layer2.0.downsample.1.weight", 4, -1},
+        {"layer2.1.conv1.weight", -1, 4}, {"layer2.1.bn1.weight", 5, -1}, {"layer2.1.bn2.weight", 4, -1},
+        {"layer4.0.downsample.1.bias", 10, -1}, {"layer4.1.bn2.weight", 10, -1}, {"fc.weight", -1, 10}, {"fc.bias", -1, -1}};
     check_membership("resnet18", &resnet, 12, 2880, in_resnet, sizeof in_resnet / sizeof in_resnet[0]);
+    const RefCnnConfig resnet_c = {REF_RESNET18, 3, 32, 32, 10, 1, 1, 1, 1, 1};
     const Membership in_resnet_c[] = {
-        {"bn1.weight", 0, -1}, {"layer1.0.conv1.weight", -1, 0}, {"layer1.0.bn1.weight", 1, -1}, {"layer1.0.bn2.weight", 2, -1},
-        {"layer1.0.downsample.0.weight", -1, 0}, {"layer1.0.downsample.1.weight", 2, -1}, {"layer1.1.conv1.weight", -1, 2},
-        {"layer1.1.bn2.weight", 4, -1}, {"layer2.0.conv1.weight", -1, 4}, {"fc.weight", -1, 16}};
+        {"bn1.weight", 0, -1}, {"layer1.0.conv1.weight", -1, 0}, {"layer1.0.bn1.weight", 1, -1},
+        {"layer1.0.bn2.weight", 2, -1}, {"layer1.0.downsample.0.weight", -1, 0}, {"layer1.0.downsample.1.weight", 2, -1},
+        {"layer1.1.conv1.weight", -1, 2}, {"layer1.1.bn2.weight", 4, -1}, {"layer2.0.conv1.weight", -1, 4},
+        {"fc.weight", -1, 16}};
     check_membership("resnet18, projections", &resnet_c, 17, 64 * 5 + 128 * 4 + 256 * 4 + 512 * 4, in_resnet_c, 10);
+    const RefCnnConfig plain = {REF_RESNET18, 3, 32, 32, 10, 1, 0, 1, 1, 0};
     const Membership in_plain[] = {
         {"conv1.weight", 0, -1}, {"conv1.bias", 0, -1}, {"layer1.0.conv1.weight", 1, 0}, {"layer1.0.conv2.weight", 0, 1},
         {"layer1.0.conv2.bias", 0, -1}, {"layer2.0.conv1.weight", 3, 0}, {"layer2.0.conv2.weight", 4, 3},
         {"layer2.0.downsample.0.weight", 4, 0}, {"layer2.0.downsample.0.bias", 4, -1}, {"layer4.1.conv2.weight", 10, 11}};
     check_membership("resnet18 without norm", &plain, 12, 2880, in_plain, 10);
     const RefCnnConfig small = {REF_SMALL, 1, 28, 28, 10, 1, 1, 1, 1, 0};
-    const Membership in_small[] = {{"conv1.weight", -1, -1}, {"bn1.weight", 0, -1}, {"conv2.weight", -1, 0}, {"bn3.bias", 2, -1},
-                                   {"fc.weight", -1, 2}};
+    const Membership in_small[] = {
+        {"conv1.weight", -1, -1}, {"bn1.weight", 0, -1}, {"conv2.weight", -1, 0}, {"bn3.bias", 2, -1}, {"fc.weight", -1, 2}};
     check_membership("small with BatchNorm", &small, 3, 160, in_small, 5);
     RefCnn m = ref_cnn_create(&small);
     RefCnnGroups gr = ref_cnn_groups(&m);
@@ -123,7 +129,8 @@ static void check_invariance(const NetCase *c) {
     RefCnn m = ref_cnn_create(&c->config);
     RefCnnGroups gr = ref_cnn_groups(&m);
     enum { N = 4 };
-    const size_t p = (size_t)gr.n_params, inputs = (size_t)(N * m.in_c * m.in_h * m.in_w), outputs = (size_t)(N * c->config.classes);
+    const size_t p = (size_t)gr.n_params, inputs = (size_t)(N * m.in_c * m.in_h * m.in_w);
+    const size_t outputs = (size_t)(N * c->config.classes);
     double *x = ref_doubles(inputs), *u = ref_doubles((size_t)gr.n_units), *before = ref_doubles(outputs);
     double *grad = ref_doubles(p), *theta = ref_doubles(p), *half = ref_doubles(p), *moved = ref_doubles(p);
     const int labels[N] = {0, 1, 2, 0};
@@ -148,11 +155,12 @@ static void check_invariance(const NetCase *c) {
             CHECK(change > 0.5, "the parameters move");
             ref_cnn_forward(&m, mode, x, labels, N);
             ref_cnn_backward(&m);
-            snprintf(what, sizeof what, "%s, outputs after rescaling, %s", c->name, mode == REF_TRAIN ? "training" : "evaluation");
+            const char *in_mode = mode == REF_TRAIN ? "training" : "evaluation";
+            snprintf(what, sizeof what, "%s, outputs after rescaling, %s", c->name, in_mode);
             test_close_d(what, m.logits, before, outputs, 0, 1e-12 * scale);
             for (int t = 0, i = 0; t < m.n_tensors; i += (int)m.tensors[t++].n)
                 memcpy(&moved[i], m.tensors[t].grad, m.tensors[t].n * sizeof *moved);
-            snprintf(what, sizeof what, "%s, gradients after rescaling, %s", c->name, mode == REF_TRAIN ? "training" : "evaluation");
+            snprintf(what, sizeof what, "%s, gradients after rescaling, %s", c->name, in_mode);
             test_close_d(what, moved, grad, p, 1e-9, 1e-11 * grad_scale);
 
             double largest = 0; // only what enters: another function
@@ -274,8 +282,8 @@ static void check_tiny(const char *name, RefCnn *m) {
 // running mean, paths from the constant enter in front of gamma and are in gamma's g.) Returns the number of units.
 static int check_flow(const char *name, RefCnn *m, int pool) {
     RefCnnGroups gr = ref_cnn_groups(m);
-    const size_t n = (size_t)gr.n_units;
-    double *g = ref_doubles((size_t)gr.n_params), *theta = ref_doubles((size_t)gr.n_params), *in = ref_doubles(n), *out = ref_doubles(n);
+    const size_t n = (size_t)gr.n_units, p = (size_t)gr.n_params;
+    double *g = ref_doubles(p), *theta = ref_doubles(p), *in = ref_doubles(n), *out = ref_doubles(n);
     ref_cnn_get_theta(m, theta);
     ref_cnn_diag_g(m, pool, g);
     for (int i = 0; i < gr.n_params; i++) {
@@ -296,7 +304,8 @@ static void check_solvers(const NetCase *c, int pool) {
     RefCnn m = ref_cnn_create(&c->config);
     RefCnnGroups gr = ref_cnn_groups(&m);
     const size_t n = (size_t)gr.n_units;
-    double *g = ref_doubles((size_t)gr.n_params), *u = ref_doubles(n), *v = ref_doubles(n), *grad = ref_doubles(n), *want = ref_doubles(n);
+    double *g = ref_doubles((size_t)gr.n_params), *u = ref_doubles(n), *v = ref_doubles(n);
+    double *grad = ref_doubles(n), *want = ref_doubles(n);
     char what[160];
     ref_cnn_parity_weights(&m);
     for (int l = 0; l < m.n_layers; l++)
@@ -307,12 +316,13 @@ static void check_solvers(const NetCase *c, int pool) {
     snprintf(what, sizeof what, "%s, %d parameters in %d pairs", c->name, q.n_params, pairs.n_pairs);
     CHECK(pairs.n_pairs < q.n_params / 2, what);
     for (int t = 0, k = 0; t < m.n_tensors; t++) { // energies of one tensor as the pairs have them
-        const int channels = gr.tensor_leave[t] >= 0 ? gr.first_unit[gr.tensor_leave[t] + 1] - gr.first_unit[gr.tensor_leave[t]] : 1;
-        if (gr.tensor_enter[t] < 0 || gr.tensor_leave[t] < 0) continue;
-        double *M = ref_doubles((size_t)(m.tensors[t].rows * channels));
+        const int in = gr.tensor_leave[t], out = gr.tensor_enter[t];
+        if (in < 0 || out < 0) continue;
+        const size_t count = (size_t)(m.tensors[t].rows * (gr.first_unit[in + 1] - gr.first_unit[in]));
+        double *M = ref_doubles(count);
         ref_cnn_pair_energies(&m, t, g, M);
-        while (pairs.enter[k] != gr.first_unit[gr.tensor_enter[t]] || pairs.leave[k] != gr.first_unit[gr.tensor_leave[t]]) k++;
-        test_close_d("energy of every pair of channels", &pairs.energy[k], M, (size_t)(m.tensors[t].rows * channels), 1e-14, 0);
+        while (pairs.enter[k] != gr.first_unit[out] || pairs.leave[k] != gr.first_unit[in]) k++;
+        test_close_d("energy of every pair of channels", &pairs.energy[k], M, count, 1e-14, 0);
         free(M);
         break;
     }

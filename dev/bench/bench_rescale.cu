@@ -14,72 +14,7 @@
 // Medians with p10 and p90, of at least 20 runs and one second. Not a test: it asserts nothing about time.
 #define TESTING
 #include "train_mlp.cu"
-
-typedef struct timing {
-    double median, p10, p90;  // seconds
-    int runs;
-} timing;
-
-static int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-// Sorts the samples and takes quantiles.
-static timing summarise(double *seconds, int n) {
-    qsort(seconds, (size_t)n, sizeof *seconds, compare_doubles);
-    const timing t = {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10], n};
-    return t;
-}
-
-enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
-
-// One training step, and on to the next batch.
-static void next_step(trainer *t) {
-    train_step(t);
-    t->run.step++;
-}
-
-// Training steps on a prepared trainer, each of them waiting for the device.
-static timing time_steps(trainer *t, double at_least) {
-    static double samples[MAX_RUNS];
-    double total = 0;
-    int n = 0;
-    for (int warmup = 0; warmup < 3; warmup++) next_step(t);
-    device_synchronize();
-    while (n < MAX_RUNS && (n < MIN_RUNS || total < at_least)) {
-        const double start = log_seconds();
-        next_step(t);
-        device_synchronize();
-        total += samples[n++] = log_seconds() - start;
-    }
-    return summarise(samples, n);
-}
-
-// rescale_model from the same initial parameters every time; the report of the last call.
-static timing time_rescale(trainer *t, double at_least, rescale_report *report) {
-    static double samples[MAX_RUNS];
-    double total = 0;
-    int n = -2;
-    const size_t bytes = t->m.net.n_params * sizeof(float);
-    float *initial = device_floats(t->m.net.n_params);
-    CUDA_CHECK(cudaMemcpy(initial, t->m.net.params, bytes, cudaMemcpyDeviceToDevice));
-    while (n < MIN_RUNS || (n < MAX_RUNS && total < at_least)) {
-        CUDA_CHECK(cudaMemcpy(t->m.net.params, initial, bytes, cudaMemcpyDeviceToDevice));
-        device_synchronize();
-        const double start = log_seconds();
-        if (rescale_model(&t->m, t->c, report)) {
-            fprintf(stderr, "bench_rescale: %s\n", report->message);
-            exit(1);
-        }
-        device_synchronize();
-        if (n++ < 0) continue;  // two warm-up calls
-        total += samples[n - 1] = log_seconds() - start;
-    }
-    CUDA_CHECK(cudaMemcpy(t->m.net.params, initial, bytes, cudaMemcpyDeviceToDevice));
-    CUDA_CHECK(cudaFree(initial));
-    return summarise(samples, n);
-}
+#include "bench.h"
 
 // The published algorithm: sweeps over the hidden units in order, each minimised in closed form with all others fixed, the
 // energies of all parameters stored and updated one by one. a[l], d[l]: squared forward and backward vectors. Returns F.
@@ -147,35 +82,6 @@ static double time_published(const model *m, double *seconds) {
     return F;
 }
 
-// Best rate of gemm() on square matrices, in flop/s.
-static double gemm_ceiling(model *m) {
-    const int n = 1024;
-    float *A = device_floats((size_t)n * n), *Bm = device_floats((size_t)n * n), *C = device_floats((size_t)n * n);
-    double best = 0;
-    for (int i = 0; i < 20; i++) {
-        device_synchronize();
-        const double start = log_seconds();
-        gemm(&m->gemm, 0, 1, n, n, n, 1.0f, A, n, Bm, n, 0.0f, C, n);
-        device_synchronize();
-        best = fmax(best, 2.0 * n * n * n / (log_seconds() - start));
-    }
-    CUDA_CHECK(cudaFree(A));
-    CUDA_CHECK(cudaFree(Bm));
-    CUDA_CHECK(cudaFree(C));
-    return best;
-}
-
-// A data set of random pixels and labels of the net's sizes.
-static dataset random_data(int n, int features, int classes) {
-    dataset d;
-    memset(&d, 0, sizeof d);
-    d.n = n, d.features = features, d.channels = d.height = 1, d.width = features, d.classes = classes, d.mean[0] = 0.5f, d.std[0] = 0.29f;
-    d.pixels = (unsigned char *)malloc((size_t)n * (size_t)features), d.labels = (unsigned char *)malloc((size_t)n);
-    for (size_t i = 0; i < (size_t)n * (size_t)features; i++) d.pixels[i] = (unsigned char)rng_word_at(7, 0, i);
-    for (int i = 0; i < n; i++) d.labels[i] = (unsigned char)(rng_word_at(7, 1, (uint64_t)i) % (unsigned)classes);
-    return d;
-}
-
 static void bench_net(const char *name, const int *dim, int n_dims, int task, double at_least) {
     static trainer t;
     char err[256];
@@ -183,7 +89,7 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     rescale_report report;
     c.task = task;
     memset(&t, 0, sizeof t);
-    dataset d = random_data(2048, dim[0], task == TASK_CLASSIFY ? dim[n_dims - 1] : 10);
+    dataset d = random_data(2048, 1, 1, dim[0], task == TASK_CLASSIFY ? dim[n_dims - 1] : 10);
     t.c = &c, t.ready = -1;
     train_run_init(&t.run, "bench_rescale", VERSION, &c.train);
     train_set_length(&t.run, d.n);
@@ -203,7 +109,6 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     t.m.gemm.timed = 1, t.m.gemm.seconds = t.m.gemm.flops = 0;
     const double start = log_seconds(), fixed_steps = step.runs;
     for (int i = 0; i < (int)fixed_steps; i++) next_step(&t);
-    device_synchronize();
     const double timed = log_seconds() - start, flops = t.m.gemm.flops / fixed_steps;
     t.m.gemm.timed = 0;
     printf("%s,%lld,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%.4f,%d,%.3g,%.3g,%.2f,%.10g,%.10g,%.10g,%zu,%.3f,%.1f,%.1f,%.1f\n", name,
@@ -211,7 +116,7 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
            1e3 * rescale.p10, 1e3 * rescale.p90, rescale.runs, rescale.median / step.median, 1e3 * report.seconds_diag_g,
            1e3 * report.seconds_solve, 1e3 * report.seconds_apply, report.iterations, report.grad_inf, report.grad_tolerance,
            1e3 * published_seconds, report.objective_before, F_published, report.objective_after, rescale_arena_bytes(&net, &o),
-           t.m.gemm.seconds / timed, flops / step.median * 1e-9, t.m.gemm.flops / t.m.gemm.seconds * 1e-9, gemm_ceiling(&t.m) * 1e-9);
+           t.m.gemm.seconds / timed, flops / step.median * 1e-9, t.m.gemm.flops / t.m.gemm.seconds * 1e-9, gemm_ceiling(&t.m.gemm) * 1e-9);
     fflush(stdout);
     model_free(&t.m), device_data_free(&t.train);
 }

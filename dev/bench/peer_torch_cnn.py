@@ -87,7 +87,8 @@ def run_one(net, how, device, at_least):
     t, batch = step_times(net, how, device, at_least)
     n = len(t)
     peak = torch.cuda.max_memory_allocated() / 2 ** 20 if device == "cuda" else peak_mib()
-    print("%s,%d,%s,%.3f,%.3f,%.3f,%d,%.0f" % (net[0], batch, how, 1e3 * t[n // 2], 1e3 * t[n // 10], 1e3 * t[n - 1 - n // 10], n, peak))
+    median, p10, p90 = 1e3 * t[n // 2], 1e3 * t[n // 10], 1e3 * t[n - 1 - n // 10]
+    print("%s,%d,%s,%.3f,%.3f,%.3f,%d,%.0f" % (net[0], batch, how, median, p10, p90, n, peak))
 
 
 def main():
