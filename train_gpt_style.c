@@ -73,7 +73,8 @@ typedef struct config {
 
 static const struct preset {
     int layers, heads, channels, context;
-} presets[] = {{4, 4, 128, 128}, {6, 6, 384, 256}, {12, 12, 768, 1024}};
+    double lr;
+} presets[] = {{4, 4, 128, 128, 3e-3}, {6, 6, 384, 256, 1e-3}, {12, 12, 768, 1024, 6e-4}};
 
 // -------------------------------------------------------------------------------------------------------------- model
 
@@ -1171,8 +1172,8 @@ static config default_config(void) {
     config c;
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
-    c.train.data = "shakespeare", c.train.optimizer = OPTIMIZER_ADAMW, c.train.batch_size = 32, c.train.lr = 1e-3, c.train.weight_decay = 0.1;
-    c.train.schedule = SCHEDULE_COSINE, c.train.warmup = 100, c.train.epochs = 10;
+    c.train.data = "shakespeare", c.train.optimizer = OPTIMIZER_ADAMW, c.train.batch_size = 32, c.train.weight_decay = 0.1;
+    c.train.lr = presets[MODEL_TINY].lr, c.train.schedule = SCHEDULE_COSINE, c.train.warmup = 100, c.train.epochs = 10;
     c.clip = 1, c.beta1 = 0.9, c.beta2 = 0.999;
     c.rescale_sets = "mlp,vo,qk,ln", c.temperature = 0.8, c.prompt = "";
     return c;
@@ -1196,7 +1197,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
         TRAIN_RESCALING_ROWS(o),
         CLI_STRING("rescale-sets", &c->rescale_sets, "LIST", "symmetries to rescale"),
         CLI_GROUP("Training"),
-        CLI_DOUBLE("lr", &o->lr, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "learning rate of AdamW"),
+        CLI_DOUBLE("lr", &o->lr, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "learning rate of AdamW (--model small: 1e-3, 124M: 6e-4)"),
         CLI_DOUBLE("beta1", &c->beta1, "X", 0, 1, CLI_BELOW_MAX, "decay of AdamW's first moment"),
         CLI_DOUBLE("beta2", &c->beta2, "X", 0, 1, CLI_BELOW_MAX, "decay of AdamW's second moment"),
         CLI_DOUBLE("weight-decay", &o->weight_decay, "X", 0, CLI_NO_MAX, 0, "decoupled, on matrices only"),
@@ -1223,6 +1224,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (!c->heads) c->heads = p->heads;
     if (!c->channels) c->channels = p->channels;
     if (!c->context) c->context = p->context;
+    if (!cli_given(options, n, "lr")) o->lr = p->lr;
     if (c->channels % c->heads) cli_usage_error(program, "--heads: %d does not divide the %d channels", c->heads, c->channels);
     c->sets = parse_sets(c->rescale_sets);
     char folder[DATASET_PATH_SIZE];
@@ -1248,6 +1250,8 @@ static int run(config *c) {
     const int64_t windows = ((int64_t)t.data.n_train - 1) / c->context;
     t.windows = windows > 1 && c->train.shuffle == SHUFFLE_EPOCH ? windows - 1 : windows;
     train_set_length(r, t.windows);
+    if ((double)(c->micro_batch ? min_int(c->micro_batch, r->batch) : r->batch) * c->context > INT_MAX / 4)
+        cli_usage_error("train_gpt_style", "--batch-size: too many tokens at once: split the batch by --micro-batch");
     if (model_create(&t.m, c, c->micro_batch ? min_int(c->micro_batch, r->batch) : r->batch, 1, err, sizeof err)) return train_fail(r, err);
     r->net = &t.m.net, r->step_loss = t.step_loss, r->backend = gemm_backend(), r->unit = "tokens", r->units_per_sample = c->context;
     r->test_name = "val", r->trainer = &t, r->flops_per_sample = step_flops(&t.m, 1, t.m.T);

@@ -42,6 +42,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>  // peak memory
 #include <sys/stat.h>
 #include "cuda_common.h"
 
@@ -821,6 +822,9 @@ static inline int train_write_report(train_run *r) {
     snprintf(rate, sizeof rate, "%s_per_second", r->unit);
     log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
     log_json_end(&j);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    log_json_int(&j, "peak_memory_mib", usage.ru_maxrss / 1024);  // of host memory; Linux counts KiB
     device_describe(device, sizeof device);
     log_json_string(&j, "device", device);
     if (r->backend) log_json_string(&j, "gemm", r->backend);
