@@ -216,7 +216,7 @@ ok 'rescaling in training' $tiny --steps 20 --rescale-every 5steps
 check 'rescaling in training: 1 + 3 times' is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
 check 'rescaling in training: the function stays each time' less "$(sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }')" 2e-5
 ok 'one epoch' $tiny --epochs 1 --batch-size 100
-ok 'a preset' --data grammar --limit 20 --model small --steps 0 --quiet
+ok 'a preset' --data grammar --limit 4 --model small --batch-size 2 --steps 0 --quiet
 refuses 1 'try a smaller --lr' $tiny --steps 50 --lr 1e6 --clip 0 --warmup 0
 
 # --------------------------------------------------------------------------------------------- interruption and resume
