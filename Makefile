@@ -43,7 +43,7 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+.PHONY: all help run shakespeare test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
 all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
@@ -94,6 +94,9 @@ build/config.mk: dev/configure.sh Makefile
 
 run: train_mlp compare                          ## trains none / PathCond / ENorm side by side; table and plot in out/
 	@sh dev/run.sh ./train_mlp build/c/dev/compare
+
+shakespeare: train_gpt_style compare            ## trains a language model on tiny Shakespeare in a few minutes, prints a sample
+	@sh dev/shakespeare.sh ./train_gpt_style build/c/dev/compare
 
 # The deliberate mistakes of test_cuda_cpu_errors.cu are for the CPU runtime, with and without sanitizers.
 ERRORS := $(if $(filter cpu,$(DEVICE)),build/errors/test_cuda_cpu_errors build/errors/test_cuda_cpu_errors_san)

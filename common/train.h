@@ -819,8 +819,9 @@ static inline int train_write_report(train_run *r) {
     log_json_number(&j, "seconds", seconds);
     log_json_number(&j, "step_seconds", r->step_seconds);
     const double samples = (double)(r->step - r->first_step) * (double)r->samples / (double)r->steps_per_epoch;
+    log_json_number(&j, "samples_per_second", r->step_seconds > 0 ? samples / r->step_seconds : LOG_NA);
     snprintf(rate, sizeof rate, "%s_per_second", r->unit);
-    log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
+    if (strcmp(r->unit, "samples")) log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
     log_json_end(&j);
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);

@@ -185,7 +185,7 @@ check 'the loss went down' less "$(number "$work/r.json" final_test_loss)" 3.5
 check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 69
 check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-40" ] && [ "$(newest "$work/log")" = 60 ]'
-for key in tokens_per_second output_max_rel_diff final_test_loss final_test_accuracy threads gemm; do
+for key in tokens_per_second samples_per_second peak_memory_mib output_max_rel_diff final_test_loss final_test_accuracy threads gemm; do
     check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
 done
 losses s1
