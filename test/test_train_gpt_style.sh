@@ -168,9 +168,9 @@ for sets in mlp vo qk ln mlp,vo,qk,ln; do
         check "$method $sets in powers of two: the same losses bit for bit" is "$train $test" "$train0 $test0"
     done
 done
-start sweeps --rescale-solver sweeps --rescale-sweeps 3 --report "$work/r.json"
+start sweeps --rescale pathcond --rescale-solver sweeps --rescale-sweeps 3 --report "$work/r.json"
 check 'three sweeps are three sweeps' is "$(number "$work/r.json" sweeps)" 3
-start bounded --rescale-max-log 0.1 --report "$work/r.json"
+start bounded --rescale pathcond --rescale-max-log 0.1 --report "$work/r.json"
 check 'a bound on |log lambda| holds' less "$(number "$work/r.json" max_abs_log_lambda)" 0.1000001
 start small --init-scale 1e-3
 start seeded --seed 2 --rescale none
@@ -178,7 +178,7 @@ check 'another seed: other weights' not same "$work/none" "$work/seeded"
 
 # ------------------------------------------------------------------------------------------- training, logs, determinism
 
-ok 'training' $tiny --steps 60 --lr 1e-2 --warmup 5 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --eval-every 20steps --checkpoint-every 20steps
+ok 'training' $tiny --rescale pathcond --steps 60 --lr 1e-2 --warmup 5 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --eval-every 20steps --checkpoint-every 20steps
 check 'what was rescaled, and that the function stayed, is printed' says 'outputs moved by'
 check 'piped output has no control characters' is "$(tr -d '[:print:]\n' <"$work/out" | wc -c | tr -d ' ')" 0
 check 'the loss went down' less "$(number "$work/r.json" final_test_loss)" 3.5
@@ -193,7 +193,7 @@ check 'saved weights have the loss that was reported' near "$train" "$(awk -F, '
 ok 'quiet' $tiny --steps 2 --quiet
 check 'quiet prints nothing' silent
 
-run2="$tiny --steps 20 --quiet --lr 1e-3"
+run2="$tiny --rescale pathcond --steps 20 --quiet --lr 1e-3"
 ok 'a run' $run2 --save "$work/a" --log-dir "$work/la"
 ok 'again' $run2 --save "$work/b" --log-dir "$work/lb"
 check 'the same command gives the same bits' same "$work/a" "$work/b"
@@ -212,7 +212,7 @@ ok 'in stored order' $run2 --shuffle none --log-dir "$work/lb"
 check '--shuffle none: another order' not is "$(loss_at "$work/la" 3)" "$(loss_at "$work/lb" 3)"
 ok 'other options' $run2 --beta1 0.8 --beta2 0.95 --weight-decay 0 --clip 0 --schedule constant --warmup 0 --rescale-every 5steps --save "$work/b"
 check 'other options: other weights' not same "$work/a" "$work/b"
-ok 'rescaling in training' $tiny --steps 20 --rescale-every 5steps
+ok 'rescaling in training' $tiny --rescale pathcond --steps 20 --rescale-every 5steps
 check 'rescaling in training: 1 + 3 times' is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
 check 'rescaling in training: the function stays each time' less "$(sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }')" 2e-5
 ok 'one epoch' $tiny --epochs 1 --batch-size 100
@@ -222,7 +222,7 @@ refuses 1 'try a smaller --lr' $tiny --steps 50 --lr 1e6 --clip 0 --warmup 0
 # --------------------------------------------------------------------------------------------- interruption and resume
 
 # As in test_train_mlp.sh: stopped where it happens to be, resumed, compared with a run that was not stopped.
-long="$tiny --lr 2e-3 --schedule constant --rescale-every 150steps --eval-every 90steps --micro-batch 5 --quiet"
+long="$tiny --lr 2e-3 --schedule constant --rescale pathcond --rescale-every 150steps --eval-every 90steps --micro-batch 5 --quiet"
 for signal in INT KILL; do
     dir=$work/resume-$signal
     "$damage" signal $signal "$dir/log.csv" 250 "$trainer" $long --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" >"$work/out" 2>"$work/err"
@@ -289,7 +289,7 @@ fi
 # The 124M preset: one step of 4 sequences of 64 tokens, with 8 GiB of address space.
 # shellcheck disable=SC2046
 shard "$work/many.bin" 20240520 1 600 $(awk 'BEGIN { for (i = 0; i < 600; i++) print i * 7919 % 50257 }')
-large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 0 --report $work/r.json"
+large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 0 --rescale pathcond --report $work/r.json"
 printf '%s\n' $large >>"$work/used"
 (ulimit -v 8388608 && OMP_NUM_THREADS=2 && "$trainer" $large) >"$work/out" 2>"$work/err"
 check '124M: a step in less than 8 GiB' eval '[ $? -eq 0 ] && less "$(number "$work/r.json" peak_memory_mib)" 8192'
