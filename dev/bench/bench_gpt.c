@@ -10,6 +10,7 @@
 //     step_gflops        floating-point operations of a step (step_flops in train_gpt_style.c) / median step
 //     products_gflops    the step's products alone: operations / sum of their median times
 //     share              step_gflops / products_gflops
+//     gemm_gflops        the same products inside the steps, where their operands are not in the cache
 //     gemm_1024_gflops   the product of two 1024 x 1024 matrices in the same run, median
 //     attention_ms       all of attention, forward and backward, alone
 //     peak_mib           largest resident size of the process so far
@@ -93,11 +94,13 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     for (size_t i = 0; i < widest; i++) A[i] = (real)((double)(i % 1013) / 506 - 1), W[i] = (real)((double)(i % 997) / 498 - 1);
     for (int round = 0; round < 4 || log_seconds() - start < at_least; round++) {
         for (int k = 0; k < 5; k++, step++) {
+            m.gemm.timed = 1;
             const double t = log_seconds();
             zero_gradients(&m);
             last = forward_backward(&m, B, T, 1.0 / N) / N;
             optimizer_step(&m, c, 3e-4, step);
             add_sample(&steps, log_seconds() - t);
+            m.gemm.timed = 0;
         }
         for (int i = 0; i <= n_shapes; i++)
             for (int k = 0; k < 4; k++) {
@@ -118,9 +121,9 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     for (int i = 0; i < n_shapes; i++)
         flops += 2.0 * shapes[i].M * shapes[i].N * shapes[i].K * shapes[i].count, seconds += shapes[i].count * quantile(&shapes[i].seconds, 0.5);
     const double median = quantile(&steps, 0.5), rate = 1e-9 * step_flops(&m, B, T) / median, products = 1e-9 * flops / seconds;
-    printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * median,
+    printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * median,
            1e3 * quantile(&steps, 0.1), 1e3 * quantile(&steps, 0.9), N / median, rate, products, rate / products,
-           2e-9 * 1024 * 1024 * 1024 / quantile(&square.seconds, 0.5), 1e3 * L * quantile(&attentions, 0.5), usage.ru_maxrss / 1024);
+           1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / quantile(&square.seconds, 0.5), 1e3 * L * quantile(&attentions, 0.5), usage.ru_maxrss / 1024);
     fflush(stdout);
     free(A), free(W), free(Y);
     model_free(&m);
@@ -135,7 +138,7 @@ int main(int argc, char **argv) {
     device_describe(device, sizeof device);
     printf("# %s, %s\n", device, gemm_backend());
     printf("name,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,step_gflops,products_gflops,share,"
-           "gemm_1024_gflops,attention_ms,peak_mib\n");
+           "gemm_gflops,gemm_1024_gflops,attention_ms,peak_mib\n");
     c.layers = 6, c.heads = 6, c.channels = 384, c.context = 256, c.vocabulary = 256;
     if (!strcmp(name, "tiny")) {
         c.layers = 4, c.heads = 4, c.channels = 128, c.context = 128;

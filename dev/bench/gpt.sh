@@ -22,7 +22,7 @@ mkdir -p "$results"
 csv=$results/gpt_$what.csv
 # rows FILE WHEN: our row in the peers' columns
 rows() {
-    awk -F, -v OFS=, -v when="$2" '/^small,/ { print "train_gpt_style (" when ")", $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $19 }' "$1"
+    awk -F, -v OFS=, -v when="$2" '/^small,/ { print "train_gpt_style (" when ")", $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $NF }' "$1"
 }
 case $what in
 peers)

@@ -3,12 +3,14 @@
 #
 #     make -s train_gpt_style && sh dev/paper/shakespeare.sh run    trains what is not there yet (out/paper/shakespeare/...)
 #     sh dev/paper/shakespeare.sh table                             prints dev/paper/results/shakespeare.csv as a table
+#     make -s compare && sh dev/paper/shakespeare.sh plot           dev/paper/results/shakespeare_LR.svg from shakespeare_curves.csv
 #
 # The tiny preset (842,496 parameters, context 128), AdamW, weight decay 0.1, clipped to 1, 100 steps of warm-up, cosine, 16 windows (2,048
 # tokens) a step, 1,000 steps (two epochs); the same seeds, so the same initial weights and the same batches, for every set.
 # One thread per run, as many runs at once as there are processors. A finished run is not repeated.
 # Columns of the CSV: lr, sets, seed, mean training loss of the last 100 steps, validation loss and accuracy at the end, steps until the mean training
 # loss of 100 steps is at or below the last one of `none` with the same seed and rate (0: not within the run), max |log lambda|.
+# shakespeare_curves.csv: lr, sets, step, mean training loss of the 50 steps up to it, mean and standard deviation over the seeds.
 trainer=${TRAINER:-./train_gpt_style} out=out/paper/shakespeare csv=dev/paper/results/shakespeare.csv
 steps=1000 seeds="1 2 3" rates="1e-3 3e-3 1e-2" all="none mlp vo qk ln all"
 
@@ -63,7 +65,32 @@ elif [ "${1:-}" = run ]; then
             done
         done
     } >"$csv.part" && mv "$csv.part" "$csv"
+    {
+        echo "lr,sets,step,train_loss_mean,train_loss_std"
+        for lr in $rates; do
+            for sets in $all; do
+                cat "$out/$lr/$sets"/*/log.csv | awk -F, -v lr="$lr" -v sets="$sets" '
+                $3 == "step" { sum += $4; if ($1 == 1) sum = $4; if ($1 % 50 == 0) { m = sum / 50; sum = 0; n[$1]++; s1[$1] += m; s2[$1] += m * m } }
+                END { for (t = 50; t in n; t += 50) { c = n[t]; v = s2[t] / c - s1[t] / c * s1[t] / c
+                                                      printf "%s,%s,%d,%.5f,%.5f\n", lr, sets, t, s1[t] / c, v > 0 && c > 1 ? sqrt(v * c / (c - 1)) : 0 } }'
+            done
+        done
+    } >"${csv%.csv}_curves.csv"
     sh "$0" table
+elif [ "${1:-}" = plot ]; then
+    for lr in $rates; do
+        runs=
+        for sets in $all; do # the curves as logs that dev/compare reads
+            mkdir -p "$out/curves/$lr/$sets"
+            awk -F, -v lr="$lr" -v sets="$sets" '
+            BEGIN { print "step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s" }
+            $1 == lr && $2 == sets { for (k = 0; k < 2; k++) print $3 "," $3 / 490 "," (k ? "test" : "train") "," $4 ",n/a,n/a,n/a,n/a,n/a" }' "${csv%.csv}_curves.csv" >"$out/curves/$lr/$sets/log.csv"
+            runs="$runs $sets=$out/curves/$lr/$sets"
+        done
+        # shellcheck disable=SC2086
+        build/c/dev/compare --title "tiny Shakespeare, AdamW, lr $lr: mean training loss over 3 seeds" --out "$out/curves/$lr" $runs >/dev/null || exit
+        cp "$out/curves/$lr/compare.svg" "dev/paper/results/shakespeare_$lr.svg"
+    done
 elif [ "${1:-}" = table ]; then
     # Per rate and set: mean +- standard deviation over the seeds; steps as the mean over the seeds that reached it.
     awk -F, '
@@ -90,6 +117,6 @@ elif [ "${1:-}" = table ]; then
         }
     }' "$csv"
 else
-    echo "usage: sh dev/paper/shakespeare.sh run|table" >&2
+    echo "usage: sh dev/paper/shakespeare.sh run|table|plot" >&2
     exit 2
 fi
