@@ -8,7 +8,7 @@
 //     float *work = ... conv_work_floats(&p, images) floats ...         scratch, shared by all layers that run in turn
 //     float *u = ... conv_transformed_floats(&p) floats ...             the transformed weights, kept from forward to backward
 //     conv_forward(&gemm, &p, images, x, weight, bias, relu, y, u, work);     y = relu(conv(x) + bias); bias NULL: none
-//     conv_backward(&gemm, &p, images, x, dy, dweight, dx, accumulate, u, work);
+//     conv_backward(&gemm, &p, images, x, weight, dy, dweight, dx, accumulate, u, work);
 //                             dweight = gradient; dx = (accumulate: +=) gradient of x, or NULL where it is not needed
 //
 // Three algorithms:
@@ -31,7 +31,7 @@
 enum { CONV_DIRECT, CONV_IM2COL, CONV_WINOGRAD };
 enum { CONV_BLOCK = 128 };           // threads of a block, along the channels
 enum { CONV_TILE = 4, CONV_POINTS = 36 };  // Winograd: outputs of a tile along each side; points of a transformed tile (6 x 6)
-enum { CONV_PAD = 16 };              // floats between the matrices of two points: sizes are powers of two, cache sets are few
+enum { CONV_PAD = 16 };               // floats between the matrices of two points: sizes are powers of two, cache sets are few
 
 typedef struct conv_plan {
     int in_c, h, w;                  // input [h][w][in_c]

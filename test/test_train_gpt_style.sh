@@ -1,14 +1,10 @@
 #!/bin/sh
 # test_train_gpt_style.sh -- the language-model trainer as a user meets it: command line, bad input, files, resume, sampling, memory.
 #
-#     sh test/test_train_gpt_style.sh TRAINER          (make test: build/c/train_gpt_style)
+#     sh test/test_train_gpt_style.sh TRAINER [COMPARE]          (make test: build/c/train_gpt_style build/c/dev/compare)
 #
 # Uses the built-in grammar and files written here. Needs POSIX tools and a C compiler; python3, with torch and safetensors, adds checks.
 # Runs on one thread, except where threads are what is compared.
-if [ $# -ne 1 ] || [ ! -x "$1" ]; then
-    echo "usage: sh test/test_train_gpt_style.sh TRAINER" >&2
-    exit 2
-fi
 . "$(dirname -- "$0")/check_trainer.sh"
 sizes="--layers 2 --heads 2 --channels 16 --context 12"
 tiny="--data grammar --limit 200 $sizes --batch-size 8 --eval-every 0"
@@ -33,17 +29,10 @@ shard() {
 
 # ------------------------------------------------------------------------------------------------------- command line
 
-run --help
-check '--help: exit 0, on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "Usage: train_gpt_style"'
-sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' "$work/out" >"$work/options"
-check '--help: lists the options' eval '[ "$(wc -l <"$work/options")" -gt 40 ]'
-check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
-run --version
-check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
-
+helps
+# shellcheck disable=SC2086
+bad_options $tiny
 refuses 2 --layer $tiny --layer 3
-refuses 2 --lr $tiny --lr 0
-refuses 2 --lr $tiny --lr nan
 refuses 2 --beta1 $tiny --beta1 1
 refuses 2 --beta2 $tiny --beta2 -0.1
 refuses 2 --clip $tiny --clip -1
@@ -59,9 +48,6 @@ refuses 2 --top-k $tiny --top-k -1
 refuses 2 --sample $tiny --sample -1
 refuses 2 --micro-batch $tiny --micro-batch -1
 for list in '' mlp, ,mlp mlp,,vo mlp,attn MLP all; do refuses 2 --rescale-sets $tiny --rescale-sets "$list"; done
-refuses 2 '--resume and --load' $tiny --resume "$work/x" --load "$work/y"
-refuses 2 --warmup $tiny --schedule one-cycle --warmup 5
-refuses 2 stray $tiny stray
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
@@ -144,6 +130,11 @@ refuses 1 checksum $load "$work/bad"
 "$damage" cut "$work/bad" 5
 refuses 1 "$work/bad" $load "$work/bad"
 
+# shellcheck disable=SC2086
+bad_outputs $tiny
+# shellcheck disable=SC2086
+no_room --save "$work/full/w" $tiny --steps 0 --save "$work/full/w"
+
 # ------------------------------------------------------------------------------------- initialisation and rescaling
 
 # losses FILE OPTIONS: losses of saved weights, all digits.
@@ -185,9 +176,14 @@ check 'the loss went down' less "$(number "$work/r.json" final_test_loss)" 3.5
 check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 69
 check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-40" ] && [ "$(newest "$work/log")" = 60 ]'
-for key in tokens_per_second samples_per_second peak_memory_mib output_max_rel_diff final_test_loss final_test_accuracy threads gemm; do
+reports "$work/r.json"
+for key in tokens_per_second peak_memory_mib gemm; do
     check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
 done
+if [ -n "$compare" ] && [ -x "$compare" ]; then
+    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
+    check 'the comparison reads the log' is $? 0
+fi
 losses s1
 check 'saved weights have the loss that was reported' near "$train" "$(awk -F, '$3 == "train" { l = $4 } END { print l }' "$work/log/log.csv")" 1e-6
 ok 'quiet' $tiny --steps 2 --quiet
@@ -214,32 +210,23 @@ ok 'other options' $run2 --beta1 0.8 --beta2 0.95 --weight-decay 0 --clip 0 --sc
 check 'other options: other weights' not same "$work/a" "$work/b"
 ok 'rescaling in training' $tiny --rescale pathcond --steps 20 --rescale-every 5steps
 check 'rescaling in training: 1 + 3 times' is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
-check 'rescaling in training: the function stays each time' less "$(sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }')" 2e-5
+check 'rescaling in training: the function stays each time' less "$(moved)" 2e-5
 ok 'one epoch' $tiny --epochs 1 --batch-size 100
 ok 'a preset' --data grammar --limit 4 --model small --batch-size 2 --steps 0 --quiet
 refuses 1 'try a smaller --lr' $tiny --steps 50 --lr 1e6 --clip 0 --warmup 0
 
 # --------------------------------------------------------------------------------------------- interruption and resume
 
-# As in test_train_mlp.sh: stopped where it happens to be, resumed, compared with a run that was not stopped.
 long="$tiny --lr 2e-3 --schedule constant --rescale pathcond --rescale-every 150steps --eval-every 90steps --micro-batch 5 --quiet"
-for signal in INT KILL; do
-    dir=$work/resume-$signal
-    "$damage" signal $signal "$dir/log.csv" 250 "$trainer" $long --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" >"$work/out" 2>"$work/err"
-    check "SIG$signal: exit status" is $? $([ $signal = INT ] && echo 130 || echo 137)
-    [ $signal = KILL ] || check 'interrupted: one line says where' complains "continue with --resume $dir"
-    end=$(($(newest "$dir") + 80))
-    run $long --steps $end --checkpoint-every 70steps --resume "$dir" --save "$dir.resumed"
-    check "SIG$signal: resumed" is $status 0
-    ok "SIG$signal: without interruption" $long --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
-    check "SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
-    check "SIG$signal: the same log" same_log "$dir" "$dir-direct"
-    check "SIG$signal: the same optimizer state" same "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
-done
-refuses 1 --seed $long --steps 1000 --resume "$work/resume-INT" --seed 9
-refuses 1 --batch-size $long --steps 1000 --resume "$work/resume-INT" --batch-size 9
-refuses 1 expected $long --steps 1000 --resume "$work/resume-INT" --channels 32
-refuses 1 "no tensor 'moment1.transformer.h.2.ln_1.weight'" $long --steps 1000 --resume "$work/resume-INT" --layers 3
+rows=250
+interrupted INT 130 run
+interrupted KILL 137 run
+full="$tiny --steps 100 --lr 2e-3 --quiet"
+damaged_checkpoints
+refuses 1 --seed $long --steps 1000 --resume "$work/run-INT" --seed 9
+refuses 1 --batch-size $long --steps 1000 --resume "$work/run-INT" --batch-size 9
+refuses 1 expected $long --steps 1000 --resume "$work/run-INT" --channels 32
+refuses 1 "no tensor 'moment1.transformer.h.2.ln_1.weight'" $long --steps 1000 --resume "$work/run-INT" --layers 3
 
 # ------------------------------------------------------------------------------------------------------------- sampling
 
@@ -298,5 +285,4 @@ check '124M: the first loss is ln 50257 within 2%' near "$(sed -n 's/^epoch   0.
 check '124M: outputs moved by at most 2e-5' less "$(number "$work/r.json" output_max_rel_diff)" 2e-5
 grep -e 'parameters' -e 'rescaled' "$work/out" | cut -c 1-200
 
-every_option_is_used
-summary
+ends_exercised
