@@ -43,9 +43,9 @@ CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard 
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help run test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
+.PHONY: all help run shakespeare test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
-all: train_mlp train_cnn compare                ## builds the trainers for this machine
+all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
 help:                                           ## this list
 	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 18
@@ -76,11 +76,14 @@ $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
 build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
 build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
+build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
 train_cnn: $(B)/train_cnn                       ## the trainer of convolutional nets: ./train_cnn --help
 	@ln -sf $(B)/train_cnn train_cnn
+train_gpt_style: build/c/train_gpt_style        ## the language-model trainer, on the CPU only: ./train_gpt_style --help
+	@ln -sf build/c/train_gpt_style train_gpt_style
 compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
 
 build/config.mk: dev/configure.sh Makefile
@@ -91,6 +94,9 @@ build/config.mk: dev/configure.sh Makefile
 
 run: train_mlp compare                          ## trains none / PathCond / ENorm side by side; table and plot in out/
 	@sh dev/run.sh ./train_mlp build/c/dev/compare
+
+shakespeare: train_gpt_style compare            ## trains a language model on tiny Shakespeare in a few minutes, prints a sample
+	@sh dev/shakespeare.sh ./train_gpt_style build/c/dev/compare
 
 # The deliberate mistakes of test_cuda_cpu_errors.cu are for the CPU runtime, with and without sanitizers.
 ERRORS := $(if $(filter cpu,$(DEVICE)),build/errors/test_cuda_cpu_errors build/errors/test_cuda_cpu_errors_san)
@@ -103,7 +109,7 @@ build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(
 	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
 
 test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp train_cnn compare test-programs           ## runs every test; the last line counts them
+test: train_mlp train_cnn train_gpt_style compare test-programs ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c
 
 bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
@@ -126,4 +132,4 @@ fuzz:                                           ## a short deterministic fuzz of
 	@sh test/fuzz.sh
 
 clean:                                          ## removes build/ and out/, keeps data/
-	rm -rf build out train_mlp train_cnn
+	rm -rf build out train_mlp train_cnn train_gpt_style

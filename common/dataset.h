@@ -28,7 +28,9 @@
 //     dataset_limit(&d, n)                      keeps the first n samples (all of them when n > d.n); n >= 1
 //     dataset_sample(&d, i, out)                sample i as out[features], normalised per channel
 //     dataset_moons, dataset_images             the built-in sets with other sizes, seeds and noise
-//     dataset_text_load(name_or_path, data_dir, &text, err, err_size)         the bytes of a file
+//     dataset_text_load(name_or_path, data_dir, &text, err, err_size)         the bytes of a file; `shakespeare` as filled by
+//                                               get_data.sh; `grammar`: built in, 1,000,000 bytes
+//     dataset_grammar(&text, n, seed, err, err_size)                          sentences of a small grammar, n bytes
 //     dataset_shard_load(path, &shard, err, err_size)                         a shard of 16-bit tokens (llm.c's format)
 //     dataset_text_free(&text), dataset_shard_free(&shard)
 //
@@ -683,12 +685,67 @@ static inline void dataset_sample(const dataset *d, int i, float *out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Text and tokens
 
-// Reads a file's bytes: `shakespeare` is data_dir/shakespeare/tinyshakespeare.txt (data_dir NULL: "data"), anything
-// else a path. An empty file is an error.
+// Appends a word and what follows it, as far as there is room.
+static inline size_t dataset_append(unsigned char *out, size_t used, size_t n, const char *word, char after) {
+    for (; *word && used < n; word++) out[used++] = (unsigned char)*word;
+    if (used < n) out[used++] = (unsigned char)after;
+    return used;
+}
+
+// English-like text of n bytes, one sentence per line: "the old teacher that likes the cats sees a bird." Verbs agree in number with
+// their noun across relative clauses, so that there is something to learn beyond the next few letters. Sentence i is a function of
+// (seed, i): a longer text begins with the shorter one.
+static inline int dataset_grammar(dataset_text *text, size_t n, uint64_t seed, char *err, size_t err_size) {
+    static const char *const noun[8][2] = {{"cat", "cats"}, {"dog", "dogs"}, {"bird", "birds"}, {"child", "children"}, {"king", "kings"},
+                                           {"teacher", "teachers"}, {"fox", "foxes"}, {"woman", "women"}};
+    static const char *const verb[6][2] = {{"sees", "see"}, {"likes", "like"}, {"follows", "follow"}, {"hears", "hear"}, {"knows", "know"},
+                                           {"fears", "fear"}};
+    static const char *const alone[4][2] = {{"sleeps", "sleep"}, {"runs", "run"}, {"sings", "sing"}, {"waits", "wait"}};
+    static const char *const adjective[6] = {"old", "small", "quiet", "happy", "tired", "clever"};
+    memset(text, 0, sizeof *text);
+    if (n < 1 || n > SIZE_MAX / 2 || !(text->bytes = (unsigned char *)malloc(n)))
+        return dataset_error(err, err_size, "grammar: expected room for %zu bytes", n);
+    for (uint64_t sentence = 0; text->n < n; sentence++) {
+        uint32_t draw = 0;
+        int plural[3], depth = 0;  // nouns whose verb is still to come
+        for (int open = 1; open > 0;) {
+            if (depth < open) {    // a noun phrase, perhaps with a relative clause that opens another one
+                plural[depth] = dataset_random_int(seed, sentence, draw++, 0, 1);
+                text->n = dataset_append(text->bytes, text->n, n, dataset_random_int(seed, sentence, draw++, 0, 1) || plural[depth] ? "the" : "a", ' ');
+                if (dataset_random_int(seed, sentence, draw++, 0, 2) == 0)
+                    text->n = dataset_append(text->bytes, text->n, n, adjective[dataset_random_int(seed, sentence, draw++, 0, 5)], ' ');
+                text->n = dataset_append(text->bytes, text->n, n, noun[dataset_random_int(seed, sentence, draw++, 0, 7)][plural[depth]], ' ');
+                depth++;
+                if (depth < 3 && dataset_random_int(seed, sentence, draw++, 0, 2) == 0) {
+                    text->n = dataset_append(text->bytes, text->n, n, "that", ' ');
+                    open++;
+                }
+                continue;
+            }
+            depth--, open--;       // the verb of the latest open noun; the last one may have an object
+            const int number = plural[depth], object = dataset_random_int(seed, sentence, draw++, 0, 1);
+            if (open > 0 || object) {
+                text->n = dataset_append(text->bytes, text->n, n, verb[dataset_random_int(seed, sentence, draw++, 0, 5)][number], ' ');
+                if (open > 0) continue;
+                const int many = dataset_random_int(seed, sentence, draw++, 0, 1);
+                text->n = dataset_append(text->bytes, text->n, n, "the", ' ');
+                text->n = dataset_append(text->bytes, text->n, n, noun[dataset_random_int(seed, sentence, draw++, 0, 7)][many], '.');
+            } else {
+                text->n = dataset_append(text->bytes, text->n, n, alone[dataset_random_int(seed, sentence, draw++, 0, 3)][number], '.');
+            }
+        }
+        text->n = dataset_append(text->bytes, text->n, n, "", '\n');
+    }
+    return 0;
+}
+
+// Reads a file's bytes: `shakespeare` is data_dir/shakespeare/tinyshakespeare.txt (data_dir NULL: "data"), `grammar` the built-in
+// sentences, anything else a path. An empty file is an error.
 static inline int dataset_text_load(const char *name_or_path, const char *data_dir, dataset_text *text, char *err,
                                     size_t err_size) {
     dataset_file f;
     const int named = !strcmp(name_or_path, "shakespeare");
+    if (!strcmp(name_or_path, "grammar")) return dataset_grammar(text, 1000000, 20250101, err, err_size);
     char dir[DATASET_PATH_SIZE] = "", hint[DATASET_PATH_SIZE + 128] = "";
     memset(text, 0, sizeof *text);
     if (!data_dir) data_dir = "data";

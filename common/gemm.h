@@ -366,7 +366,8 @@ static inline void gemm_tile(int mr, int nr, int kc, const float *a, ptrdiff_t a
     }
 }
 
-// dst[c * ds + r] = src[r * ss + c]: the packing of a matrix whose rows run along k. Blocks of 4 x 4 in registers.
+// dst[c * ds + r] = src[r * ss + c]: the packing of a matrix whose rows run along k. Blocks of 4 x 4 in registers; the next four rows
+// are prefetched, as packing is where a product meets operands that are in no cache.
 static inline void gemm_transpose(int rows, int cols, const float *src, ptrdiff_t ss, float *dst, ptrdiff_t ds) {
     int r = 0;
     for (; r + 4 <= rows; r += 4) {
@@ -374,6 +375,10 @@ static inline void gemm_transpose(int rows, int cols, const float *src, ptrdiff_
         float *d = dst + r;
         int c = 0;
         for (; c + 4 <= cols; c += 4) {
+            if (c % 16 == 0 && r + 8 <= rows) {
+                __builtin_prefetch(s + 4 * ss + c), __builtin_prefetch(s + 5 * ss + c);
+                __builtin_prefetch(s + 6 * ss + c), __builtin_prefetch(s + 7 * ss + c);
+            }
             const gemm_vec4 x0 = *(const gemm_vec4_u *)(s + c), x1 = *(const gemm_vec4_u *)(s + ss + c);
             const gemm_vec4 x2 = *(const gemm_vec4_u *)(s + 2 * ss + c), x3 = *(const gemm_vec4_u *)(s + 3 * ss + c);
             const gemm_vec4 lo01 = GEMM_SHUFFLE4(x0, x1, 0, 4, 1, 5), hi01 = GEMM_SHUFFLE4(x0, x1, 2, 6, 3, 7);
@@ -407,6 +412,8 @@ static inline void gemm_pack_a(int trans_a, int mc, int kc, const float *A, ptrd
     }
     for (int l = 0; l < kc && trans_a; l++) {
         const float *s = A + l * lda;
+        if (l + 8 < kc)
+            for (int i = 0; i < mc; i += 16) __builtin_prefetch(s + 8 * lda + i);
         for (int p = 0, i0 = 0; p < panels; p++) {
             const int mr = base + (p < rest);
             float *d = dst + (ptrdiff_t)i0 * kc + l * mr;
@@ -424,6 +431,8 @@ static inline void gemm_pack_b(int trans_b, int kc, int nr, const float *B, ptrd
     for (int l = 0; l < kc && !trans_b; l++) {
         const float *s = B + l * ldb;
         int j0 = 0;
+        if (l + 8 < kc)
+            for (int j = 0; j < nr; j += 16) __builtin_prefetch(s + 8 * ldb + j);
         for (; j0 + GEMM_NR <= nr; j0 += GEMM_NR)
             memcpy(dst + (ptrdiff_t)j0 * kc + l * GEMM_NR, s + j0, GEMM_NR * sizeof(float));
         if (j0 < nr) {

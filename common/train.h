@@ -42,6 +42,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>  // peak memory
 #include <sys/stat.h>
 #include "cuda_common.h"
 
@@ -434,6 +435,7 @@ typedef struct train_run {
     const char *backend;         // of matrix products, for the report; or NULL
     const char *unit;            // what throughput counts: "samples", or "tokens" with units_per_sample = context length
     double units_per_sample;     // 1
+    double flops_per_sample;     // of a training step, for GFLOP/s beside throughput in the progress line; 0: neither is shown
     const char *test_name;       // what lines call the second data set: "test", or "val"; log.csv and the report say test
     void *trainer;
     // Step number `step`: batch, forward, loss, backward, update. The loop counts.
@@ -750,10 +752,16 @@ static inline int train_loop(train_run *r) {
         r->step++;
         const int due = log_progress_due(&r->progress);
         if ((due || r->step - r->fetched == TRAIN_LOSS_RING) && train_fetch_losses(r)) return 1;
-        if (due)
-            log_progress_update(&r->progress, "epoch %.2f of %.0f  step %lld  loss %.4f  %.2f ms/step",
+        if (due) {
+            const double seconds = r->step_seconds / (double)(r->step - r->first_step);
+            char rate[96] = "";
+            if (r->flops_per_sample > 0)
+                snprintf(rate, sizeof rate, "  %.0f %s/s  %.0f GFLOP/s", r->batch * r->units_per_sample / seconds, r->unit,
+                         1e-9 * r->batch * r->flops_per_sample / seconds);
+            log_progress_update(&r->progress, "epoch %.2f of %.0f  step %lld  loss %.4f  %.2f ms/step%s",
                                 (double)r->step / (double)r->steps_per_epoch, (double)r->total_steps / (double)r->steps_per_epoch,
-                                (long long)r->step, r->loss, 1e3 * r->step_seconds / (double)(r->step - r->first_step));
+                                (long long)r->step, r->loss, 1e3 * seconds, rate);
+        }
         if (eval && r->step % eval == 0) {
             if (train_fetch_losses(r) || train_evaluate(r)) return 1;
             evaluated = r->step;
@@ -811,9 +819,13 @@ static inline int train_write_report(train_run *r) {
     log_json_number(&j, "seconds", seconds);
     log_json_number(&j, "step_seconds", r->step_seconds);
     const double samples = (double)(r->step - r->first_step) * (double)r->samples / (double)r->steps_per_epoch;
+    log_json_number(&j, "samples_per_second", r->step_seconds > 0 ? samples / r->step_seconds : LOG_NA);
     snprintf(rate, sizeof rate, "%s_per_second", r->unit);
-    log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
+    if (strcmp(r->unit, "samples")) log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
     log_json_end(&j);
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    log_json_int(&j, "peak_memory_mib", usage.ru_maxrss / 1024);  // of host memory; Linux counts KiB
     device_describe(device, sizeof device);
     log_json_string(&j, "device", device);
     if (r->backend) log_json_string(&j, "gemm", r->backend);

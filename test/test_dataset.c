@@ -342,6 +342,46 @@ static void test_gz(void) {
 }
 #endif
 
+// The built-in text: exactly n bytes, the same every time, a longer one begins with the shorter; whole sentences whose verbs agree.
+static void test_grammar(void) {
+    dataset_text text, longer;
+    CHECK(!dataset_grammar(&text, 5000, 7, err, sizeof err) && text.n == 5000, "grammar: as many bytes as asked for");
+    CHECK(!dataset_grammar(&longer, 6000, 7, err, sizeof err) && !memcmp(text.bytes, longer.bytes, text.n), "grammar: a longer text goes on");
+    dataset_text_free(&longer);
+    CHECK(!dataset_grammar(&longer, 5000, 8, err, sizeof err) && memcmp(text.bytes, longer.bytes, text.n), "grammar: another seed, another text");
+    dataset_text_free(&longer);
+    int fine = 1, sentences = 0;
+    for (size_t i = 0; i < text.n; i++) {
+        const unsigned char c = text.bytes[i];
+        fine = fine && ((c >= 'a' && c <= 'z') || c == ' ' || c == '.' || c == '\n') && (c != '\n' || (i > 0 && text.bytes[i - 1] != ' '));
+        sentences += c == '.';
+    }
+    CHECK(fine && sentences > 80, "grammar: words, blanks, full stops, lines");
+    static const char *const nouns = " cat cats dog dogs bird birds child children king kings teacher teachers fox foxes woman women ";
+    int singular = 0, plural = 0, agree = 1;
+    char word[16], noun[20] = "";
+    for (size_t i = 0, length = 0; i < text.n; i++) {
+        if (text.bytes[i] != ' ' && length < sizeof word - 1) {
+            word[length++] = (char)text.bytes[i];
+            continue;
+        }
+        word[length] = 0;
+        if (noun[0] && strcmp(word, "that")) {  // a verb follows its noun: with s where the noun is singular
+            const int many = noun[strlen(noun) - 2] == 's' || strstr(noun, "ren") || strstr(noun, "women"), s = strcspn(word, ".") - 1 < length && word[strcspn(word, ".") - 1] == 's';
+            agree = agree && s == !many, singular += !many, plural += many;
+        }
+        snprintf(noun, sizeof noun, " %s ", word);
+        if (!strstr(nouns, noun)) noun[0] = 0;
+        length = 0;
+        if (text.bytes[i] == '.') noun[0] = 0;
+    }
+    CHECK(agree && singular > 30 && plural > 30, "grammar: verbs agree with their nouns");
+    dataset_text_free(&text);
+    CHECK(dataset_grammar(&text, 0, 7, err, sizeof err) == -1 && !text.bytes, "grammar: of no bytes");
+    CHECK(!dataset_text_load("grammar", NULL, &text, err, sizeof err) && text.n == 1000000, "grammar: by name");
+    dataset_text_free(&text);
+}
+
 static void test_text_and_shard(void) {
     dataset_text text;
     dataset_shard shard;
@@ -563,6 +603,7 @@ int main(int argc, char **argv) {
     test_names();
     test_cifar();
     test_gz();
+    test_grammar();
     test_text_and_shard();
     test_moons();
     test_images();

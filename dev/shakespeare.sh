@@ -1,0 +1,23 @@
+#!/bin/sh
+# shakespeare.sh -- `make shakespeare`: trains the tiny language model on tiny Shakespeare and prints a sample.
+#
+#     sh dev/shakespeare.sh TRAINER COMPARE [options, e.g. --epochs 3 --rescale none]
+#
+# Data through data/get_data.sh; where no source can be reached, the built-in grammar. Results in out/shakespeare/: log.csv, report.json, checkpoints,
+# model.safetensors, compare.svg (loss and accuracy by epoch).
+trainer=$1 compare=$2 out=out/shakespeare
+if [ $# -lt 2 ]; then
+    echo "usage: sh dev/shakespeare.sh TRAINER COMPARE [OPTION...] (run make shakespeare)" >&2
+    exit 2
+fi
+shift 2
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}" # as in run.sh
+data=shakespeare
+if ! sh data/get_data.sh shakespeare; then
+    data=grammar
+    echo "tiny Shakespeare could not be had: using the built-in grammar instead (--data grammar)"
+fi
+mkdir -p out || exit 1
+echo "== $trainer --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: $*"
+"$trainer" --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: "$@" || exit
+"$compare" --title "tiny transformer on $data" --out $out model=$out
