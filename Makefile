@@ -42,6 +42,7 @@ C_TESTS := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)))
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
+KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
 .PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
 
@@ -71,11 +72,14 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
+$(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
+
 # Tests and benchmarks include a trainer.
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
 build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
-build/cpu/test/test_cnn build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
+build/cpu/test/test_cnn build/cpu/dev/bench/bench_cnn build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
+build/cuda/dev/kernels/max_pool: train_cnn.cu
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
