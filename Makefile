@@ -3,7 +3,7 @@
 #     make run            trains with and without rescaling, side by side; no GPU needed
 #     make test           runs all tests
 #     make DEVICE=cuda    forces the GPU build, DEVICE=cpu the CPU build; default: a GPU where nvcc and a GPU are found
-# Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0, ZLIB=0, CUDA_ARCH="80 90".
+# Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -44,7 +44,7 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run test test-programs bench gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
+.PHONY: all help run test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
 
 all: train_mlp train_cnn compare                ## builds the trainers for this machine
 
@@ -110,8 +110,11 @@ test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU
 test: train_mlp train_cnn compare test-programs           ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c
 
-bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time; tables in dev/bench/
-	@sh dev/bench/run.sh $(B) build/c
+bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
+	@sh dev/bench/run.sh $(B) build/c $(BENCH)
+
+tables:                                         ## writes the tables in the documents anew from their CSV files
+	@sh dev/tables.sh README.md
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
 	@sh dev/gpu_check.sh

@@ -8,7 +8,7 @@
 //     float *work = ... conv_work_floats(&p, images) floats ...         scratch, shared by all layers that run in turn
 //     float *u = ... conv_transformed_floats(&p) floats ...             the transformed weights, kept from forward to backward
 //     conv_forward(&gemm, &p, images, x, weight, bias, relu, y, u, work);     y = relu(conv(x) + bias); bias NULL: none
-//     conv_backward(&gemm, &p, images, x, dy, dweight, dx, accumulate, u, work);
+//     conv_backward(&gemm, &p, images, x, weight, dy, dweight, dx, accumulate, u, work);
 //                             dweight = gradient; dx = (accumulate: +=) gradient of x, or NULL where it is not needed
 //
 // Three algorithms:
@@ -31,7 +31,7 @@
 enum { CONV_DIRECT, CONV_IM2COL, CONV_WINOGRAD };
 enum { CONV_BLOCK = 128 };           // threads of a block, along the channels
 enum { CONV_TILE = 4, CONV_POINTS = 36 };  // Winograd: outputs of a tile along each side; points of a transformed tile (6 x 6)
-enum { CONV_PAD = 16 };              // floats between the matrices of two points: sizes are powers of two, cache sets are few
+enum { CONV_PAD = 16 };               // floats between the matrices of two points: sizes are powers of two, cache sets are few
 
 typedef struct conv_plan {
     int in_c, h, w;                  // input [h][w][in_c]
@@ -108,10 +108,9 @@ static __global__ void conv_im2col_kernel(float *__restrict__ columns, const flo
     const int pixel = blockIdx.y, image = pixel / (p.out_h * p.out_w), rest = pixel % (p.out_h * p.out_w);
     const int y = rest / p.out_w * p.stride - p.pad + (int)blockIdx.z, first = (rest % p.out_w * p.stride - p.pad) * p.in_c;
     if (j >= run) return;
-    const int at = first + j;
-    const float inside = (float)((int)((unsigned)y < (unsigned)p.h) & (int)((unsigned)at < (unsigned)row));
+    const int at = first + j, limit = (unsigned)y < (unsigned)p.h ? row : 0;  // a row outside the image has no pixels
     const float *line = x + ((size_t)image * p.h + min(max(y, 0), p.h - 1)) * row;
-    columns[((size_t)pixel * p.kernel_h + blockIdx.z) * run + j] = inside * line[min(max(at, 0), row - 1)];
+    columns[((size_t)pixel * p.kernel_h + blockIdx.z) * run + j] = (unsigned)at < (unsigned)limit ? line[at] : 0.0f;
 }
 
 // Adjoint, one kernel position (ky, kx) per launch, so that no two threads add to the same element:
@@ -177,13 +176,13 @@ static __device__ __forceinline__ void conv_weight_adjoint_1d(float u0, float u1
     w[2] = u5 - 1.0f / 3.0f * a + 1.0f / 3.0f * c;
 }
 
-// u[point][o][i] = G w[o][i] G^T; thread i, blockIdx.y = o.
-static __global__ void conv_weight_kernel(float *__restrict__ u, const float *__restrict__ weight, int in_c, size_t stride) {
+// u[point][o][i] = G w[o][i] G^T; thread i, blockIdx.y = o. taps is 9: GCC vectorises loads with a stride it does not know.
+static __global__ void conv_weight_kernel(float *__restrict__ u, const float *__restrict__ weight, int in_c, int taps, size_t stride) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, o = blockIdx.y;
     if (i >= in_c) return;
-    const float *w = weight + (size_t)o * in_c * 9;
+    const float *w = weight + (size_t)o * in_c * taps;
     float *out = u + (size_t)o * in_c, t[3][6];
-    UNROLL for (int k = 0; k < 3; k++) conv_weight_1d(w[9 * i + k], w[9 * i + 3 + k], w[9 * i + 6 + k], t[k]);
+    UNROLL for (int k = 0; k < 3; k++) conv_weight_1d(w[taps * i + k], w[taps * i + 3 + k], w[taps * i + 6 + k], t[k]);
     UNROLL for (int k = 0; k < 6; k++) {
         float r[6];
         conv_weight_1d(t[0][k], t[1][k], t[2][k], r);
@@ -330,7 +329,7 @@ static inline void conv_forward(gemm_context *g, const conv_plan *p, int images,
     const int chunk = conv_chunk(p, images), columns = conv_columns(p), pixels = p->out_h * p->out_w;
     if (p->algorithm == CONV_WINOGRAD) {
         const size_t su = conv_point_stride(p->out_c, p->in_c);
-        conv_weight_kernel<<<conv_grid(p->in_c, p->out_c, 1), CONV_BLOCK>>>(u, weight, p->in_c, su);
+        conv_weight_kernel<<<conv_grid(p->in_c, p->out_c, 1), CONV_BLOCK>>>(u, weight, p->in_c, 9, su);
         for (int first = 0; first < images; first += chunk) {
             const int n = images - first < chunk ? images - first : chunk, tiles = n * conv_tiles(p);
             const size_t sv = conv_point_stride(tiles, p->in_c), sm = conv_point_stride(tiles, p->out_c);

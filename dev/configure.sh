@@ -3,7 +3,8 @@
 #
 #     MARCH    -march=native, or the nearest this compiler knows         DEFS, LIBS   OpenBLAS and zlib when present
 #     OPENMP   -fopenmp when it works                                    FCF          -fcf-protection=none on x86
-# Environment: CC, CXX, NVCC; OPENBLAS=0 and ZLIB=0 leave the library out.
+# Environment: CC, CXX, NVCC; OPENBLAS=0 and ZLIB=0 leave the library out, OPENBLAS=1 asks for it. Unset, OpenBLAS is used when present,
+# but not on processors with AVX-512, where the built-in matrix product is faster than the one in distributions (make bench).
 CC=${CC:-cc} CXX=${CXX:-c++}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
@@ -30,7 +31,9 @@ else
     echo "configure: no OpenMP: everything runs on one thread (install libgomp, or libomp-dev for clang)" >&2
 fi
 defs= libs=
-if [ "${OPENBLAS:-1}" = 0 ]; then
+if [ "${OPENBLAS:-}" = 0 ]; then
+    :
+elif [ -z "${OPENBLAS:-}" ] && printf '#ifndef __AVX512F__\n#error\n#endif\nint main(void){return 0;}' | works "$CC" $march; then
     :
 elif printf '#include <cblas.h>\nint main(void){openblas_set_num_threads(1);return 0;}' | works "$CC" -lopenblas; then
     defs="$defs -DUSE_OPENBLAS" libs="$libs -lopenblas"

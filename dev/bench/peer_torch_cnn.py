@@ -7,7 +7,7 @@
 The same step: forward, cross-entropy, backward, SGD with momentum 0.9, PyTorch's default initialisation, images and labels already
 on the device. On the CPU fp32, batch 32 (small: 128), in PyTorch's default memory format (nchw) and in channels_last; threads:
 OMP_NUM_THREADS or all. On CUDA batch 512: fp32 with TF32 matrix products, and bf16 autocast, both channels_last, eager and
-compiled. CSV on stdout: medians with p10 and p90 of at least 20 steps and S seconds (default 1), after warm-up. peak_mib is the
+compiled. CSV on stdout: medians with p10 and p90 of at least 20 steps and S seconds (default 1), after warm-up. torch_peak_mib is the
 largest resident size of a process that runs this net alone (ru_maxrss; the remark says how much of it torch itself is), on CUDA
 the allocator's peak. Exit status 77 without torch, or without a GPU when one is asked for.
 """
@@ -110,7 +110,7 @@ def main():
     else:
         print("# PyTorch %s, %d threads, SGD momentum 0.9; a process that only imports torch: %.0f MiB"
               % (torch.__version__, torch.get_num_threads(), peak_mib()))
-    print("net,batch,format,torch_step_ms,torch_p10,torch_p90,runs,peak_mib", flush=True)
+    print("net,batch,format,torch_step_ms,torch_p10,torch_p90,runs,torch_peak_mib", flush=True)
     failed = False
     for net in NETS:
         if args.only and net[0] != args.only:
