@@ -45,7 +45,7 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run test test-programs kernels kernels-list kernels-test kernels-bench kernels-report bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
+.PHONY: all help run test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn compare
 
 all: train_mlp train_cnn compare                ## builds the trainers for this machine
 
@@ -119,6 +119,12 @@ kernels-list kernels-report kernels-bench: $(KERNEL_PROGRAMS)
 	@sh dev/kernels/run.sh $(@:kernels-%=%) $(B) $(KERNELS_USED)
 kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(filter build/nvcc/%,$(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$(a)/dev/kernels/%.o))))
 	@sh dev/kernels/run.sh test $(B) $(KERNELS_USED)
+# The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in every thread order.
+build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h test/test.h build/config.mk
+	@mkdir -p $(@D)
+	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -Ibuild/cpu -I. -Itest \
+	    -x c++ $< -x none -o $@ -lm
+kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
 kernels: kernels-test                           ## checks the kernel variants of dev/kernels; make -C dev/kernels list, test, bench
 
 test-programs: $(KERNEL_PROGRAMS) $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage

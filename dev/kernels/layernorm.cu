@@ -167,7 +167,7 @@ RUN_FORWARD(warp_registers, c->block / 32)
 RUN_FORWARD(block_per_row, 1)
 
 static const variant forward_variants[] = {
-    {"thread_per_row", "a thread walks along its row three times", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
+    {"thread_per_row", "a thread walks along its row three times", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 20},
     {"warp_per_row", "neighbouring lanes, neighbouring elements", run_warp_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_shifted", "both sums in one pass, shifted by the first element", run_warp_shifted, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_registers", "the row stays in registers", run_warp_registers, FP32, 0, {32, 128, 256}, kept, 0},

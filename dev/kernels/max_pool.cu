@@ -245,7 +245,8 @@ static __global__ void gather_unrolled(float *__restrict__ dx, const float *__re
     float sum = 0.0f;
     UNROLL for (int k = 0; k < WINDOW; k++) {
         const int out = (at_y[k / SIDE] * s.out_w + at_x[k % SIDE]) * s.c + c;
-        sum += (on_y[k / SIDE] & on_x[k % SIDE] & (int)((arg + start)[out] == k) ? 1.0f : 0.0f) * (d + start)[out];
+        const float on = (float)(on_y[k / SIDE] & on_x[k % SIDE]), won = (float)(int)((arg + start)[out] == k);
+        sum += on * won * (d + start)[out];
     }
     (dx + ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * s.c)[c] = sum;
 }

@@ -134,7 +134,7 @@ static const variant normal_variants[] = {
 };
 
 #define TEST_SHAPES "1 3 4 5 1000 65539"
-#define CPU_SHAPES "262144 16777216"
+#define CPU_SHAPES "262144 4194304"
 #define GPU_SHAPES "262144 16777216 33554432"
 static const operation operations[] = {
     {"uniform_init", "w[i] uniform in [-bound, bound)", "n", uniform_problem, uniform_reference, VARIANTS(uniform_variants), TEST_SHAPES, CPU_SHAPES,

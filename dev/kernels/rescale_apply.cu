@@ -123,22 +123,25 @@ template <int VECTOR> __global__ void one_launch(float *__restrict__ w, const do
                                                  const int *__restrict__ table) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     const int *entry = table + FIELDS * blockIdx.y;
-    const int first = entry[3], end = min(first + (int)STRIP, entry[4]), cols = entry[5];
-    float *tile = w + (size_t)entry[0];
-    const double *factor = col + entry[2], *rows = row + entry[1];
+    const int first = entry[3], last = entry[4] - 1 - first, cols = entry[5];
+    float *__restrict__ tile = w + (size_t)entry[0] + (size_t)first * cols;
+    const double *__restrict__ factor = col + entry[2], *__restrict__ rows = row + entry[1] + first;
     if (VECTOR && (cols | entry[0]) % 4 == 0) {
         if (4 * c >= cols) return;
         const double f0 = factor[4 * c], f1 = factor[4 * c + 1], f2 = factor[4 * c + 2], f3 = factor[4 * c + 3];
-        for (int o = first; o < end; o++) {
-            float4 *p = (float4 *)(tile + (size_t)o * cols) + c;
-            const double r = rows[o];
-            *p = make_float4(scaled(p->x, r * f0), scaled(p->y, r * f1), scaled(p->z, r * f2), scaled(p->w, r * f3));
+        UNROLL for (int k = 0; k < STRIP; k++) {
+            if (k > last) break;
+            float4 *p = (float4 *)(tile + k * cols) + c;
+            *p = make_float4(scaled(p->x, rows[k] * f0), scaled(p->y, rows[k] * f1), scaled(p->z, rows[k] * f2), scaled(p->w, rows[k] * f3));
         }
         return;
     }
     for (int i = c; i < cols; i += (int)(gridDim.x * blockDim.x)) {
         const double f = factor[i];
-        for (int o = first; o < end; o++) tile[(size_t)o * cols + i] = scaled(tile[(size_t)o * cols + i], rows[o] * f);
+        UNROLL for (int k = 0; k < STRIP; k++) {  // rows past the end: the last one again, times 1
+            const int o = min(k, last);
+            tile[o * cols + i] = scaled(tile[o * cols + i], k <= last ? rows[o] * f : 1.0);
+        }
     }
 }
 static int widest(const int *dim) { return dim[0] > 1 ? dim[2] : tensor_of(dim, 0).cols; }

@@ -150,7 +150,7 @@ static void run_block_online(const call *c) {
 }
 
 static const variant forward_variants[] = {
-    {"thread_per_row", "a thread walks along its row, twice", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
+    {"thread_per_row", "a thread walks along its row, twice", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 20},
     {"warp_per_row", "neighbouring lanes, neighbouring elements", run_warp_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_online", "maximum and sum in one pass", run_warp_online, FP32, 0, {32, 128, 256}, NULL, 0},
     {"block_online", "a block per row", run_block_online, FP32, 0, {32, 128, 512}, NULL, 0},
