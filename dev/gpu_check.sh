@@ -23,7 +23,7 @@ step() { # step NAME COMMAND...: runs it into out/gpu/NAME.log and counts it
     fi
 }
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee out/gpu/device.txt
-step build-cuda make -j DEVICE=cuda train_mlp compare test-programs
+step build-cuda make -j DEVICE=cuda train_mlp train_cnn compare test-programs
 step build-cpu make -j DEVICE=cpu train_mlp
 step tests-on-gpu make DEVICE=cuda test
 
@@ -46,5 +46,10 @@ else
 fi
 step bench make DEVICE=cuda bench
 cat out/gpu/bench.log
+# Kernel variants: all of them, 0.1 s of timing each; the tables of dev/kernels/README.md get GPU columns.
+step kernels-build make -j DEVICE=cuda kernels-list
+step kernels-bench make DEVICE=cuda SECONDS_EACH=0.1 kernels-bench
+step kernels-report make DEVICE=cuda kernels-report
+grep -h '^# copy' dev/kernels/results/cuda/*.csv
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
