@@ -62,6 +62,7 @@ static config default_config(void) {
 
 enum { MAX_LAYERS = 40 };
 enum { EVAL_ROWS = 32 };             // images at a time in evaluations of small batches
+enum { MAX_GRID = 65535 };           // blocks along y, which are pixels of an image, and along z, which are images
 enum { WORK_FLOATS = DEVICE_IS_GPU ? 64 << 20 : 2 << 20 };  // windows and tiles of a chunk: on a CPU they should stay in its cache
 enum { IMAGE = 0, NONE = -1 };  // activation 0 is the batch of images; NONE: no tensor, no residual, no group
 enum { LAYER_CONV, LAYER_MAX_POOL, LAYER_AVG_POOL };
@@ -282,6 +283,14 @@ static size_t place_activations(model *m, float *base) {
     return used;
 }
 
+static void model_free(model *m) {
+    float *const owned[] = {m->net.params, m->net.grads, m->net.moment1, m->net.moment2, m->net.stats, m->acts};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA_CHECK(cudaFree(owned[i]));
+    gemm_destroy(&m->gemm);
+    train_net_free(&m->net);
+    memset(m, 0, sizeof *m);
+}
+
 // Builds the model for images [in_h][in_w][in_c] on the device, at most max_rows at a time. Returns 0, or -1 with a message that
 // names the option that does not fit.
 static int model_create(model *m, const config *c, int in_c, int in_h, int in_w, int classes, int max_rows, char *err, size_t n) {
@@ -298,8 +307,13 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
         snprintf(err, n, "--model %s: expected images of at least %dx%d pixels, the data has %dx%d", name[c->model], smallest, smallest, in_h, in_w);
         return -1;
     }
-    if ((double)max_rows * in_h * in_w > MAX_ROWS) {
-        snprintf(err, n, "--batch-size: expected at most %d images of %dx%d pixels, got %d", MAX_ROWS / (in_h * in_w), in_h, in_w, max_rows);
+    if ((double)in_h * in_w > MAX_GRID) {
+        snprintf(err, n, "--data: expected images of at most %d pixels, the data has %dx%d", MAX_GRID, in_h, in_w);
+        return -1;
+    }
+    const int most = MAX_ROWS / (in_h * in_w) < MAX_GRID ? MAX_ROWS / (in_h * in_w) : MAX_GRID;
+    if (max_rows > most) {
+        snprintf(err, n, "--batch-size: expected at most %d images of %dx%d pixels, got %d", most, in_h, in_w, max_rows);
         return -1;
     }
     char text[256];
@@ -311,8 +325,13 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
     if (c->model == MODEL_ALLCONV) build_allconv(m, c);
     else if (c->model == MODEL_RESNET18) build_resnet18(m, c);
     else build_small(m, c);
-    plan_gradients(m);
     train_net *net = &m->net;
+    if (net->n_params > INT_MAX) {
+        snprintf(err, n, "--width: %.3g parameters, expected at most %d", (double)net->n_params, INT_MAX);
+        model_free(m);
+        return -1;
+    }
+    plan_gradients(m);
     net->params = device_floats(net->n_params), net->grads = device_floats(net->n_params), net->stats = device_floats(net->n_stats);
     if (c->train.optimizer != OPTIMIZER_SGD) net->moment1 = device_floats(net->n_params);
     if (c->train.optimizer == OPTIMIZER_ADAMW) net->moment2 = device_floats(net->n_params);
@@ -324,14 +343,6 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
     m->n_acts = place_activations(m, NULL), m->acts = device_floats(m->n_acts);
     place_activations(m, m->acts);
     return 0;
-}
-
-static void model_free(model *m) {
-    float *const owned[] = {m->net.params, m->net.grads, m->net.moment1, m->net.moment2, m->net.stats, m->acts};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA_CHECK(cudaFree(owned[i]));
-    gemm_destroy(&m->gemm);
-    train_net_free(&m->net);
-    memset(m, 0, sizeof *m);
 }
 
 // ------------------------------------------------------------------------------------------------------------- kernels
@@ -390,12 +401,11 @@ static __global__ void max_pool_kernel(float *__restrict__ y, unsigned char *__r
         const int iy = y0 + k / POOL, ix = x0 + k % POOL;
         const int inside = (int)(k / POOL < p.kernel) & (int)(k % POOL < p.kernel) & (int)((unsigned)iy < (unsigned)p.h) &
                            (int)((unsigned)ix < (unsigned)p.w);
-        const float never = inside ? 0.0f : -INFINITY, counts = (float)inside;
-        const float stored = in[(min(max(iy, 0), p.h - 1) * p.w + min(max(ix, 0), p.w - 1)) * p.c + c], v = stored + never;
-        const int wins = (int)(v > best) | (int)(v != v);
-        best = wins ? v : best;
+        const float stored = in[(min(max(iy, 0), p.h - 1) * p.w + min(max(ix, 0), p.w - 1)) * p.c + c];
+        const int wins = ((int)(stored > best) | (int)(stored != stored)) & inside;
+        best = wins ? stored : best;
         at = wins ? k : at;
-        total += counts * stored;
+        total += inside ? stored : 0.0f;
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * p.c;
     (y + out)[c] = sum ? total : best;

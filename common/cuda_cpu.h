@@ -1015,16 +1015,17 @@ struct Allocation {
 inline std::map<uintptr_t, Allocation> allocations;  // from cudaMalloc and cudaMallocHost
 inline std::mutex allocations_mutex;
 
-// The kind of memory that holds all of [p, p + n); unregistered where no single allocation does.
-inline cudaMemoryType memory_type(const void *p, size_t n) {
+// The kind of memory that holds all of [p, p + n); unregistered where no single allocation does. A number,
+// not a pointer: compilers would warn of memory that nothing was written to.
+inline cudaMemoryType memory_type(uintptr_t p, size_t n) {
     std::lock_guard<std::mutex> lock(allocations_mutex);
-    auto it = allocations.upper_bound((uintptr_t)p);
+    auto it = allocations.upper_bound(p);
     if (it == allocations.begin()) return cudaMemoryTypeUnregistered;
     --it;
-    return (uintptr_t)p + n <= it->first + it->second.size ? it->second.type : cudaMemoryTypeUnregistered;
+    return p + n <= it->first + it->second.size ? it->second.type : cudaMemoryTypeUnregistered;
 }
 inline bool on_device(const void *p, size_t n) {
-    return memory_type(p, n) == cudaMemoryTypeDevice;
+    return memory_type((uintptr_t)p, n) == cudaMemoryTypeDevice;
 }
 inline cudaError_t result(bool ok, cudaError_t error = cudaErrorInvalidValue) {
     return ok ? cudaSuccess : (last_error = error);
@@ -1137,7 +1138,7 @@ inline cudaError_t cudaFree(void *p) { return cuda_cpu::release(p, cudaMemoryTyp
 inline cudaError_t cudaFreeAsync(void *p, cudaStream_t) { return cudaFree(p); }
 inline cudaError_t cudaFreeHost(void *p) { return cuda_cpu::release(p, cudaMemoryTypeHost); }
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *a, const void *p) {
-    a->type = cuda_cpu::memory_type(p, 1);
+    a->type = cuda_cpu::memory_type((uintptr_t)p, 1);
     a->device = a->type == cudaMemoryTypeDevice ? 0 : -1;
     a->devicePointer = a->type == cudaMemoryTypeUnregistered ? nullptr : (void *)p;
     a->hostPointer = a->type == cudaMemoryTypeDevice ? nullptr : (void *)p;

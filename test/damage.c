@@ -1,8 +1,10 @@
-// damage.c -- what test_train_mlp.sh cannot do with a shell alone: tiny data sets and networks, damaged files, signals.
+// damage.c -- what the shell tests of trainers cannot do with a shell alone: tiny data sets and networks, damaged files, signals.
 //
 //     damage parity DIR            the four IDX files of ref_parity.h (64 images of 6x6, 10 classes) and, for each of its
 //                                  runs, RUN.safetensors with the initial weights and RUN.options with the command line
 //     damage parity-check RUN LOG  compares the losses in a log.csv with reference_pytorch.csv; prints the worst
+//     damage cnn-parity DIR        the same for the runs of ref_cnn_parity.h: 32 images in DIR/cifar (3x32x32) and DIR/grey (1x28x28),
+//     damage cnn-parity-check RUN LOG   folders that exist already
 //     damage weights KIND FILE     a safetensors file for --layers 36,4,10: good, or with one thing wrong (see kinds[])
 //     damage set FILE OFFSET HEX   overwrites bytes; a negative offset counts from the end
 //     damage cut FILE N            cuts N bytes off the end; a negative N appends zeros
@@ -11,7 +13,7 @@
 //                                  runs the command with default signals, sends SIGNAL (INT, TERM, KILL) as soon as FILE
 //                                  has ROWS lines, and exits with the command's status, 128 + number if a signal ended it
 //
-// Exit status 0, 1 when a comparison or an operation fails, 2 for usage errors. Built by test_train_mlp.sh where there is
+// Exit status 0, 1 when a comparison or an operation fails, 2 for usage errors. Built by check_trainer.sh where there is
 // none beside the tests (make build/c/test/damage).
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../common/safetensors.h"
+#include "ref_cnn_parity.h"
 #include "ref_parity.h"
 
 // Prints an error and ends the program.
@@ -63,35 +66,72 @@ static void write_parity(const char *dir) {
     }
 }
 
-// Compares the step losses and the last evaluation of the training set with PyTorch's. Prints the largest difference
-// relative to its tolerance.
-static int check_parity(const char *name, const char *log) {
-    const RefParityCase *c = find_case(name);
-    double want[REF_PARITY_ROWS], got[REF_PARITY_ROWS], worst = 0;
-    int worst_row = 0;
-    for (int i = 0; i < REF_PARITY_ROWS; i++) got[i] = NAN;
-    if (!ref_parity_read(ref_parity_csv(), name, want)) die(1, "cannot read the reference", ref_parity_csv());
+// Reads the step losses and, behind them, the last evaluation of the training set from a log.csv; NaN where there is none.
+static void read_log(const char *log, double *got, int steps) {
+    char line[512], split[16];
+    for (int i = 0; i <= steps; i++) got[i] = NAN;
     FILE *f = fopen(log, "r");
     if (!f) die(1, "cannot open", log);
-    char line[512], split[16];
     while (fgets(line, sizeof line, f)) {
         int step;
         double loss;
         if (sscanf(line, "%d,%*[^,],%15[^,],%lf", &step, split, &loss) != 3) continue;
-        if (!strcmp(split, "step") && step >= 1 && step <= REF_PARITY_STEPS) got[step - 1] = loss;
-        if (!strcmp(split, "train") && step == REF_PARITY_STEPS) got[REF_PARITY_STEPS] = loss;
+        if (!strcmp(split, "step") && step >= 1 && step <= steps) got[step - 1] = loss;
+        if (!strcmp(split, "train") && step == steps) got[steps] = loss;
     }
     fclose(f);
-    for (int i = 0; i < REF_PARITY_ROWS; i++) {
-        const double tolerance = i < REF_PARITY_STEPS ? ref_parity_tolerance(i + 1) : ref_parity_eval_tolerance(c);
-        const double ratio = fabs(got[i] - want[i]) / (tolerance * fabs(want[i]));
+}
+
+// Compares got[steps + 1] with want, the last one being the evaluation; prints the largest difference relative to its tolerance.
+static int compare_losses(const char *name, const double *got, const double *want, const double *tolerance, int steps) {
+    double worst = 0;
+    int worst_row = 0;
+    for (int i = 0; i <= steps; i++) {
+        const double ratio = fabs(got[i] - want[i]) / (tolerance[i] * fabs(want[i]));
         if (!(ratio <= worst)) worst = ratio, worst_row = i;
     }
-    printf("%s: step 1 differs by %.1e, step %d by %.1e, evaluation by %.1e; at worst %.2f of the tolerance (%s %d)\n", name,
-           fabs(got[0] / want[0] - 1), REF_PARITY_STEPS, fabs(got[REF_PARITY_STEPS - 1] / want[REF_PARITY_STEPS - 1] - 1),
-           fabs(got[REF_PARITY_STEPS] / want[REF_PARITY_STEPS] - 1), worst, worst_row < REF_PARITY_STEPS ? "step" : "evaluation",
+    printf("%s: step 1 differs by %.1e, step %d by %.1e, evaluation by %.1e; at worst %.2f of the tolerance (%s %d)\n", name, fabs(got[0] / want[0] - 1),
+           steps, fabs(got[steps - 1] / want[steps - 1] - 1), fabs(got[steps] / want[steps] - 1), worst, worst_row < steps ? "step" : "evaluation",
            worst_row + 1);
     return worst <= 1 ? 0 : 1;
+}
+
+// The runs of ref_parity.h against PyTorch's losses.
+static int check_parity(const char *name, const char *log) {
+    const RefParityCase *c = find_case(name);
+    double want[REF_PARITY_ROWS], got[REF_PARITY_STEPS + 1], tolerance[REF_PARITY_STEPS + 1];
+    if (!ref_parity_read(ref_parity_csv(), name, want)) die(1, "cannot read the reference", ref_parity_csv());
+    read_log(log, got, REF_PARITY_STEPS);
+    for (int i = 0; i < REF_PARITY_STEPS; i++) tolerance[i] = ref_parity_tolerance(i + 1);
+    tolerance[REF_PARITY_STEPS] = ref_parity_eval_tolerance(c);
+    return compare_losses(name, got, want, tolerance, REF_PARITY_STEPS);
+}
+
+// The same for convolutional nets.
+static void write_cnn_parity(const char *dir) {
+    char path[1024], folder[900];
+    snprintf(folder, sizeof folder, "%s/cifar", dir);
+    if (!ref_cnn_parity_write_cifar(folder)) die(1, "cannot write the CIFAR-10 files", folder);
+    snprintf(folder, sizeof folder, "%s/grey", dir);
+    if (!ref_cnn_parity_write_idx(folder)) die(1, "cannot write the IDX files", folder);
+    for (int k = 0; k < REF_CNN_PARITY_CASES; k++) {
+        const RefCnnParityCase *c = &ref_cnn_parity_cases[k];
+        snprintf(path, sizeof path, "%s/%s.safetensors", dir, c->name);
+        if (!ref_cnn_parity_write_safetensors(path, c)) die(1, "cannot write", path);
+        snprintf(path, sizeof path, "%s/%s.options", dir, c->name);
+        FILE *f = fopen(path, "w");
+        if (!f) die(1, "cannot write", path);
+        fprintf(f, "--data %s/%s %s --batch-size %d --steps %d\n", dir, c->config.in_c == 3 ? "cifar" : "grey", c->options, REF_CNN_PARITY_BATCH,
+                REF_CNN_PARITY_STEPS);
+        if (fclose(f)) die(1, "cannot write", path);
+    }
+}
+static int check_cnn_parity(const char *name, const char *log) {
+    double want[REF_CNN_PARITY_ROWS], got[REF_CNN_PARITY_STEPS + 1], tolerance[REF_CNN_PARITY_STEPS + 1];
+    if (!ref_cnn_parity_read(ref_cnn_parity_csv(), name, want)) die(1, "cannot read the reference", ref_cnn_parity_csv());
+    read_log(log, got, REF_CNN_PARITY_STEPS);
+    for (int i = 0; i <= REF_CNN_PARITY_STEPS; i++) tolerance[i] = ref_cnn_parity_tolerance(i < REF_CNN_PARITY_STEPS ? i + 1 : i);
+    return compare_losses(name, got, want, tolerance, REF_CNN_PARITY_STEPS);
 }
 
 // --------------------------------------------------------------------------------------------------------------- weights
@@ -243,6 +283,8 @@ int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "parity") && argc == 3) write_parity(argv[2]);
     else if (!strcmp(what, "parity-check") && argc == 4) return check_parity(argv[2], argv[3]);
+    else if (!strcmp(what, "cnn-parity") && argc == 3) write_cnn_parity(argv[2]);
+    else if (!strcmp(what, "cnn-parity-check") && argc == 4) return check_cnn_parity(argv[2], argv[3]);
     else if (!strcmp(what, "weights") && argc == 4) write_weights(argv[2], argv[3]);
     else if (!strcmp(what, "set") && argc == 5) set_bytes(argv[2], atol(argv[3]), argv[4]);
     else if (!strcmp(what, "cut") && argc == 4) cut(argv[2], atol(argv[3]));

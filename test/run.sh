@@ -59,6 +59,7 @@ run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"
 run test_train_mlp sh test/test_train_mlp.sh "$device/train_mlp" "$host/dev/compare"
+run test_train_cnn sh test/test_train_cnn.sh "$device/train_cnn" "$host/dev/compare"
 case $device in *cpu) run test_cuda_cpu_errors sh test/test_cuda_cpu_errors.sh build/errors ;; esac
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ] && [ $passed -gt 0 ]

@@ -269,6 +269,79 @@ static void test_determinism(gemm_context *g) {
         }
 }
 
+// `count` products at once: the same bits as one by one (cuBLAS may choose another kernel for a batch: up to rounding), near the
+// sums in double, and nothing between the matrices is touched.
+static void check_batch(gemm_context *g, int count, int ta, int tb, int m, int n, int k, float alpha, float beta, int gap) {
+    const int gap_b = gap ? gap + 2 : 0, gap_c = gap ? gap + 1 : 0;
+    const int rows_a = ta ? k : m, rows_b = tb ? n : k, step_rows = gap ? 3 : 0;  // rows between two matrices of a batch
+    matrix A = matrix_create(count * (rows_a + step_rows), ta ? m : k, gap), B = matrix_create(count * (rows_b + step_rows), tb ? k : n, gap_b);
+    matrix C = matrix_create(count * (m + step_rows), n, gap_c), D = matrix_create(count * (m + step_rows), n, gap_c);
+    const size_t step_a = (size_t)(rows_a + step_rows) * (size_t)A.ld, step_b = (size_t)(rows_b + step_rows) * (size_t)B.ld,
+                 step_c = (size_t)(m + step_rows) * (size_t)C.ld;
+    double *want = (double *)test_alloc(sizeof(double) * (size_t)m * (size_t)n), *size = (double *)test_alloc(sizeof(double) * (size_t)m * (size_t)n);
+    for (int i = 0; i < C.rows; i++)
+        for (int j = 0; j < n; j++) {
+            float *c = &C.host[(size_t)i * (size_t)C.ld + (size_t)j];
+            if (beta == 0 && i % (m + step_rows) < m) *c = NAN;
+            D.host[(size_t)i * (size_t)C.ld + (size_t)j] = *c;
+        }
+    matrix_upload(&C), matrix_upload(&D);
+    matrix before = matrix_create(C.rows, n, gap_c);
+    memcpy(before.all, C.all, C.count * sizeof(float));
+    gemm_batch(g, count, ta, tb, m, n, k, alpha, A.device, A.ld, step_a, B.device, B.ld, step_b, beta, C.device, C.ld, step_c);
+    for (size_t i = 0; i < (size_t)count; i++)
+        gemm(g, ta, tb, m, n, k, alpha, A.device + i * step_a, A.ld, B.device + i * step_b, B.ld, beta, D.device + i * step_c, D.ld);
+    matrix_download(&A), matrix_download(&B), matrix_download(&C), matrix_download(&D);
+    int bad = 0, different = 0, between = 0;
+    for (int b = 0; b < count; b++) {
+        matrix a = A, bb = B, c = before;
+        a.host += (size_t)b * step_a, bb.host += (size_t)b * step_b, c.host += (size_t)b * step_c;
+        reference(ta, tb, m, n, k, alpha, &a, &bb, beta, &c, want, size);
+        for (int i = 0; i < m + step_rows; i++)
+            for (int j = 0; j < n; j++) {
+                const size_t at = (size_t)b * step_c + (size_t)i * (size_t)C.ld + (size_t)j, w = (size_t)i * (size_t)n + (size_t)j;
+                if (i >= m) between += C.host[at] != before.host[at];
+                else bad += !(fabs((double)C.host[at] - want[w]) <= 1e-7 * (4 + sqrt((double)k)) * size[w]), different += C.host[at] != D.host[at];
+            }
+    }
+#if defined(__CUDACC__)
+    different = 0;
+#elif defined(USE_OPENBLAS)
+    if (g->threads > 1) different = 0;  // its bits may depend on how a product is cut
+#endif
+    const int intact = matrix_intact(&A) && matrix_intact(&B) && matrix_intact(&C);
+    char what[240];
+    snprintf(what, sizeof what, "batch of %d, ta %d tb %d, %d x %d x %d, alpha %g, beta %g, gap %d: %d bad, %d not as one by one, %d between%s", count, ta,
+             tb, m, n, k, (double)alpha, (double)beta, gap, bad, different, between, intact ? "" : ", sentinels overwritten");
+    CHECK(bad == 0 && different == 0 && between == 0 && intact, what);
+    matrix_destroy(&A), matrix_destroy(&B), matrix_destroy(&C), matrix_destroy(&D), matrix_destroy(&before);
+    free(want), free(size);
+}
+
+// Batches of few and of many products, small ones and such that are worth several threads.
+static void test_batches(gemm_context *g) {
+    static const int counts[] = {1, 2, 5, 36}, shapes[][3] = {{1, 1, 1}, {7, 5, 3}, {13, 17, 9}, {33, 31, 47}, {64, 64, 64}, {3, 130, 65}, {121, 5, 77}, {50, 66, 0}};
+    for (int s = 0; s < 8; s++)
+        for (int c = 0; c < 4; c++)
+            for (int t = 0; t < 4; t++)
+                for (int k = 0; k < 3; k++)
+                    check_batch(g, counts[c], t & 1, t >> 1, shapes[s][0], shapes[s][1], shapes[s][2], k == 2 ? -0.5f : 1, k ? 1 : 0, k == 1 ? 3 : 0);
+    for (int t = 0; t < 4; t++) {  // work for every thread, shares that are not whole products
+        check_batch(g, 5, t & 1, t >> 1, 150, 130, 90, 1, 0, 1), check_batch(g, 1, t & 1, t >> 1, 150, 130, 90, 1, 1, 1);
+        check_batch(g, 36, t & 1, t >> 1, 61, 67, 70, 1, 0, 2), check_batch(g, 37, t & 1, t >> 1, 61, 67, 70, 2, 1, 0);
+    }
+    gemm_batch(g, 0, 0, 0, 8, 8, 8, 1, NULL, 8, 0, NULL, 8, 0, 0, NULL, 8, 0);
+    CHECK(1, "a batch of nothing");
+#ifndef __CUDACC__
+    matrix A = matrix_create(36 * 40, 40, 0), C = matrix_create(36 * 40, 40, 0);
+    g->timed = 1, g->flops = 0;
+    gemm_batch(g, 36, 0, 0, 40, 40, 40, 1, A.device, 40, 1600, A.device, 40, 1600, 0, C.device, 40, 1600);
+    CHECK(g->flops == 36 * 2.0 * 40 * 40 * 40, "flops of a batch");
+    g->timed = 0, g->flops = g->seconds = 0;
+    matrix_destroy(&A), matrix_destroy(&C);
+#endif
+}
+
 // `timed` counts flops and seconds; without it nothing is counted. Unknown precisions are refused with a message.
 static void test_context(gemm_context *g) {
     char err[200] = "";
@@ -352,6 +425,13 @@ int main(void) {
     test_empty(&g);
     test_nonfinite(&g);
     test_determinism(&g);
+#ifdef __CUDACC__
+    test_batches(&g);
+#else
+    const int threads = g.threads;
+    for (g.threads = 1; g.threads <= 2; g.threads++) test_batches(&g);
+    g.threads = threads;
+#endif
 #if !defined(__CUDACC__) && defined(_OPENMP)
     test_nested();
     g.threads = g.threads > 1 ? 1 : 3;

@@ -15,95 +15,7 @@
 #include "ref_mlp.h"
 #include "ref_parity.h"
 #include "ref_rescale.h"
-#include "test.h"
-
-// ------------------------------------------------------------------------------------------------------------- helpers
-
-static uint64_t seed = 11;
-
-// Uniform in [-1, 1), a fixed sequence, as a float.
-static float uniform(void) { return (float)((double)(ref_parity_mix(seed++) >> 40) / 8388608.0 - 1); }
-
-static void fill(float *x, size_t n, double centre, double spread) {
-    for (size_t i = 0; i < n; i++) x[i] = (float)(centre + spread * (double)uniform());
-}
-
-// Memory of a case, all of it freed by release(): host arrays, and device arrays between two guards.
-enum { GUARD = 256, MAX_PIECES = 256 };
-static struct {
-    char *device;  // start of the guard in front
-    size_t bytes;  // between the guards
-} pieces[MAX_PIECES];
-static void *hosted[MAX_PIECES];
-static int n_pieces, n_hosted;
-static char label[160];  // what is being tested, for messages
-
-// Zeroed host memory.
-static void *host_bytes(size_t bytes) {
-    void *p = calloc(bytes ? bytes : 1, 1);
-    if (!p || n_hosted == MAX_PIECES) {
-        fprintf(stderr, "test_mlp: out of memory\n");
-        exit(1);
-    }
-    return hosted[n_hosted++] = p;
-}
-static float *floats(size_t n) { return (float *)host_bytes(n * sizeof(float)); }
-static double *doubles(size_t n) { return (double *)host_bytes(n * sizeof(double)); }
-static int *ints(size_t n) { return (int *)host_bytes(n * sizeof(int)); }
-
-// Device memory with guards around it: a copy of host memory, or with NULL all bits set (a NaN in every float).
-static void *guarded(const void *host, size_t bytes) {
-    char *p;
-    if (n_pieces == MAX_PIECES) exit(1);
-    CUDA_CHECK(cudaMalloc((void **)&p, bytes + 2 * GUARD));
-    CUDA_CHECK(cudaMemset(p, 0xa5, bytes + 2 * GUARD));
-    if (host) CUDA_CHECK(cudaMemcpy(p + GUARD, host, bytes, cudaMemcpyHostToDevice));
-    else CUDA_CHECK(cudaMemset(p + GUARD, 0xff, bytes));
-    pieces[n_pieces].device = p, pieces[n_pieces++].bytes = bytes;
-    return p + GUARD;
-}
-static float *in(const float *host, size_t n) { return (float *)guarded(host, n * sizeof(float)); }
-static int *in_ints(const int *host, size_t n) { return (int *)guarded(host, n * sizeof(int)); }
-static float *out(size_t n) { return (float *)guarded(NULL, n * sizeof(float)); }
-
-static void *fetch(const void *device, size_t bytes) {
-    void *host = host_bytes(bytes);
-    CUDA_CHECK(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
-    return host;
-}
-
-// Ends a case: no guard was touched; everything is freed.
-static void release(void) {
-    int intact = 1;
-    CUDA_CHECK_LAUNCH();
-    for (int i = 0; i < n_pieces; i++) {
-        const size_t total = pieces[i].bytes + 2 * GUARD;
-        unsigned char *host = (unsigned char *)malloc(total);
-        CUDA_CHECK(cudaMemcpy(host, pieces[i].device, total, cudaMemcpyDeviceToHost));
-        for (size_t k = 0; k < GUARD; k++) intact = intact && host[k] == 0xa5 && host[GUARD + pieces[i].bytes + k] == 0xa5;
-        CUDA_CHECK(cudaFree(pieces[i].device));
-        free(host);
-    }
-    for (int i = 0; i < n_hosted; i++) free(hosted[i]);
-    if (n_pieces && !CHECK(intact, "memory around the arrays is untouched")) printf("    in %s\n", label);
-    n_pieces = n_hosted = 0;
-}
-
-// Compares device floats with doubles; the message names the case.
-static void same(const char *what, const float *device, const double *want, size_t n, double rel, double abs) {
-    char name[240];
-    snprintf(name, sizeof name, "%s: %s", label, what);
-    test_close(name, (const float *)fetch(device, n * sizeof(float)), want, n, rel, abs);
-}
-static void same_d(const char *what, const double *device, const double *want, size_t n, double rel, double abs) {
-    char name[240];
-    snprintf(name, sizeof name, "%s: %s", label, what);
-    test_close_d(name, (const double *)fetch(device, n * sizeof(double)), want, n, rel, abs);
-}
-// The same, bit for bit.
-static void same_bits(const char *what, const void *device, const void *want, size_t bytes) {
-    if (!CHECK(memcmp(fetch(device, bytes), want, bytes) == 0, "equal bits")) printf("    %s: %s\n", label, what);
-}
+#include "trainer.h"
 
 // ---------------------------------------------------------------------------------------------------------- 1. kernels
 
@@ -570,14 +482,6 @@ static void build(model *m, const int *dims, int n_layers, const config *c, int 
     }
 }
 
-// Copies n floats from doubles, which hold floats, to the device.
-static void upload(float *device, const double *values, size_t n) {
-    float *host = (float *)malloc(n * sizeof(float));
-    for (size_t i = 0; i < n; i++) host[i] = (float)values[i];
-    CUDA_CHECK(cudaMemcpy(device, host, n * sizeof(float), cudaMemcpyHostToDevice));
-    free(host);
-}
-
 // Copies parameters and running statistics of the reference into the model, tensor by tensor, by name.
 static void copy_to_model(model *m, RefMlp *ref) {
     for (int i = 0; i < m->net.n_tensors; i++) {
@@ -708,31 +612,11 @@ static double kink_distance(const RefMlp *ref) {
     return nearest;
 }
 
-// Compares device floats with the reference, relative to the largest value.
-static void same_scaled(const char *what, const float *device, const double *want, size_t n, double rel) {
-    double largest = 0;
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
-    same(what, device, want, n, rel, rel * largest + 1e-6);
-}
-
 // Sets every bit of the activations that a pass has to write, and of the gradients.
 static void poison(model *m) {
     CUDA_CHECK(cudaMemset(m->acts, 0xff, (size_t)((float *)m->square_sums - m->acts) * sizeof(float)));
     CUDA_CHECK(cudaMemset(m->net.grads, 0xff, m->net.n_params * sizeof(float)));
     CUDA_CHECK(cudaMemset(m->totals, 0, 2 * sizeof(double)));
-}
-
-// Whether the padding between the tensors of a poisoned gradient array is still poisoned.
-static int padding_untouched(const model *m) {
-    float *grads = train_host_copy(m->net.grads, m->net.n_params);
-    int ok = 1;
-    for (int i = 0; i < m->net.n_tensors; i++) {
-        const train_tensor *t = &m->net.tensors[i];
-        const size_t end = i + 1 < m->net.n_tensors ? m->net.tensors[i + 1].offset : m->net.n_params;
-        for (size_t k = t->offset + (size_t)t->rows * (size_t)t->cols; k < end; k++) ok = ok && isnan(grads[k]);
-    }
-    free(grads);
-    return ok;
 }
 
 // Forward, loss and backward in one mode against the reference: outputs, loss, hits, every gradient, running statistics.
@@ -935,11 +819,6 @@ static void disturb_norm(model *m) {
     }
 }
 
-// Sets n floats on the device to v.
-static void set(float *device, size_t n, float v) {
-    for (size_t i = 0; i < n; i++) CUDA_CHECK(cudaMemcpy(device + i, &v, sizeof v, cudaMemcpyHostToDevice));
-}
-
 // A unit that nothing reaches, one that reaches nothing, and with BatchNorm a gain of zero.
 static void kill_units(model *m) {
     set(m->w[0] + 2 * m->dim[0], (size_t)m->dim[0], 0);
@@ -1027,23 +906,6 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
         loss_forward_backward(m, m->max_rows, s % TRAIN_LOSS_RING);
         backward(m, m->max_rows, MODE_TRAIN, 0);
         update(m, c, c->train.lr, first_step + s);
-    }
-}
-
-// Whether a b^power is the same before and after, up to rounding: how optimizer state follows its parameter.
-static void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1,
-                          const float *w1, int power) {
-    for (int i = 0; i < m->net.n_tensors; i++) {
-        const train_tensor *t = &m->net.tensors[i];
-        const size_t n = (size_t)t->rows * (size_t)t->cols, o = t->offset;
-        double *got = doubles(n), *want = doubles(n);
-        char name[320];
-        for (size_t k = 0; k < n; k++) {
-            want[k] = (double)moment0[o + k] * pow((double)w0[o + k], power);
-            got[k] = (double)moment1[o + k] * pow((double)w1[o + k], power);
-        }
-        snprintf(name, sizeof name, "%s: %s of %s", label, what, t->name);
-        test_close_d(name, got, want, n, 2e-6, 1e-30);
     }
 }
 
@@ -1207,25 +1069,6 @@ static void test_find_checkpoints(const char *dir) {
     }
 }
 
-static int file_is_there(const char *path) {
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-}
-
-// Loads a file that does not fit: an error with these words, and the model is as before.
-static void load_fails(model *m, const char *path, const char *words) {
-    char err[512] = "";
-    float *params = train_host_copy(m->net.params, m->net.n_params), *stats = train_host_copy(m->net.stats, m->net.n_stats);
-    const int64_t tracked = m->net.n_counts ? m->net.counts[0] : 0;
-    if (!CHECK(train_load_weights(&m->net, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong"))
-        printf("    '%s', expected '%s'\n", err, words);
-    same_bits("parameters", m->net.params, params, m->net.n_params * sizeof(float));
-    same_bits("statistics", m->net.stats, stats, m->net.n_stats * sizeof(float));
-    for (int i = 0; i < m->net.n_counts; i++) CHECK(m->net.counts[i] == tracked, "batch count is kept");
-    free(params), free(stats);
-}
-
 // Weight files: back bit for bit, and files of other networks change nothing.
 static void test_weights(const char *dir) {
     const int dims[] = {9, 17, 13, 5}, wide[] = {9, 18, 13, 5};
@@ -1274,28 +1117,6 @@ static void test_weights(const char *dir) {
     free(params), free(stats);
     model_free(&a), model_free(&b);
     release();
-}
-
-// Runs the whole program with a command line, separated by single spaces; returns its exit status.
-static int run_program(const char *format, const char *dir) {
-    char text[4096], *words[64];
-    int n = 0;
-    snprintf(text, sizeof text, format, dir, dir);
-    for (char *w = strtok(text, " "); w && n < 63; w = strtok(NULL, " ")) words[n++] = w;
-    words[n] = NULL;
-    config c = default_config();
-    parse_command_line(&c, n, words);
-    return run(&c);
-}
-
-// Everything a file holds, in memory of the case; *n its size, 0 when it cannot be read.
-static char *contents(const char *dir, const char *name, size_t *n) {
-    char path[LOG_PATH], *bytes = (char *)host_bytes(1 << 20);
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "rb");
-    *n = f ? fread(bytes, 1, 1 << 20, f) : 0;
-    if (f) fclose(f);
-    return bytes;
 }
 
 // A run that stops and is resumed ends with the same weights as one that goes through.

@@ -3,80 +3,9 @@
 #
 #     sh test/test_train_mlp.sh TRAINER [COMPARE]          (make test: build/cpu/train_mlp build/c/dev/compare)
 #
-# Uses the built-in data sets and tiny files written by test/damage.c, so nothing is downloaded. Needs POSIX tools and a C
-# compiler; python3, with torch and safetensors, adds checks. Runs on one thread, except where threads are what is compared.
-
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
-    echo "usage: sh test/test_train_mlp.sh TRAINER [COMPARE]" >&2
-    exit 2
-fi
-trainer=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
-compare=${2:-}
-. "$(dirname -- "$0")/check.sh"
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
-unset CUDA_CPU_ORDER
-
-says() { grep -q -F -e "$1" "$work/out"; }
-complains() { grep -q -F -e "$1" "$work/err"; }
-silent() { [ ! -s "$work/out" ] && [ ! -s "$work/err" ]; }
-near() { awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b) && -d <= t * (b < 0 ? -b : b)) }'; }
-less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 <= b + 0) }'; }
-
-# run ARGUMENTS: runs the trainer; its output and status are in $work/out, $work/err and $status.
-run() {
-    printf '%s\n' "$@" >>"$work/used"
-    "$trainer" "$@" >"$work/out" 2>"$work/err"
-    status=$?
-}
-# ok WHAT ARGUMENTS: a run that ends well and has nothing to complain about.
-ok() {
-    label=$1
-    shift
-    run "$@"
-    check "$label: exit 0, nothing on stderr" eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
-}
-# refuses STATUS TEXT ARGUMENTS: a run that ends with this status and exactly one line on stderr, with the text in it.
-refuses() {
-    want=$1 text=$2
-    shift 2
-    run --quiet "$@"
-    check "exit $want and one line with '$text', not $status: $*" one_line
-}
-one_line() {
-    [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q '^train_mlp: ' "$work/err" && complains "$text" && [ ! -s "$work/out" ]
-}
-# number FILE KEY: a number of a JSON report, as it is written there.
-number() { sed -n "s/^ *\"$2\": \\([^,]*\\),*\$/\\1/p" "$1"; }
-# last_step LOGDIR: the last step in a log.
-last_step() { awk -F, '$3 == "step" { s = $1 } END { print s + 0 }' "$1/log.csv"; }
-newest() { find "$1" -name 'checkpoint-*' | sed 's/.*checkpoint-//' | sort -n | tail -n 1; }
-
-# same_log A B: the same rows, apart from the times. The gradient norm is known where the losses were fetched, which
-# depends on the clock; where both logs have it, it is the same.
-same_log() {
-    awk -F, -v other="$2/log.csv" '
-        function miss(why) { print "    log line " NR ": " why; bad = 1; exit 1 }
-        { if ((getline line < other) <= 0) miss("missing in the other log")
-          n = split(line, b, ",")
-          if (n != NF) miss("columns")
-          for (i = 1; i <= 6; i++) if ($i != b[i]) miss($i " is not " b[i] " in column " i)
-          if ($7 != b[7] && $7 != "n/a" && b[7] != "n/a") miss("gradient norm") }
-        END { if (!bad && (getline line < other) > 0) { print "    log: more rows in the other log"; bad = 1 }
-              exit bad }' "$1/log.csv"
-}
-
-: >"$work/out"
-: >"$work/err"
-damage=$root/build/c/test/damage
-if [ ! -x "$damage" ] || [ -n "$(find "$root/test/damage.c" "$root/test/ref_parity.h" -newer "$damage")" ]; then
-    damage=$work/damage
-    if ! ${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 -I"$root/test" -o "$damage" "$root/test/damage.c" -lm; then
-        echo "FAIL cannot build test/damage.c"
-        echo "0 passed, 1 failed, 0 skipped"
-        exit 1
-    fi
-fi
+# Uses the built-in data sets and tiny files written by test/damage.c, so nothing is downloaded. python3, with torch and
+# safetensors, adds checks. What it shares with the tests of other trainers is in check_trainer.sh.
+. "$(dirname -- "$0")/check_trainer.sh"
 mkdir "$work/idx"
 "$damage" parity "$work/idx" || exit 1
 moons="--data moons --layers 2,16,16,2"
@@ -89,43 +18,8 @@ start() { # start NAME OPTIONS...: untrained weights in $work/NAME
 
 # ------------------------------------------------------------------------------------------------------- command line
 
-run --help
-check '--help: exit 0, on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "Usage: train_mlp"'
-sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' "$work/out" >"$work/options"
-check '--help: lists the options' eval '[ "$(wc -l <"$work/options")" -gt 30 ]'
-check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
-run --version
-check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
-
-refuses 2 --epocs $moons --epocs 3
-refuses 2 --epoch $moons --epoch 3
-refuses 2 --lr $moons --lr abc
-refuses 2 --lr $moons --lr 0.1x
-refuses 2 --lr $moons --lr -1
-refuses 2 --lr $moons --lr 0
-refuses 2 --lr $moons --lr nan
-refuses 2 --lr $moons --lr 1e999
-refuses 2 --lr $moons --lr ''
-refuses 2 --lr $moons --lr
-refuses 2 --momentum $moons --momentum 1
-refuses 2 --weight-decay $moons --weight-decay -0.1
-refuses 2 --init-scale $moons --init-scale 0
-refuses 2 --batch-size $moons --batch-size -1
-refuses 2 --batch-size $moons --batch-size 1.5
-refuses 2 --epochs $moons --epochs 99999999999999999999
-refuses 2 --steps $moons --steps -1
-refuses 2 --seed $moons --seed -3
-refuses 2 --limit $moons --limit -2
-refuses 2 --warmup $moons --warmup -1
-refuses 2 --warmup $moons --schedule one-cycle --warmup 5
-refuses 2 one-cycle $moons --schedule linear
-refuses 2 --eval-every $moons --eval-every 3weeks
-refuses 2 --rescale-every $moons --rescale-every -1steps
-refuses 2 --rescale-max-log $moons --rescale-max-log -1
-refuses 2 --rescale $moons --rescale maybe
-refuses 2 --optimizer $moons --optimizer adam
-refuses 2 --quiet $moons --quiet=yes
-refuses 2 stray $moons stray
+helps
+bad_options $moons
 refuses 2 --layers --data moons --layers 2
 refuses 2 --layers --data moons --layers 2,,2
 refuses 2 --layers --data moons --layers 2,0,2
@@ -135,15 +29,6 @@ refuses 2 'has 2 classes' --data moons --layers 2,8,3
 refuses 2 'features to reconstruct' --data moons --layers 2,8,3 --task autoencode
 refuses 2 --layers --data moons --layers 2,1000000,1000000,2
 refuses 2 --layers --data moons --layers "2$(awk 'BEGIN { for (i = 0; i < 200; i++) printf ",4" }'),2"
-refuses 2 '--resume and --load' $moons --resume "$work/x" --load "$work/y"
-refuses 2 --log-dir $moons --resume "$work/x" --log-dir "$work/y"
-ok 'a run that says what it runs on' $moons --steps 0
-if head -n 1 "$work/out" | grep -q '^CPU'; then
-    refuses 2 --precision $moons --precision bf16
-    refuses 2 --precision $moons --precision tf32
-else
-    skip 'precisions a CPU does not have: this is not the CPU build'
-fi
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
@@ -219,28 +104,7 @@ refuses 1 "'bn1.weight'" $moons --norm batch --load "$work/other" --steps 0
 
 # --------------------------------------------------------------------------------------------------------------- output
 
-echo 'an older file' >"$work/old"
-refuses 1 "$work/old/logs" $moons --steps 0 --log-dir "$work/old/logs"
-refuses 1 "$work/old" $moons --steps 0 --report "$work/old/r.json"
-refuses 1 "$work/missing/w" $moons --steps 0 --save "$work/missing/w"
-mkdir "$work/folder"
-refuses 1 "$work/folder" $moons --steps 0 --save "$work/folder"
-mkfifo "$work/pipe"
-refuses 1 "$work/pipe" $moons --steps 0 --save "$work/pipe"
-check '--save does not replace a pipe or a device' test -p "$work/pipe"
-
-# no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.
-no_room() {
-    label=$1 file=$2
-    shift 2
-    mkdir -p "$(dirname "$file")"
-    echo 'an older file' >"$file"
-    (trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet "$@") >"$work/out" 2>"$work/err"
-    status=$? want=1 text=$file
-    check "$label, no room: exit 1 and one line with '$text', not $status" one_line
-    check "$label, no room: the older file is intact" same "$file" "$work/old"
-    check "$label, no room: nothing half-written is left" is "$(find "$(dirname "$file")" -name '*.tmp*')" ''
-}
+bad_outputs $moons
 no_room --save "$work/full/w" $moons --steps 0 --save "$work/full/w"
 (trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet $moons --steps 200 --log-dir "$work/fulllog" --checkpoint-every 0) >"$work/out" 2>"$work/err"
 status=$? want=1 text=$work/fulllog
@@ -324,17 +188,7 @@ check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/lo
 check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-10" ] && [ "$(newest "$work/log")" = 20 ]'
 check 'the last checkpoint has the saved weights' same "$work/log/checkpoint-20/model.safetensors" "$work/s1"
-for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve seconds_apply \
-    max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss final_test_loss \
-    final_test_accuracy rescalings samples_per_second device threads version; do
-    check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
-done
-check 'report: seconds of all rescalings, and of training' is "$(grep -c '^ *"seconds":' "$work/r.json")" 2
-if command -v python3 >/dev/null 2>&1; then
-    check 'the report is valid JSON' eval 'python3 -m json.tool "$work/r.json" >"$work/json" 2>"$work/err"'
-else
-    skip 'JSON of the report: no python3'
-fi
+reports "$work/r.json"
 if [ -n "$compare" ] && [ -x "$compare" ]; then
     "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
     check 'the comparison reads the log' is $? 0
@@ -373,8 +227,6 @@ check '--shuffle none: the seed does not matter' same "$work/a" "$work/b"
 ok 'the same, shuffled' $moons --load "$work/none" --shuffle epoch --seed 2 --epochs 1 --quiet --save "$work/b"
 check '--shuffle epoch: another order' not same "$work/a" "$work/b"
 
-# The largest change of the outputs by a rescaling that was reported.
-moved() { sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }'; }
 for optimizer in sgd momentum adamw; do
     ok "rescaling every 10 steps, $optimizer" $moons --optimizer $optimizer --momentum 0.8 --weight-decay 1e-4 --lr 0.01 --rescale-every 10steps --epochs 4
     check "rescaling every 10 steps, $optimizer: 1 + 3 times" is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
@@ -385,15 +237,13 @@ for optimizer in sgd momentum adamw; do
 done
 
 ok 'cosine with warm-up' $moons --steps 50 --schedule cosine --warmup 5 --lr 0.5 --log-dir "$work/cosine" --quiet
-lr() { awk -F, -v s="$1" '$3 == "step" && $1 == s { print $6 }' "$work/cosine/log.csv"; }
-check 'warm-up: a fifth of the rate in the first of five steps' near "$(lr 1)" 0.1 1e-8
-check 'warm-up: the whole rate at its end' near "$(lr 5)" 0.5 1e-8
-check 'cosine: near zero in the last step' eval 'less "$(lr 50)" 0.001 && less 0 "$(lr 50)"'
+check 'warm-up: a fifth of the rate in the first of five steps' near "$(rate "$work/cosine" 1)" 0.1 1e-8
+check 'warm-up: the whole rate at its end' near "$(rate "$work/cosine" 5)" 0.5 1e-8
+check 'cosine: near zero in the last step' eval 'less "$(rate "$work/cosine" 50)" 0.001 && less 0 "$(rate "$work/cosine" 50)"'
 ok 'one-cycle' $moons --steps 50 --schedule one-cycle --lr 0.5 --log-dir "$work/onecycle" --quiet
-lr() { awk -F, -v s="$1" '$3 == "step" && $1 == s { print $6 }' "$work/onecycle/log.csv"; }
-check 'one-cycle: a 25th of the rate in the first step' near "$(lr 1)" 0.02 1e-8
-check 'one-cycle: the whole rate after 30% of the steps' near "$(lr 15)" 0.5 1e-8
-check 'one-cycle: a 250000th of it in the last step' near "$(lr 50)" 2e-6 1e-8
+check 'one-cycle: a 25th of the rate in the first step' near "$(rate "$work/onecycle" 1)" 0.02 1e-8
+check 'one-cycle: the whole rate after 30% of the steps' near "$(rate "$work/onecycle" 15)" 0.5 1e-8
+check 'one-cycle: a 250000th of it in the last step' near "$(rate "$work/onecycle" 50)" 2e-6 1e-8
 
 ok 'autoencoder' --data images --limit 200 --layers 784,32,784 --task autoencode --epochs 1 --report "$work/r.json"
 check 'autoencoder: no accuracy' eval '! says accuracy && [ "$(number "$work/r.json" final_test_accuracy)" = null ]'
@@ -451,35 +301,7 @@ fi
 
 # --------------------------------------------------------------------------------------------- interruption and resume
 
-# A run that never ends by itself is interrupted where it happens to be, resumed up to 100 steps later, and compared with a
-# run that went there directly.
 long="--data moons --layers 2,16,16,2 --batch-size 50 --lr 0.02 --rescale-every 150steps --eval-every 90steps --quiet"
-# interrupted SIGNAL EXPECTED NAME OPTIONS
-interrupted() {
-    signal=$1 expected=$2 name=$3
-    shift 3
-    dir=$work/$name-$signal
-    "$damage" signal "$signal" "$dir/log.csv" 400 "$trainer" $long "$@" --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" \
-        --save "$dir.partial" >"$work/out" 2>"$work/err"
-    check "$name, SIG$signal: exit $expected" is $? "$expected"
-    if [ "$signal" = KILL ]; then
-        # Rows after the newest checkpoint have to go; a write in progress may have left its temporary file.
-        step=$(newest "$dir")
-    else
-        step=$(last_step "$dir")
-        check "$name, SIG$signal: one line says where" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
-        check "$name, SIG$signal: the step is finished and saved" is "$(newest "$dir")" "$step"
-        check "$name, SIG$signal: --save has the weights so far" same "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
-    fi
-    end=$((step + 100))
-    run $long "$@" --steps $end --checkpoint-every 70steps --resume "$dir" --save "$dir.resumed"
-    check "$name, SIG$signal: resumed" eval '[ $status -eq 0 ] && { [ ! -s "$work/err" ] || complains "skipping"; }'
-    ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
-    check "$name, SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
-    check "$name, SIG$signal: the same log" same_log "$dir" "$dir-direct"
-    check "$name, SIG$signal: the same optimizer state" same "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
-    rm -rf "$dir-direct"
-}
 interrupted INT 130 sgd
 interrupted KILL 137 sgd
 interrupted INT 130 momentum --optimizer momentum
@@ -495,37 +317,9 @@ check 'interrupted without --log-dir: exit 130' is $? 130
 check 'interrupted without --log-dir: --save has the weights' eval '"$damage" read "$work/partial" fc1.weight >"$work/out"'
 check 'interrupted without --log-dir: nothing to resume is promised' not complains --resume
 
-# A run of 100 steps keeps the checkpoints of 60 and 100 steps. With the later one damaged in some way, the earlier one
-# leads to the same end. Cosine and warm-up, too, go on where they were.
+# Cosine and warm-up, too, go on where they were.
 full="--data moons --layers 2,16,16,2 --steps 100 --batch-size 64 --optimizer adamw --lr 0.01 --schedule cosine --warmup 10 --quiet"
-ok 'a whole run' $full --log-dir "$work/whole" --checkpoint-every 60steps --save "$work/whole.w"
-# again WHAT: resumes the copy $work/again and compares
-again() {
-    run $full --resume "$work/again" --checkpoint-every 60steps --save "$work/again.w"
-    check "$1: resumed" is $status 0
-    check "$1: one note on the checkpoint that is skipped" eval '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
-    check "$1: the same weights" same "$work/again.w" "$work/whole.w"
-    check "$1: the same log" same_log "$work/again" "$work/whole"
-    check "$1: the checkpoints are whole again" eval 'same "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
-    rm -rf "$work/again"
-    cp -R "$work/whole" "$work/again"
-}
-cp -R "$work/whole" "$work/again"
-last=$work/again/checkpoint-100
-rm -r "$last"
-again 'newest checkpoint gone' 0
-rm "$last/state.safetensors"
-again 'newest checkpoint without state' 1
-"$damage" cut "$last/state.safetensors" 1
-again 'newest checkpoint, state truncated' 1
-"$damage" set "$last/state.safetensors" -9 55
-again 'newest checkpoint, a byte of the state changed' 1
-"$damage" set "$last/model.safetensors" -9 55
-again 'newest checkpoint, a byte of the weights changed' 1
-"$damage" cut "$last/model.safetensors" 300
-again 'newest checkpoint, weights truncated' 1
-rm "$last/model.safetensors"
-again 'newest checkpoint without weights' 1
+damaged_checkpoints
 
 resumed="--data moons --layers 2,16,16,2 --steps 150 --resume $work/again"
 cp "$work/again/log.csv" "$work/log.before"
@@ -572,7 +366,4 @@ done
 
 # ---------------------------------------------------------------------------------------------------------------- the end
 
-for option in $(cat "$work/options"); do
-    check "--$option is exercised" grep -q -x -e "--$option" "$work/used"
-done
-summary
+ends_exercised

@@ -1,0 +1,256 @@
+# check_trainer.sh -- what the shell tests of trainers share, beside check.sh. A test `test_train_X.sh TRAINER [COMPARE]` sources it:
+#
+#     . "$(dirname -- "$0")/check_trainer.sh"
+#
+#     $trainer, $program, $compare    the program under test, its name, and dev/compare or nothing
+#     $root, $work, $damage           the project, a temporary folder, the program of test/damage.c (built where there is none)
+#     run ARGUMENTS                   runs the trainer: $work/out, $work/err, $status
+#     ok WHAT ARGUMENTS               a run that ends well and has nothing to complain about
+#     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in it
+#     says TEXT, complains TEXT       stdout, stderr of the last run has the text
+# and the parts further down that are the same for every trainer, each a function: bad_options, reports, no_room, interrupted, again,
+# ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
+if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
+    echo "usage: sh $0 TRAINER [COMPARE]" >&2
+    exit 2
+fi
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+trainer=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
+program=$(basename -- "$1")
+compare=${2:-}
+. "$root/test/check.sh"
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
+unset CUDA_CPU_ORDER
+
+says() { grep -q -F -e "$1" "$work/out"; }
+complains() { grep -q -F -e "$1" "$work/err"; }
+silent() { [ ! -s "$work/out" ] && [ ! -s "$work/err" ]; }
+near() { awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b) && -d <= t * (b < 0 ? -b : b)) }'; }
+less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 <= b + 0) }'; }
+
+run() {
+    printf '%s\n' "$@" >>"$work/used"
+    "$trainer" "$@" >"$work/out" 2>"$work/err"
+    status=$?
+}
+ok() {
+    label=$1
+    shift
+    run "$@"
+    check "$label: exit 0, nothing on stderr" eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
+}
+refuses() {
+    want=$1 text=$2
+    shift 2
+    run --quiet "$@"
+    check "exit $want and one line with '$text', not $status: $*" one_line
+}
+one_line() {
+    [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q "^$program: " "$work/err" && complains "$text" && [ ! -s "$work/out" ]
+}
+# number FILE KEY: a number of a JSON report, as it is written there.
+number() { sed -n "s/^ *\"$2\": \\([^,]*\\),*\$/\\1/p" "$1"; }
+# last_step LOGDIR: the last step in a log; newest LOGDIR: that of the newest checkpoint.
+last_step() { awk -F, '$3 == "step" { s = $1 } END { print s + 0 }' "$1/log.csv"; }
+newest() { find "$1" -name 'checkpoint-*' | sed 's/.*checkpoint-//' | sort -n | tail -n 1; }
+# moved: the largest change of the outputs by a rescaling that the last run printed.
+moved() { sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }'; }
+# rate LOGDIR STEP: the learning rate of a step in a log.
+rate() { awk -F, -v s="$2" '$3 == "step" && $1 == s { print $6 }' "$1/log.csv"; }
+
+# same_log A B: the same rows, apart from the times. The gradient norm is known where the losses were fetched, which
+# depends on the clock; where both logs have it, it is the same.
+same_log() {
+    awk -F, -v other="$2/log.csv" '
+        function miss(why) { print "    log line " NR ": " why; bad = 1; exit 1 }
+        { if ((getline line < other) <= 0) miss("missing in the other log")
+          n = split(line, b, ",")
+          if (n != NF) miss("columns")
+          for (i = 1; i <= 6; i++) if ($i != b[i]) miss($i " is not " b[i] " in column " i)
+          if ($7 != b[7] && $7 != "n/a" && b[7] != "n/a") miss("gradient norm") }
+        END { if (!bad && (getline line < other) > 0) { print "    log: more rows in the other log"; bad = 1 }
+              exit bad }' "$1/log.csv"
+}
+
+: >"$work/out"
+: >"$work/err"
+damage=$root/build/c/test/damage
+if [ ! -x "$damage" ] || [ -n "$(find "$root/test" -name 'damage.c' -newer "$damage" -o -name 'ref_*.h' -newer "$damage")" ]; then
+    damage=$work/damage
+    if ! ${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 -I"$root/test" -o "$damage" "$root/test/damage.c" -lm; then
+        echo "FAIL cannot build test/damage.c"
+        echo "0 passed, 1 failed, 0 skipped"
+        exit 1
+    fi
+fi
+echo 'an older file' >"$work/old"
+
+# ----------------------------------------------------------------------------------------- the same for every trainer
+
+# helps: --help and --version; the options of --help go to $work/options.
+helps() {
+    run --help
+    check '--help: exit 0, on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "Usage: $program"'
+    sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' "$work/out" >"$work/options"
+    check '--help: lists the options' eval '[ "$(wc -l <"$work/options")" -gt 30 ]'
+    check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
+    run --version
+    check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
+}
+
+# bad_options ARGUMENTS: usage errors of the options that all trainers have, after arguments that are fine.
+bad_options() {
+    refuses 2 --epocs "$@" --epocs 3
+    refuses 2 --epoch "$@" --epoch 3
+    refuses 2 --lr "$@" --lr abc
+    refuses 2 --lr "$@" --lr 0.1x
+    refuses 2 --lr "$@" --lr -1
+    refuses 2 --lr "$@" --lr 0
+    refuses 2 --lr "$@" --lr nan
+    refuses 2 --lr "$@" --lr 1e999
+    refuses 2 --lr "$@" --lr ''
+    refuses 2 --lr "$@" --lr
+    refuses 2 --momentum "$@" --momentum 1
+    refuses 2 --weight-decay "$@" --weight-decay -0.1
+    refuses 2 --init-scale "$@" --init-scale 0
+    refuses 2 --batch-size "$@" --batch-size -1
+    refuses 2 --batch-size "$@" --batch-size 1.5
+    refuses 2 --epochs "$@" --epochs 99999999999999999999
+    refuses 2 --steps "$@" --steps -1
+    refuses 2 --seed "$@" --seed -3
+    refuses 2 --limit "$@" --limit -2
+    refuses 2 --warmup "$@" --warmup -1
+    refuses 2 --warmup "$@" --schedule one-cycle --warmup 5
+    refuses 2 one-cycle "$@" --schedule linear
+    refuses 2 --eval-every "$@" --eval-every 3weeks
+    refuses 2 --rescale-every "$@" --rescale-every -1steps
+    refuses 2 --rescale-max-log "$@" --rescale-max-log -1
+    refuses 2 --rescale "$@" --rescale maybe
+    refuses 2 --optimizer "$@" --optimizer adam
+    refuses 2 --quiet "$@" --quiet=yes
+    refuses 2 stray "$@" stray
+    refuses 2 '--resume and --load' "$@" --resume "$work/x" --load "$work/y"
+    refuses 2 --log-dir "$@" --resume "$work/x" --log-dir "$work/y"
+    ok 'a run that says what it runs on' "$@" --steps 0
+    if head -n 1 "$work/out" | grep -q '^CPU'; then
+        refuses 2 --precision "$@" --precision bf16
+        refuses 2 --precision "$@" --precision tf32
+    else
+        skip 'precisions a CPU does not have: this is not the CPU build'
+    fi
+}
+
+# bad_outputs ARGUMENTS: files that cannot be written.
+bad_outputs() {
+    refuses 1 "$work/old/logs" "$@" --steps 0 --log-dir "$work/old/logs"
+    refuses 1 "$work/old" "$@" --steps 0 --report "$work/old/r.json"
+    refuses 1 "$work/missing/w" "$@" --steps 0 --save "$work/missing/w"
+    mkdir -p "$work/folder"
+    refuses 1 "$work/folder" "$@" --steps 0 --save "$work/folder"
+    [ -p "$work/pipe" ] || mkfifo "$work/pipe"
+    refuses 1 "$work/pipe" "$@" --steps 0 --save "$work/pipe"
+    check '--save does not replace a pipe or a device' test -p "$work/pipe"
+}
+
+# no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.
+no_room() {
+    label=$1 file=$2
+    shift 2
+    mkdir -p "$(dirname "$file")"
+    echo 'an older file' >"$file"
+    (trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet "$@") >"$work/out" 2>"$work/err"
+    status=$? want=1 text=$file
+    check "$label, no room: exit 1 and one line with '$text', not $status" one_line
+    check "$label, no room: the older file is intact" same "$file" "$work/old"
+    check "$label, no room: nothing half-written is left" is "$(find "$(dirname "$file")" -name '*.tmp*')" ''
+}
+
+# reports FILE: a report has every key, and is JSON.
+reports() {
+    report=$1
+    for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve seconds_apply \
+        max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss final_test_loss \
+        final_test_accuracy rescalings samples_per_second device threads version; do
+        check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$report")" 1
+    done
+    check 'report: seconds of all rescalings, and of training' is "$(grep -c '^ *"seconds":' "$report")" 2
+    if command -v python3 >/dev/null 2>&1; then
+        check 'the report is valid JSON' eval 'python3 -m json.tool "$report" >"$work/json" 2>"$work/err"'
+    else
+        skip 'JSON of the report: no python3'
+    fi
+}
+
+# interrupted SIGNAL EXPECTED NAME OPTIONS: a run of $long that never ends by itself is interrupted where it happens to be, resumed up
+# to 100 steps later, and compared with a run that went there directly. $rows: rows of its log to wait for.
+interrupted() {
+    signal=$1 expected=$2 name=$3
+    shift 3
+    dir=$work/$name-$signal
+    # shellcheck disable=SC2086
+    "$damage" signal "$signal" "$dir/log.csv" "${rows:-400}" "$trainer" $long "$@" --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" \
+        --save "$dir.partial" >"$work/out" 2>"$work/err"
+    check "$name, SIG$signal: exit $expected" is $? "$expected"
+    if [ "$signal" = KILL ]; then
+        # Rows after the newest checkpoint have to go; a write in progress may have left its temporary file.
+        step=$(newest "$dir")
+    else
+        step=$(last_step "$dir")
+        check "$name, SIG$signal: one line says where" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
+        check "$name, SIG$signal: the step is finished and saved" is "$(newest "$dir")" "$step"
+        check "$name, SIG$signal: --save has the weights so far" same "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
+    fi
+    end=$((step + 100))
+    # shellcheck disable=SC2086
+    run $long "$@" --steps $end --checkpoint-every 70steps --resume "$dir" --save "$dir.resumed"
+    check "$name, SIG$signal: resumed" eval '[ $status -eq 0 ] && { [ ! -s "$work/err" ] || complains "skipping"; }'
+    # shellcheck disable=SC2086
+    ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
+    check "$name, SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
+    check "$name, SIG$signal: the same log" same_log "$dir" "$dir-direct"
+    check "$name, SIG$signal: the same optimizer state" same "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
+    rm -rf "$dir-direct"
+}
+
+# damaged_checkpoints: a run of 100 steps ($full) keeps the checkpoints of 60 and 100 steps. With the later one damaged in some way, the
+# earlier one leads to the same end. $work/again is left as the run ended.
+damaged_checkpoints() {
+    # shellcheck disable=SC2086
+    ok 'a whole run' $full --log-dir "$work/whole" --checkpoint-every 60steps --save "$work/whole.w"
+    cp -R "$work/whole" "$work/again"
+    last=$work/again/checkpoint-100
+    rm -r "$last"
+    again 'newest checkpoint gone' 0
+    rm "$last/state.safetensors"
+    again 'newest checkpoint without state' 1
+    "$damage" cut "$last/state.safetensors" 1
+    again 'newest checkpoint, state truncated' 1
+    "$damage" set "$last/state.safetensors" -9 55
+    again 'newest checkpoint, a byte of the state changed' 1
+    "$damage" set "$last/model.safetensors" -9 55
+    again 'newest checkpoint, a byte of the weights changed' 1
+    "$damage" cut "$last/model.safetensors" 300
+    again 'newest checkpoint, weights truncated' 1
+    rm "$last/model.safetensors"
+    again 'newest checkpoint without weights' 1
+}
+# again WHAT NOTES: resumes the copy $work/again, which prints so many notes, and compares.
+again() {
+    # shellcheck disable=SC2086
+    run $full --resume "$work/again" --checkpoint-every 60steps --save "$work/again.w"
+    check "$1: resumed" is $status 0
+    check "$1: one note on the checkpoint that is skipped" eval '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
+    check "$1: the same weights" same "$work/again.w" "$work/whole.w"
+    check "$1: the same log" same_log "$work/again" "$work/whole"
+    check "$1: the checkpoints are whole again" eval 'same "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+    rm -rf "$work/again"
+    cp -R "$work/whole" "$work/again"
+}
+
+# ends_exercised: the end of a test: every option of --help was used in it.
+ends_exercised() {
+    for option in $(cat "$work/options"); do
+        check "--$option is exercised" grep -q -x -e "--$option" "$work/used"
+    done
+    summary
+}
