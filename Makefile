@@ -34,6 +34,7 @@ NVCC_ARCH := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Xcompiler -Wall,-Wextra,-fopenmp -Werror all-warnings
 NVCC_DEFS := $(filter -DUSE_ZLIB,$(DEFS))
 NVCC_LIBS := -lcublas $(filter -lz,$(LIBS)) -lgomp
+NVCC_INCLUDES := -I. -Itest -Idev/bench
 
 CUH := $(wildcard *.cuh common/*.cuh)
 HEADERS := $(wildcard common/*.h) $(CUH)
@@ -42,8 +43,9 @@ C_TESTS := $(patsubst test/%.c,%,$(wildcard test/test_*.c))
 CU_TESTS := $(filter-out test_cuda_cpu_errors,$(patsubst test/%.cu,%,$(wildcard test/test_*.cu)))
 C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
+KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run shakespeare test test-programs bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
 all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
@@ -64,19 +66,26 @@ build/cpu/%: build/cpu/%.cu $(addprefix build/cpu/,$(CUH)) $(HEADERS) build/conf
 	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -Idev/bench -x c++ $< -x none -o $@ $(CPU_LIBS)
 build/cuda/%: %.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) -I. -Itest -Idev/bench $< -o $@ $(NVCC_LIBS)
+	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) $(NVCC_INCLUDES) $< -o $@ $(NVCC_LIBS)
 
 # Plain C programs do not depend on the device.
 build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
+# Kernel variants: convolution is compared with cuDNN where it is installed, max_pool includes the trainer.
+$(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
+build/cuda/dev/kernels/convolution: NVCC_DEFS += $(CUDNN_DEFS)
+build/cuda/dev/kernels/convolution: NVCC_LIBS += $(CUDNN_LIBS)
+build/c/dev/compare build/c/dev/kernels/plot: dev/plot.h
+
 # Tests and benchmarks include a trainer.
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
 build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
-build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
+build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
 build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
+build/cuda/dev/kernels/max_pool: train_cnn.cu
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
@@ -108,22 +117,45 @@ build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(
 	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -x c++ $< \
 	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
 
-test-programs: $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp train_cnn train_gpt_style compare test-programs ## runs every test; the last line counts them
-	@sh test/run.sh $(B) build/c
+# Variants of kernels (dev/kernels/README.md). OP=NAME: only that file, or the file of that operation.
+KERNELS_USED := $(if $(OP),$(patsubst dev/kernels/%.cu,%,$(or $(wildcard dev/kernels/$(OP).cu),$(shell grep -l '{"$(OP)", ' dev/kernels/*.cu))),$(filter-out broken,$(KERNELS)))
+KERNEL_PROGRAMS := $(addprefix $(B)/dev/kernels/,$(KERNELS_USED) broken) build/c/dev/kernels/plot
+export OP VARIANT SHAPE SECONDS_EACH
+kernels-list kernels-report kernels-bench: $(KERNEL_PROGRAMS)
+	@sh dev/kernels/run.sh $(@:kernels-%=%) $(B) $(KERNELS_USED)
+kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(filter build/nvcc/%,$(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$(a)/dev/kernels/%.o))))
+	@sh dev/kernels/run.sh test $(B) $(KERNELS_USED)
+# The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in every thread order.
+build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h test/test.h build/config.mk
+	@mkdir -p $(@D)
+	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -Ibuild/cpu -I. -Itest \
+	    -x c++ $< -x none -o $@ -lm
+kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
+kernels: kernels-test                           ## checks the kernel variants of dev/kernels; make -C dev/kernels list, test, bench
+
+test-programs: $(KERNEL_PROGRAMS) $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
+test: train_mlp train_cnn train_gpt_style compare test-programs           ## runs every test; the last line counts them
+	@sh test/run.sh $(B) build/c $(KERNELS_USED)
 
 bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
 
 tables:                                         ## writes the tables in the documents anew from their CSV files
-	@sh dev/tables.sh README.md
+	@sh dev/tables.sh README.md dev/kernels/README.md
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
 	@sh dev/gpu_check.sh
 
-nvcc-check:                                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
-	@set -e; mkdir -p build/nvcc; for a in 80 90; do for f in *.cu test/test_*.cu dev/bench/*.cu; do [ -f $$f ] || continue; \
-	    echo "nvcc sm_$$a $$f"; $(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$$a $(NVCC_DEFS) -I. -Itest -Idev/bench -c $$f -o build/nvcc/x.o; done; done
+NVCC_SOURCES := $(wildcard *.cu test/test_*.cu dev/bench/*.cu dev/kernels/*.cu)
+NVCC_OBJECTS := $(foreach a,80 90,$(NVCC_SOURCES:%.cu=build/nvcc/sm_$(a)/%.o))
+define NVCC_RULE
+build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/bench/*.h dev/kernels/*.h) build/config.mk
+	@mkdir -p $$(@D)
+	@echo "nvcc sm_$(1) $$<"
+	@$(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$(1) $(NVCC_DEFS) $(CUDNN_DEFS) $(NVCC_INCLUDES) -c $$< -o $$@
+endef
+$(foreach a,80 90,$(eval $(call NVCC_RULE,$(a))))
+nvcc-check: $(NVCC_OBJECTS)                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
 
 sanitize:                                       ## all tests under AddressSanitizer and UBSan, and in other thread orders
 	@sh test/sanitize.sh

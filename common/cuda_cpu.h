@@ -38,6 +38,8 @@
 //  - No grid-wide barrier, no waiting for another block, no implicit warp synchrony; blocks a multiple of 32 threads
 //    where warp intrinsics are used. Atomics on floats are reproducible with one thread only.
 //  - Pass nullptr, not NULL or 0, for a pointer argument of a launch.
+//  - __nv_bfloat16 and __half are storage types here: only their conversions exist, no arithmetic. (On a GPU they need
+//    cuda_bf16.h and cuda_fp16.h; common/mma.cuh includes them and has the tensor cores' instructions for both devices.)
 //
 // Environment
 //     OMP_NUM_THREADS            number of OS threads
@@ -178,10 +180,11 @@ struct Launch {
     const void *args;
 };
 
-enum WarpOp : uint8_t { kSyncWarp, kShuffle, kBallot, kReduce };
+enum WarpOp : uint8_t { kSyncWarp, kShuffle, kBallot, kReduce, kExchange };
 static const char *const kWarpOpName[] = {"__syncwarp", "__shfl_*_sync", "__ballot_sync/__any_sync/__all_sync",
-                                          "warp_reduce_*"};
-typedef void (*Tree)(uint64_t *v);  // reduces v[32] to v[0]; the numbers are bit patterns
+                                          "warp_reduce_*", "a matrix instruction"};
+// What all 32 lanes do at once with the bit patterns v[32] they brought: a reduction leaves its result in v[0].
+typedef void (*Tree)(uint64_t *v);
 
 // What a lane brought to the warp intrinsic it waits in, and what it takes back.
 struct Lane {
@@ -349,8 +352,10 @@ inline bool finish_group(Worker &w, int warp, uint32_t mask) {
         if (b.in) ballot |= m & -m;
         v[l] = b.in;
     }
-    if (a.op == kReduce) {
-        if (group != ~0u) die("warp_reduce_* needs all 32 lanes of the warp", a.line);
+    if (a.op == kReduce || a.op == kExchange) {
+        if (group != ~0u)
+            die(a.op == kReduce ? "warp_reduce_* needs all 32 lanes of the warp"
+                                : "a matrix instruction needs all 32 lanes of the warp", a.line);
         a.tree(v);
         ballot = v[0];
     }
@@ -598,6 +603,12 @@ inline int lane_id() {
 }
 template <class T> T shuffle(uint32_t mask, T v, int src, int line) {
     return from_bits<T>(sync_warp(kShuffle, mask, line, to_bits(v), src));
+}
+
+// For the instructions of mma.cuh, which a warp executes as one: f gets the addresses of what every lane brought, in lane
+// order, while all lanes stand still; it may read and write all of it.
+inline void warp_exchange(Tree f, void *mine, int line) {
+    sync_warp(kExchange, ~0u, line, (uint64_t)(uintptr_t)mine, 0, f);
 }
 
 // Reductions for cuda_common.h: the same operations in the same order as a butterfly of 5 shuffles, in one step.
@@ -909,6 +920,49 @@ inline unsigned __brev(unsigned x) {
     return __builtin_bswap32(x);
 }
 template <class T> T __ldg(const T *p) { return *p; }
+
+// 16-bit floating-point numbers, for storage: kernels convert to float, compute and convert back. Rounding is to nearest,
+// ties to even, with subnormals; too large becomes infinity, a NaN the positive NaN with all fraction bits set, as on a GPU.
+struct __nv_bfloat16 {
+    unsigned short bits_;
+};
+struct __half {
+    unsigned short bits_;
+};
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
+struct alignas(4) __half2 {
+    __half x, y;
+};
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits_; }
+inline unsigned short __half_as_ushort(__half h) { return h.bits_; }
+inline float __bfloat162float(__nv_bfloat16 h) { return __uint_as_float((unsigned)h.bits_ << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float f) {
+    const unsigned u = __float_as_uint(f), rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+    return {(unsigned short)((u & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded)};
+}
+// Below 2^-14 a half is a multiple of 2^-24, which is what adding 0.5f rounds to. 65520 and above rounds to infinity.
+inline __half __float2half_rn(float f) {
+    const unsigned u = __float_as_uint(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    const unsigned normal = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
+    const unsigned small = __float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u;
+    const unsigned finite = a < 0x38800000u ? small : a < 0x47800000u ? normal : 0x7c00u;
+    return {(unsigned short)(a > 0x7f800000u ? 0x7fffu : sign | finite)};
+}
+inline float __half2float(__half h) {
+    const unsigned a = h.bits_ & 0x7fffu, sign = (h.bits_ & 0x8000u) << 16;
+    const float finite = __uint_as_float(a << 13) * __uint_as_float(0x77800000u);  // 2^112 moves the exponent's bias
+    return __uint_as_float(sign | (a < 0x7c00u ? __float_as_uint(finite) : 0x7f800000u | a << 13));
+}
+inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
+inline __half __float2half(float f) { return __float2half_rn(f); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 h) { return {__bfloat162float(h.x), __bfloat162float(h.y)}; }
+inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
 inline long long clock64() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
 }

@@ -17,6 +17,7 @@
 // Build: cc -std=c11 -D_GNU_SOURCE dev/compare.c -o compare -lm
 #include "../common/cli.h"
 #include "../common/log.h"
+#include "plot.h"
 
 enum { MAX_RUNS = 16, MAX_NAME = 40 };
 
@@ -520,31 +521,9 @@ typedef struct {
     int clipped;                                   // the accuracy of epoch 0 lies below lo
 } panel;
 
-// Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow, which white swallows.
-static const char *const colors[8] = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"};
-static const char *const dashes[5] = {"", "8 4", "2 3", "9 3 2 3", "14 4"};
-
-static const char *run_color(int i) {
-    return colors[i % 8];
-}
-static const char *run_dash(int i) {
-    return dashes[(i + 4 * (i / 8)) % 5];
-}
-
 static double panel_value(const panel *p, const point *q) {
     const double v = p->what == TRAIN_LOSS ? q->train_loss : p->what == TEST_LOSS ? q->test_loss : q->test_accuracy;
     return p->what == TEST_ACCURACY && known(v) ? 100 * v : v;
-}
-
-// Text with what XML reserves escaped.
-static void svg_text(FILE *f, const char *text) {
-    for (; *text; text++) {
-        if (*text == '&') fputs("&amp;", f);
-        else if (*text == '<') fputs("&lt;", f);
-        else if (*text == '>') fputs("&gt;", f);
-        else if (*text == '"') fputs("&quot;", f);
-        else fputc(*text, f);
-    }
 }
 
 // A step of 1, 2 or 5 times a power of ten that gives about `wanted` intervals, but not below `least`.
@@ -662,31 +641,6 @@ static void draw_axes(FILE *f, const panel *p, const char *heading) {
             bottom + 38);
 }
 
-// One marker of a run, centred at x, y.
-static void draw_marker(FILE *f, int run_index, double x, double y) {
-    const int shape = (run_index + 3 * (run_index / 8)) % 8;
-    const char *c = run_color(run_index);
-    if (shape == 0) {
-        fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.6\" fill=\"%s\" stroke=\"#fff\" stroke-width=\"0.8\"/>\n", x, y, c);
-        return;
-    }
-    const int open = shape == 5 || shape == 6;                 // plus and cross are strokes
-    fputs("<path d=\"", f);
-    switch (shape) {                                           // formats stay literal, so that compilers check them
-#define SHAPE(k, text) case k: fprintf(f, text, x, y); break;
-    SHAPE(1, "M%.1f %.1fm-3.2 -3.2h6.4v6.4h-6.4z")
-    SHAPE(2, "M%.1f %.1fm0 -4.4l4 7h-8z")
-    SHAPE(3, "M%.1f %.1fm0 -4.6l4.2 4.6l-4.2 4.6l-4.2 -4.6z")
-    SHAPE(4, "M%.1f %.1fm0 4.4l4 -7h-8z")
-    SHAPE(5, "M%.1f %.1fm-4.6 0h9.2m-4.6 -4.6v9.2")
-    SHAPE(6, "M%.1f %.1fm-3.6 -3.6l7.2 7.2m0 -7.2l-7.2 7.2")
-    default: fprintf(f, "M%.1f %.1fm-4.6 0a4.6 4.6 0 1 0 9.2 0z", x, y);
-#undef SHAPE
-    }
-    if (open) fprintf(f, "\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", c);
-    else fprintf(f, "\" fill=\"%s\" stroke=\"#fff\" stroke-width=\"0.8\"/>\n", c);
-}
-
 // The curve of one run: a line, broken where a value is missing, and at most about a dozen markers, which are
 // staggered between the runs.
 static void draw_curve(FILE *f, const panel *p, const run *r, int index, int n) {
@@ -697,8 +651,8 @@ static void draw_curve(FILE *f, const panel *p, const run *r, int index, int n) 
             pen_down = 0;
             continue;
         }
-        if (!drawn++) fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", run_color(index),
-                              *run_dash(index) ? run_dash(index) : "none");
+        if (!drawn++) fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(index),
+                              *plot_dash(index) ? plot_dash(index) : "none");
         fprintf(f, "%s%.2f %.2f", pen_down ? "L" : "M", panel_x(p, r->points[k].epoch), panel_y(p, v));
         pen_down = 1;
     }
@@ -709,7 +663,7 @@ static void draw_curve(FILE *f, const panel *p, const run *r, int index, int n) 
         const double v = panel_value(p, &r->points[k]);
         if (!known(v)) continue;
         const double y = panel_y(p, v);
-        if (y <= p->top + p->height + 1) draw_marker(f, index, panel_x(p, r->points[k].epoch), y);
+        if (y <= p->top + p->height + 1) plot_marker(f, index, panel_x(p, r->points[k].epoch), y);
     }
 }
 
@@ -757,11 +711,11 @@ static int draw_legend(FILE *f, const run *runs, int n, double left, double top)
             rows++;
         }
         if (f) {
-            fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%.1f %.1fh36\"/>\n", run_color(i),
-                    *run_dash(i) ? run_dash(i) : "none", x, y);
-            draw_marker(f, i, x + 18, y);
+            fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%.1f %.1fh36\"/>\n", plot_color(i),
+                    *plot_dash(i) ? plot_dash(i) : "none", x, y);
+            plot_marker(f, i, x + 18, y);
             fprintf(f, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">", x + 44, y + 4.5);
-            svg_text(f, runs[i].name);
+            plot_text(f, runs[i].name);
             fputs("</text>\n", f);
         }
         x += legend_width(&runs[i]);
@@ -780,21 +734,11 @@ static void write_svg(FILE *f, const run *runs, int n, const char *title, double
     test.what = have_accuracy(runs, n) ? TEST_ACCURACY : TEST_LOSS;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" "
                "role=\"img\">\n<title>", WIDTH, height, WIDTH, height);
-    svg_text(f, title ? title : "Training runs compared");
-    fputs("</title>\n<style>\n"
-          "text { font-family: Helvetica, Arial, \"DejaVu Sans\", sans-serif; fill: #222; }\n"
-          ".title { font-size: 18px; font-weight: bold; }\n"
-          ".heading { font-size: 14px; font-weight: bold; }\n"
-          ".label { font-size: 13px; }\n"
-          ".tick, .note { font-size: 12px; fill: #444; }\n"
-          ".grid { stroke: #e3e3e3; stroke-width: 1; }\n"
-          ".axis { stroke: #444; stroke-width: 1.2; fill: none; }\n"
-          ".target { stroke: #777; stroke-width: 1; stroke-dasharray: 4 3; }\n"
-          ".curve { fill: none; stroke-width: 2; stroke-linejoin: round; }\n"
-          "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n", f);
+    plot_text(f, title ? title : "Training runs compared");
+    fputs("</title>\n<style>\n" PLOT_STYLE "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n", f);
     if (title) {
         fprintf(f, "<text class=\"title\" x=\"%.1f\" y=\"34\">", left);
-        svg_text(f, title);
+        plot_text(f, title);
         fputs("</text>\n", f);
     }
     draw_legend(f, runs, n, left, title_height + 20);

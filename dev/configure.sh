@@ -3,6 +3,7 @@
 #
 #     MARCH    -march=native, or the nearest this compiler knows         DEFS, LIBS   OpenBLAS and zlib when present
 #     OPENMP   -fopenmp when it works                                    FCF          -fcf-protection=none on x86
+#     CUDNN_DEFS, CUDNN_LIBS   cuDNN, a ceiling in dev/kernels, where nvcc finds it
 # Environment: CC, CXX, NVCC; OPENBLAS=0 and ZLIB=0 leave the library out, OPENBLAS=1 asks for it. Unset, OpenBLAS is used when present,
 # but not on processors with AVX-512, where the built-in matrix product is faster than the one in distributions (make bench).
 CC=${CC:-cc} CXX=${CXX:-c++}
@@ -47,6 +48,8 @@ elif printf '#include <zlib.h>\nint main(void){return !zlibVersion();}' | works 
 else
     echo "configure: no zlib: compressed data files are not read directly (install zlib1g-dev)" >&2
 fi
+printf '#include <cudnn.h>\nint main(void){return !cudnnGetVersion();}' >"$dir/cudnn.cu"
+if "${NVCC:-nvcc}" "$dir/cudnn.cu" -o "$dir/a" -lcudnn >/dev/null 2>&1; then printf 'CUDNN_DEFS := -DUSE_CUDNN\nCUDNN_LIBS := -lcudnn\n'; fi
 command -v "${NVCC:-nvcc}" >/dev/null 2>&1 || echo "configure: no nvcc: CPU build only (install the CUDA Toolkit for a GPU)" >&2
 echo "DEFS :=$defs"
 echo "LIBS :=$libs"

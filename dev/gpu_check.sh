@@ -63,5 +63,10 @@ else
 fi
 step bench make DEVICE=cuda bench
 cat out/gpu/bench.log
+# Kernel variants: all of them, 0.1 s of timing each; the tables of dev/kernels/README.md get GPU columns.
+step kernels-build make -j DEVICE=cuda kernels-list
+step kernels-bench make DEVICE=cuda SECONDS_EACH=0.1 kernels-bench
+step kernels-report make DEVICE=cuda kernels-report
+grep -h '^# copy' dev/kernels/results/cuda/*.csv
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

@@ -1,17 +1,18 @@
 #!/bin/sh
 # run.sh -- runs every test program and script and adds up their counts.
 #
-#     sh test/run.sh build/cpu build/c          (make test)
+#     sh test/run.sh build/cpu build/c NAME...  (make test)       NAME...: programs of dev/kernels to test as well
 #
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
 device=$1 host=$2
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
-if [ $# -ne 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then
-    echo "usage: sh test/run.sh DEVICE_BUILD C_BUILD (run make test)" >&2
+if [ $# -lt 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then
+    echo "usage: sh test/run.sh DEVICE_BUILD C_BUILD NAME... (run make test)" >&2
     exit 2
 fi
+shift 2
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0 skipped=0
@@ -53,6 +54,7 @@ for source in test/test_*.cu; do
     [ "$name" = test_cuda_cpu_errors ] && continue  # test_cuda_cpu_errors.sh runs it, mistake by mistake
     run "$name" "$device/test/$name"
 done
+[ $# -eq 0 ] || run dev/kernels sh dev/kernels/run.sh test "$device" "$@"
 run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"

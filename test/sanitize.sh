@@ -8,7 +8,8 @@
 # 2. test_mlp, and of test_cnn the trained networks, with the built-in matrix product (whose bits do not depend on the number of
 #    threads, unlike OpenBLAS's), with the threads of a block in forward, reverse and random order and with 1 and 2 OpenMP threads:
 #    the same checks pass and the trained parameters have the same bits. Built for a processor without fused multiply-add: with it,
-#    a compiler may contract a b + c d in two ways, and need not choose the same one inside and outside of a vectorised loop.
+#    a compiler may contract a b + c d in two ways, and need not choose the same one inside and outside of a vectorised loop;
+# 3. every kernel variant of dev/kernels, sanitized, in forward, reverse and random order: the same checks pass, with the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
 passed=0 failed=0 skipped=0
 export OMP_WAIT_POLICY=passive
@@ -37,6 +38,30 @@ else
             failed=$((failed + 1))
             tail -n 40 "$dir/log"
             echo "FAIL sanitized $name"
+        fi
+    done
+    ${MAKE:-make} -s -j"$(nproc 2>/dev/null || echo 1)" kernels-sanitized || failed=$((failed + 1))
+    for program in "$dir"/dev/kernels/*; do
+        name=$(basename "$program") want=
+        if [ "$name" = broken ]; then # makes mistakes on purpose
+            sh dev/kernels/test_broken.sh "$program" "$dir/dev/kernels/bias_relu" >"$dir/log" 2>&1
+            status=$?
+        else
+            status=0
+            for order in forward reverse random:7; do
+                CUDA_CPU_ORDER=$order "$program" test >"$dir/log" 2>&1 || { status=1; break; }
+                bits=$(grep '^bits ' "$dir/log")
+                want=${want:-$bits}
+                [ "$bits" = "$want" ] || { echo "order $order: other bits than in forward order" >>"$dir/log"; status=1; break; }
+            done
+        fi
+        if [ $status -eq 0 ]; then
+            passed=$((passed + 1))
+            echo "ok   sanitized kernels/$name, three thread orders: $(tail -n 1 "$dir/log")"
+        else
+            failed=$((failed + 1))
+            tail -n 40 "$dir/log"
+            echo "FAIL sanitized kernels/$name"
         fi
     done
 fi

@@ -1,6 +1,6 @@
 // test_cuda_cpu_errors.cu -- one deliberate mistake per run, named by the argument. test_cuda_cpu_errors.sh checks what
 // the CPU build says about it. Prints the last error and a checksum of the result if the mistake lets it come so far.
-#include "common/cuda_common.h"
+#include "common/mma.cuh"
 
 enum { N = 64 };  // elements of both arrays
 
@@ -63,6 +63,32 @@ __global__ void reduce_and_barrier(float *p) {
         __syncthreads();
     }
     p[threadIdx.x] = v;
+}
+__global__ void mma_half_warp(float *p) {
+    float d[4] = {0, 0, 0, 0};
+    const unsigned a[4] = {0, 0, 0, 0}, b[2] = {0, 0};
+    if (threadIdx.x < 16) mma_bf16(d, a, b);
+    p[threadIdx.x] = d[0];
+}
+__global__ void ldmatrix_misaligned(float *p) {
+    __shared__ __align__(16) float s[32 * 4];
+    unsigned r[4];
+    ldmatrix_x4(r, s + 2 * threadIdx.x);
+    p[threadIdx.x] = (float)r[0];
+}
+__global__ void copy_misaligned(float *p) {
+    __shared__ __align__(16) float s[N];
+    async_copies c;
+    c.copy16(s, p + 1, 16);
+    c.commit();
+    c.wait<0>();
+}
+__global__ void copy_never_waited(float *p) {
+    __shared__ __align__(16) float s[N];
+    async_copies c;
+    c.copy16(s, p, 16);
+    c.commit();
+    c.wait<1>();
 }
 __global__ void oob_global(float *p, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -137,6 +163,10 @@ int main(int argc, char **argv) {
     if (is("reduce_odd_block")) reduce_odd_block<<<1, 33>>>(p);
     if (is("reduce_after_exit")) reduce_after_exit<<<1, 64>>>(p);
     if (is("reduce_and_barrier")) reduce_and_barrier<<<1, 64>>>(p);
+    if (is("mma_half_warp")) mma_half_warp<<<1, 32>>>(p);
+    if (is("ldmatrix_misaligned")) ldmatrix_misaligned<<<1, 32>>>(p);
+    if (is("copy_misaligned")) copy_misaligned<<<1, 1>>>(p);
+    if (is("copy_never_waited")) copy_never_waited<<<1, 1>>>(p);
     if (is("oob_global")) oob_global<<<1, 128>>>(p, N);
     if (is("oob_dynamic")) oob_dynamic<<<1, 32, 32 * sizeof(float)>>>(p);
     if (is("oob_static")) oob_static<<<1, 32>>>(p, 1);
