@@ -1,4 +1,4 @@
-// train_gpt_style.c -- trains a GPT-style transformer on a CPU, rescaled right after initialisation.
+// train_gpt_style.c -- trains a GPT-style transformer on a CPU; on request with its symmetries rescaled.
 //
 // What it trains: decoder-only language models with learned positions, pre-LayerNorm blocks, causal multi-head attention, ReLU MLPs
 // of four times the width and a head that shares the token embedding's weights or has its own; on the bytes of any text file or on
@@ -80,8 +80,8 @@ static const struct preset {
 enum { ALIGN = 64 };             // numbers; every tensor starts on such a boundary
 enum { ROW_BLOCK = 32 };         // rows one thread adds up in sums over rows
 enum { STRIP = 64, KEYS = 256 }; // attention: queries of a strip, keys of a block
-enum { CHUNK = 1 << 18 };        // rows go through a layer so many numbers per C at a time, for the cache
-enum { LOGITS = 1 << 24 };       // at most about so many logits exist at a time
+enum { CHUNK = 1 << 18 };        // numbers of an array [rows][C] that go through a layer at a time, so that they stay in the cache
+enum { LOGITS = 1 << 24 };       // logits that exist at a time, at most about so many
 
 // The parameters of a layer, or their gradients. In the order of the table below.
 typedef struct block {
@@ -116,7 +116,7 @@ typedef struct weights {
 
 // What the backward pass of a layer needs of its forward pass.
 typedef struct activations {
-    real *x;                     // [N][C] residual stream that enters the layer; of layer L: that leaves the last one
+    real *x;                     // [N][C] residual stream that enters the layer; a[L].x: that leaves the last one
     real *ln1, *mean1, *rstd1;   // [N][C], [N], [N]
     real *qkv;                   // [N][3C]
     real *lse;                   // [B][NH][T] log of the sum of exp of the scores of a query
@@ -236,7 +236,7 @@ static int model_create(model *m, const config *c, int max_B, int training, char
     m->threads = device_threads();
     const int N = max_B * m->T, C = m->C;
     const int chunks = ceil_div(N, max_int(256, min_int(4096, CHUNK / C)));
-    m->chunk = ceil_div(ceil_div(N, chunks), ROW_BLOCK) * ROW_BLOCK;
+    m->chunk = ceil_div(ceil_div(N, chunks), ROW_BLOCK) * ROW_BLOCK;  // chunks of nearly equal size
     m->head_rows = min_int(N, max_int(ROW_BLOCK, min_int(m->chunk, LOGITS / m->V / ROW_BLOCK * ROW_BLOCK)));
     if (gemm_create(&m->gemm, GEMM_FP32, err, n)) return -1;
     m->scratch = (scratch *)train_alloc(NULL, (size_t)m->threads, sizeof *m->scratch);
@@ -612,9 +612,12 @@ static void cross_entropy(model *m, const int *target, int rows, real scale) {
 }
 
 // --------------------------------------------------------------------------------------------------- forward, backward
+// A block computes  mid = x + W_out attention(LayerNorm(x)) + b_out,  next x = mid + W_proj relu(W_fc LayerNorm(mid) + b_fc) + b_proj.
+// A product leaves W_... alone in `mid` or in the next layer's `x`; the LayerNorm that reads the stream next adds the bias and the
+// earlier stream in the same pass over the rows (residual_layernorm). So x of a layer is finished by before_attention, mid by
+// after_attention, and x after the last layer by compute_logits.
 
-// The part of layer l before attention, for some rows: finishes the residual stream that enters it (unless it is finished), up
-// to queries, keys and values.
+// The part of layer l before attention, for some rows: finishes x (unless it is finished), up to queries, keys and values.
 static void before_attention(model *m, int l, int first, int rows, int finished) {
     const activations *a = &m->a[l];
     const block *w = &m->w.block[l];
@@ -627,8 +630,8 @@ static void before_attention(model *m, int l, int first, int rows, int finished)
     add_bias(a->qkv + 3 * at, w->qkv_b, rows, 3 * C);
 }
 
-// The part after attention, up to the MLP's output without its bias and without the residual connection, which go to the next
-// layer's x (again = 0) or are not needed (again = 1: activations are recomputed for the backward pass).
+// The part after attention, up to the product that begins the next layer's x; again = 1: without it, activations are recomputed for
+// the backward pass.
 static void after_attention(model *m, int l, int first, int rows, int again) {
     const activations *a = &m->a[l];
     const block *w = &m->w.block[l];
@@ -762,8 +765,8 @@ static double array_norm(model *m, const real *v) {
 }
 
 // AdamW as torch.optim.AdamW, with weight decay on matrices only, after scaling the gradient to norm `clip` where it is longer (0:
-// never). step counts from 0. Returns the gradient's norm before that.
-static double optimizer_step(model *m, const config *c, double lr, int64_t step) {
+// never). step counts from 0.
+static void optimizer_step(model *m, const config *c, double lr, int64_t step) {
     const double norm = array_norm(m, m->grads), t = (double)step + 1;
     const real factor = (real)(c->clip > 0 && norm > c->clip ? c->clip / norm : 1);
     const real beta1 = (real)c->beta1, beta2 = (real)c->beta2, step_size = (real)(lr / (1 - pow(c->beta1, t)));
@@ -781,7 +784,6 @@ static double optimizer_step(model *m, const config *c, double lr, int64_t step)
             w[k] = w[k] * keep - step_size * m1[k] / ((real)sqrt(m2[k]) * root + eps);
         }
     }
-    return norm;
 }
 
 // ------------------------------------------------------------------------------------------------------ initialisation
@@ -957,6 +959,7 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
 typedef struct corpus {
     char name[64];
     int bytes;                   // tokens are bytes
+    int start;                   // stands for an empty prompt: a newline where the vocabulary has one, else 0
     uint16_t *train, *val;       // one allocation each; val may be the end of train's
     size_t n_train, n_val;
     uint16_t *owned[2];
@@ -1001,7 +1004,7 @@ static int corpus_load(corpus *d, config *c, char *err, size_t size) {
     memset(d, 0, sizeof *d);
     snprintf(d->name, sizeof d->name, "%.63s", c->train.data);
     if (load_tokens(c->train.data, c->train.data_dir, &c->vocabulary, &d->bytes, &d->owned[0], &d->n_train, err, size)) return -1;
-    d->train = d->owned[0];
+    d->train = d->owned[0], d->start = d->bytes && c->vocabulary > '\n' ? '\n' : 0;
     if (c->val_data) {
         if (load_tokens(c->val_data, c->train.data_dir, &c->vocabulary, &bytes, &d->owned[1], &d->n_val, err, size)) return -1;
         if (bytes != d->bytes) return log_error(err, size, "--val-data: %s and %s are not the same kind of file", c->val_data, c->train.data);
@@ -1127,53 +1130,57 @@ static int draw(const real *logits, int V, double temperature, int top_k, double
     return last;
 }
 
-// Prints the prompt and `sample` more tokens. Keys and values of earlier positions are used again; when the context is full, its later half
-// starts the next one.
-static void sample_text(trainer *t) {
-    model *m = &t->m;
-    const config *c = t->c;
-    const int prompt = (int)strlen(c->prompt), total = prompt + c->sample;
-    int *text = (int *)train_alloc(NULL, (size_t)total + 1, sizeof *text), n = 0, start = 0, known = 0;
+// Continues text[n] up to text[end]. The context is text[start ...]; positions whose keys and values are known are not computed again.
+// When it is full, its later half starts the next one.
+static void continue_text(model *m, const config *c, int *text, int n, int end) {
     real *work = (real *)train_alloc(NULL, (size_t)m->V, sizeof *work);
-    for (int i = 0; i < prompt; i++) text[n++] = (unsigned char)c->prompt[i];
-    if (!n) text[n++] = t->data.bytes ? '\n' : 0;
-    const int first = prompt ? 0 : 1;  // the newline in front of an empty prompt is not printed
-    while (n < total + first) {
+    for (int start = 0, known = 0; n < end; n++) {
         if (n - start > m->T) start = n - max_int(1, m->T / 2), known = 0;
+        if (m->recompute) known = 0;  // one layer's activations are there, not all
         const int T = n - start;
-        if (m->recompute) known = 0;
         for (int i = known; i < T; i++) m->tokens[i] = text[start + i];
         forward(m, 1, T, known);
         compute_logits(m, T - 1, 1);
-        text[n] = draw(m->logits, m->V, c->temperature, c->top_k, (double)rng_uniform_at((uint64_t)c->train.seed, rng_stream(RNG_SAMPLING, 0), (uint64_t)n), work);
-        n++, known = T;
+        const double uniform = (double)rng_uniform_at((uint64_t)c->train.seed, rng_stream(RNG_SAMPLING, 0), (uint64_t)n);
+        text[n] = draw(m->logits, m->V, c->temperature, c->top_k, uniform, work);
+        known = T;
     }
-    for (int i = first; i < n; i++) {
+    free(work);
+}
+
+// Prints the prompt and `sample` more tokens: text as it is, but control characters as ?, tokens as numbers.
+static void sample_text(trainer *t) {
+    const config *c = t->c;
+    const int prompt = (int)strlen(c->prompt), first = prompt ? 0 : 1;  // what stands for an empty prompt is not printed
+    const int n = first + prompt, end = n + c->sample;
+    int *text = (int *)train_alloc(NULL, (size_t)end, sizeof *text);
+    text[0] = t->data.start;
+    for (int i = 0; i < prompt; i++) text[i] = (unsigned char)c->prompt[i];
+    continue_text(&t->m, c, text, n, end);
+    for (int i = first; i < end; i++) {
         const int v = text[i];
         if (!t->data.bytes) printf("%d ", v);
         else putchar((v < 32 && v != '\n' && v != '\t') || v == 127 ? '?' : v);
     }
     putchar('\n');
-    free(text), free(work);
+    free(text);
 }
 
 // -------------------------------------------------------------------------------------------------------- command line
 
 // The sets named in a list like mlp,vo,qk,ln; exits with a usage error on another name.
 static int parse_sets(const char *list) {
-    static const char *const name[] = {"mlp", "vo", "qk", "ln"};
+    static const char *const name[] = {"mlp", "vo", "qk", "ln"};  // in the order of SET_MLP, SET_VO, ...
     int sets = 0;
-    for (const char *p = list; *p;) {
+    for (const char *p = list;; p++) {  // at the start of a name
         const size_t n = strcspn(p, ",");
         int k = 0;
         while (k < 4 && (strlen(name[k]) != n || strncmp(p, name[k], n))) k++;
-        if (k == 4 || p[n + (p[n] == ',')] == (p[n] == ',' ? 0 : ','))
-            cli_usage_error("train_gpt_style", "--rescale-sets: expected a list of mlp, vo, qk, ln, got '%s'", list);
+        if (k == 4) cli_usage_error("train_gpt_style", "--rescale-sets: expected a list of mlp, vo, qk, ln, got '%s'", list);
         sets |= 1 << k;
-        p += n + (p[n] == ',');
+        p += n;
+        if (!*p) return sets;
     }
-    if (!sets) cli_usage_error("train_gpt_style", "--rescale-sets: expected a list of mlp, vo, qk, ln, got '%s'", list);
-    return sets;
 }
 
 static config default_config(void) {
@@ -1226,7 +1233,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
     };
     const int n = sizeof options / sizeof *options;
     const char *program = "train_gpt_style";
-    cli_parse(program, "Trains a GPT-style transformer, rescaled after initialisation.", VERSION, options, n, argc, argv);
+    cli_parse(program, "Trains a GPT-style transformer on a CPU.", VERSION, options, n, argc, argv);
     train_check_options(program, o, options, n);
     const struct preset *p = &presets[c->model];
     if (!c->layers) c->layers = p->layers;
@@ -1259,9 +1266,10 @@ static int run(config *c) {
     const int64_t windows = ((int64_t)t.data.n_train - 1) / c->context;
     t.windows = windows > 1 && c->train.shuffle == SHUFFLE_EPOCH ? windows - 1 : windows;
     train_set_length(r, t.windows);
-    if ((double)(c->micro_batch ? min_int(c->micro_batch, r->batch) : r->batch) * c->context > INT_MAX / 4)
+    const int at_once = c->micro_batch ? min_int(c->micro_batch, r->batch) : r->batch;
+    if ((double)at_once * c->context > INT_MAX / 4)
         cli_usage_error("train_gpt_style", "--batch-size: too many tokens at once: split the batch by --micro-batch");
-    if (model_create(&t.m, c, c->micro_batch ? min_int(c->micro_batch, r->batch) : r->batch, 1, err, sizeof err)) return train_fail(r, err);
+    if (model_create(&t.m, c, at_once, 1, err, sizeof err)) return train_fail(r, err);
     r->net = &t.m.net, r->step_loss = t.step_loss, r->backend = gemm_backend(), r->unit = "tokens", r->units_per_sample = c->context;
     r->test_name = "val", r->trainer = &t, r->flops_per_sample = step_flops(&t.m, 1, t.m.T);
     r->train_step = train_step, r->evaluate = evaluate, r->rescale = rescale_network, r->outputs = outputs, r->norm = norm_of;

@@ -349,6 +349,38 @@ static void test_reproducible(void) {
 
 // ------------------------------------------------------------------------------------------------------ data, sampling
 
+// The corpus of a text of the bytes 0 .. 6 in turn, with a vocabulary; *status: of loading it.
+static corpus corpus_of(const char *path, int vocabulary, int *status) {
+    static config c;
+    char err[2 * LOG_PATH];
+    corpus d;
+    c = default_config();
+    c.context = 8, c.vocabulary = vocabulary, c.train.data = path;
+    *status = corpus_load(&d, &c, err, sizeof err);
+    return d;
+}
+
+static void test_corpus(void) {
+    const char *dir = test_make_dir();
+    char path[1200];
+    int status;
+    snprintf(path, sizeof path, "%s/text", dir);
+    FILE *f = fopen(path, "w");
+    for (int i = 0; f && i < 200; i++) fputc(i % 7, f);
+    if (f) fclose(f);
+    corpus d = corpus_of(path, 0, &status);
+    CHECK(status == 0 && d.n_train == 180 && d.n_val == 20 && d.val == d.train + 180, "the last tenth validates");
+    CHECK(d.train[8] == 1 && d.val[0] == 180 % 7 && d.start == '\n', "bytes are tokens; a newline stands for an empty prompt");
+    corpus_free(&d);
+    d = corpus_of(path, 7, &status);
+    CHECK(status == 0 && d.start == 0, "... but for a vocabulary without it");
+    corpus_free(&d);
+    d = corpus_of(path, 6, &status);
+    CHECK(status == -1, "a byte beyond the vocabulary is refused");
+    corpus_free(&d);
+    test_remove_dir(dir);
+}
+
 // Every window of an epoch is inside the training tokens; the windows of an epoch do not overlap; epochs are cut differently.
 static void test_windows(void) {
     static trainer t;
@@ -453,6 +485,7 @@ int main(void) {
     test_rescaling();
     test_rescaling_refuses();
     test_reproducible();
+    test_corpus();
     test_windows();
     test_evaluate();
     test_draw();
