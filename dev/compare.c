@@ -723,15 +723,25 @@ static int draw_legend(FILE *f, const run *runs, int n, double left, double top)
     return rows;
 }
 
-static void write_svg(FILE *f, const run *runs, int n, const char *title, double target) {
+// Whether any run was evaluated on a test set.
+static int have_test(const run *runs, int n) {
+    for (int i = 0; i < n; i++) {
+        if (runs[i].best_loss != LOG_NA || runs[i].best_accuracy != LOG_NA) return 1;
+    }
+    return 0;
+}
+
+// Two panels: training loss, and test accuracy or (test_loss != 0, or no accuracies) test loss. Without a test set: one wide panel.
+static void write_svg(FILE *f, const run *runs, int n, const char *title, double target, int test_loss) {
     const double left = 70, title_height = title ? 40 : 14;
     const int rows = draw_legend(NULL, runs, n, left, 0);
     const double top = title_height + 16 + rows * LEGEND_ROW + 34, height = top + PLOT_HEIGHT + 54;
-    const double width = (WIDTH - left - 24 - 120) / 2;
+    const int panels = have_test(runs, n) ? 2 : 1;
+    const double width = panels == 2 ? (WIDTH - left - 24 - 120) / 2 : WIDTH - left - 80;
     panel loss = {.left = left, .top = top, .width = width, .height = PLOT_HEIGHT, .what = TRAIN_LOSS};
     panel test = loss;
     test.left = left + width + 120;
-    test.what = have_accuracy(runs, n) ? TEST_ACCURACY : TEST_LOSS;
+    test.what = have_accuracy(runs, n) && !test_loss ? TEST_ACCURACY : TEST_LOSS;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" "
                "role=\"img\">\n<title>", WIDTH, height, WIDTH, height);
     plot_text(f, title ? title : "Training runs compared");
@@ -743,7 +753,7 @@ static void write_svg(FILE *f, const run *runs, int n, const char *title, double
     }
     draw_legend(f, runs, n, left, title_height + 20);
     draw_panel(f, &loss, runs, n, 1, target);
-    draw_panel(f, &test, runs, n, 2, LOG_NA);
+    if (panels == 2) draw_panel(f, &test, runs, n, 2, LOG_NA);
     fputs("</svg>\n", f);
 }
 
@@ -766,13 +776,14 @@ int main(int argc, char **argv) {
     static cli_rest rest;
     static const char *out_dir = NULL, *title = NULL;
     static double target = NAN;
-    static int max_rows = 40;
+    static int max_rows = 40, test_loss = 0;
     static cli_option options[] = {
         CLI_REST(&rest, "NAME=LOGDIR ...", 1, MAX_RUNS, "the runs; the first one is the baseline"),
         CLI_DOUBLE("target-loss", &target, "X", CLI_NO_MIN, CLI_NO_MAX, 0,
                    "count epochs to this training loss (default: the last one of the baseline)"),
         CLI_STRING("out", &out_dir, "DIR", "write compare.csv, compare_summary.csv and compare.svg there"),
         CLI_STRING("title", &title, "TEXT", "title of table and plot"),
+        CLI_FLAG("test-loss", &test_loss, "plot the test loss, not the accuracy"),
         CLI_INT("max-rows", &max_rows, "N", 0, CLI_NO_MAX, "lines of the table for the epochs, evenly spaced; 0: all"),
     };
     enum { N_OPTIONS = sizeof options / sizeof *options };
@@ -793,7 +804,7 @@ int main(int argc, char **argv) {
         write_summary(file.f, runs, rest.n, target);
         finish(&file);
         start(&file, out_dir, "compare.svg");
-        write_svg(file.f, runs, rest.n, title, target);
+        write_svg(file.f, runs, rest.n, title, target, test_loss);
         finish(&file);
         printf("written: %s/compare.csv, compare_summary.csv, compare.svg\n", out_dir);
     }

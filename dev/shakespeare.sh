@@ -4,7 +4,7 @@
 #     sh dev/shakespeare.sh TRAINER COMPARE [options, e.g. --epochs 3 --rescale none]
 #
 # Data through data/get_data.sh; where no source can be reached, the built-in grammar. Results in out/shakespeare/: log.csv, report.json, checkpoints,
-# model.safetensors, compare.svg (loss and accuracy by epoch).
+# model.safetensors, compare.svg (training and validation loss by epoch).
 trainer=$1 compare=$2 out=out/shakespeare
 if [ $# -lt 2 ]; then
     echo "usage: sh dev/shakespeare.sh TRAINER COMPARE [OPTION...] (run make shakespeare)" >&2
@@ -20,4 +20,4 @@ fi
 mkdir -p out || exit 1
 echo "== $trainer --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: $*"
 "$trainer" --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: "$@" || exit
-"$compare" --title "tiny transformer on $data" --out $out model=$out
+"$compare" --test-loss --title "tiny transformer on $data: cross-entropy in nats per byte" --out $out model=$out

@@ -194,6 +194,10 @@ printf '%s\n0,0,train,1,n/a,n/a,n/a,n/a,n/a\n1,1,train,0,n/a,n/a,n/a,n/a,n/a\n2,
 run 0 --out zero p=zero
 check "losses that are not positive" svg zero/compare.svg
 check "get a linear axis" has zero/compare.svg '>Training loss</text>'
+check "without a test set there is one panel" hasnt zero/compare.svg '>Test '
+run 0 --out testloss --test-loss none=none
+check "--test-loss" has testloss/compare.svg '>Test loss (log scale)</text>'
+check "--test-loss: no accuracy is plotted" hasnt testloss/compare.svg '>Test accuracy'
 runs=
 for i in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16; do runs="$runs a_run_with_a_name_that_is_too_long_for_it$i=none"; done
 # shellcheck disable=SC2086 # one word per run

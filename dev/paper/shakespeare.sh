@@ -3,7 +3,7 @@
 #
 #     make -s train_gpt_style && sh dev/paper/shakespeare.sh run    trains what is not there yet (out/paper/shakespeare/...)
 #     sh dev/paper/shakespeare.sh table                             prints dev/paper/results/shakespeare.csv as a table
-#     make -s compare && sh dev/paper/shakespeare.sh plot           dev/paper/results/shakespeare_LR.svg from shakespeare_curves.csv
+#     make -s compare && sh dev/paper/shakespeare.sh plot           dev/paper/results/shakespeare_LR.svg from shakespeare_curves.csv, from step 200 on
 #
 # The tiny preset (842,496 parameters, context 128), AdamW, weight decay 0.1, clipped to 1, 100 steps of warm-up, cosine, 16 windows (2,048
 # tokens) a step, 1,000 steps (two epochs); the same seeds, so the same initial weights and the same batches, for every set.
@@ -84,7 +84,7 @@ elif [ "${1:-}" = plot ]; then
             mkdir -p "$out/curves/$lr/$sets"
             awk -F, -v lr="$lr" -v sets="$sets" '
             BEGIN { print "step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s" }
-            $1 == lr && $2 == sets { for (k = 0; k < 2; k++) print $3 "," $3 / 490 "," (k ? "test" : "train") "," $4 ",n/a,n/a,n/a,n/a,n/a" }' "${csv%.csv}_curves.csv" >"$out/curves/$lr/$sets/log.csv"
+            $1 == lr && $2 == sets && $3 >= 200 { print $3 "," $3 / 490 ",train," $4 ",n/a,n/a,n/a,n/a,n/a" }' "${csv%.csv}_curves.csv" >"$out/curves/$lr/$sets/log.csv"
             runs="$runs $sets=$out/curves/$lr/$sets"
         done
         # shellcheck disable=SC2086
