@@ -1276,7 +1276,8 @@ static int run(config *c) {
     device_describe(device, sizeof device);
     log_progress_line(&r->progress, "%s, %s", device, gemm_backend());
     if (c->fell_back)
-        log_progress_line(&r->progress, "no %s/shakespeare (sh data/get_data.sh shakespeare fetches it): training on the built-in grammar", c->train.data_dir);
+        log_progress_line(&r->progress, "no %s/shakespeare (sh data/get_data.sh shakespeare fetches it): training on the built-in grammar",
+                          c->train.data_dir);
     log_progress_line(&r->progress, "%s: %zu training and %zu validation tokens; %d layers, %d heads, %d channels, context %d, vocabulary %d, "
                       "%lld parameters", t.data.name, t.data.n_train, t.data.n_val, t.m.L, t.m.NH, t.m.C, t.m.T, t.m.V,
                       (long long)train_parameter_count(&t.m.net));
