@@ -57,6 +57,13 @@ enum { GUARD = 0 };
 enum { GUARD = 256 };                                    // bytes before and after a buffer; keeps its alignment
 #endif
 
+// A grid with a row per block along y, and along z beyond y's limit; BLOCK_ROW: the row, which may lie past the end.
+static inline dim3 row_grid(int blocks, int rows) {
+    const int deep = ceil_div(rows, 65535);
+    return dim3((unsigned)blocks, (unsigned)ceil_div(rows, deep), (unsigned)deep);
+}
+#define BLOCK_ROW ((int)(blockIdx.z * gridDim.y + blockIdx.y))
+
 // What a launcher gets.
 typedef struct call {
     const int *dim;
