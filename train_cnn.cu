@@ -387,29 +387,38 @@ typedef struct pool_shape {
 } pool_shape;
 enum { POOL = 3 };
 
-// y = maximum over the window, arg = which of its POOL x POOL positions won (the first of equals, as in PyTorch; NaN wins). sum:
-// the sum over the window instead, which is what max-pooling means to paths. blockIdx.y is the output pixel, blockIdx.z the image.
-static __global__ void max_pool_kernel(float *__restrict__ y, unsigned char *__restrict__ arg, const float *__restrict__ x, pool_shape p,
-                                       int sum) {
+// y = maximum over the window, arg = which of its POOL x POOL positions won (the first of equals, as in PyTorch; NaN wins).
+// blockIdx.y is the output pixel, blockIdx.z the image. All 9 positions without a branch: one outside the image or a smaller
+// kernel stands for the nearest inside, which changes no maximum.
+static __global__ void max_pool_kernel(float *__restrict__ y, unsigned char *__restrict__ arg, const float *__restrict__ x, pool_shape p) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     const int y0 = (int)blockIdx.y / p.out_w * p.stride - p.pad, x0 = (int)blockIdx.y % p.out_w * p.stride - p.pad;
     if (c >= p.c) return;
     const float *in = x + (size_t)blockIdx.z * p.h * p.w * p.c;
-    float best = -INFINITY, total = 0.0f;
+    float best = -INFINITY;
     int at = 0;
     UNROLL for (int k = 0; k < POOL * POOL; k++) {
-        const int iy = y0 + k / POOL, ix = x0 + k % POOL;
-        const int inside = (int)(k / POOL < p.kernel) & (int)(k % POOL < p.kernel) & (int)((unsigned)iy < (unsigned)p.h) &
-                           (int)((unsigned)ix < (unsigned)p.w);
-        const float stored = in[(min(max(iy, 0), p.h - 1) * p.w + min(max(ix, 0), p.w - 1)) * p.c + c];
-        const int wins = ((int)(stored > best) | (int)(stored != stored)) & inside;
-        best = wins ? stored : best;
-        at = wins ? k : at;
-        total += inside ? stored : 0.0f;
+        const int iy = min(max(y0 + min(k / POOL, p.kernel - 1), 0), p.h - 1), ix = min(max(x0 + min(k % POOL, p.kernel - 1), 0), p.w - 1);
+        const float v = in[(iy * p.w + ix) * p.c + c];
+        const int wins = (int)(v > best) | (int)(v != v);
+        best = wins ? v : best;
+        at = wins ? (iy - y0) * POOL + ix - x0 : at;
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * p.c;
-    (y + out)[c] = sum ? total : best;
+    (y + out)[c] = best;
     (arg + out)[c] = (unsigned char)at;
+}
+
+// y = sum over the window, which is what max-pooling means to paths.
+static __global__ void sum_pool_kernel(float *__restrict__ y, const float *__restrict__ x, pool_shape p) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const int y0 = (int)blockIdx.y / p.out_w * p.stride - p.pad, x0 = (int)blockIdx.y % p.out_w * p.stride - p.pad;
+    const float *in = x + (size_t)blockIdx.z * p.h * p.w * p.c;
+    float total = 0.0f;
+    if (c >= p.c) return;
+    for (int iy = max(y0, 0); iy < min(y0 + p.kernel, p.h); iy++)
+        for (int ix = max(x0, 0); ix < min(x0 + p.kernel, p.w); ix++) total += in[(iy * p.w + ix) * p.c + c];
+    y[((size_t)blockIdx.z * gridDim.y + blockIdx.y) * p.c + c] = total;
 }
 
 // dx = sum of d over the windows in which this input won (sum: over all windows that hold it). blockIdx.y is the input pixel.
@@ -517,8 +526,10 @@ static void forward(model *m, int n, int mode) {
         layer *l = &m->layers[k];
         const float *x = activation(m, l->input);
         if (l->kind == LAYER_CONV) conv_layer_forward(m, l, n, mode);
+        else if (l->kind == LAYER_MAX_POOL && mode == MODE_SQUARED && !m->pool_max)
+            sum_pool_kernel<<<grid_of_images(l->c, l->h * l->w, n), block_of(l->c)>>>(l->y, x, pool_of(l));
         else if (l->kind == LAYER_MAX_POOL)
-            max_pool_kernel<<<grid_of_images(l->c, l->h * l->w, n), block_of(l->c)>>>(l->y, l->arg, x, pool_of(l), mode == MODE_SQUARED && !m->pool_max ? 1 : 0);
+            max_pool_kernel<<<grid_of_images(l->c, l->h * l->w, n), block_of(l->c)>>>(l->y, l->arg, x, pool_of(l));
         else avg_pool_kernel<<<grid_of(l->c, n), block_of(l->c)>>>(l->y, x, l->in_h * l->in_w, l->c, average_factor(l, mode));
     }
     if (mode == MODE_TRAIN) train_count_batch(&m->net);

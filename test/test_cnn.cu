@@ -109,7 +109,8 @@ static void test_max_pool(int n, int c, int h, int w, int kernel, int stride, in
     for (int sum = 0; sum < 2; sum++) {
         float *y_d = out(n_y), *dx_d = out(n_x);
         unsigned char *arg_d = (unsigned char *)guarded(NULL, n_y);
-        max_pool_kernel<<<grid_of_images(c, out_map, n), block_of(c)>>>(y_d, arg_d, in(x, n_x), p, sum);
+        if (sum) sum_pool_kernel<<<grid_of_images(c, out_map, n), block_of(c)>>>(y_d, in(x, n_x), p);
+        else max_pool_kernel<<<grid_of_images(c, out_map, n), block_of(c)>>>(y_d, arg_d, in(x, n_x), p);
         if (sum) ref_sum_pool_forward(y, x_ref, n, &win), ref_sum_pool_backward(dx, d_ref, n, &win);
         else ref_max_pool_forward(y, arg, x_ref, n, &win), ref_max_pool_backward(dx, d_ref, arg, n, &win);
         to_nhwc(want, y, n, c, out_map);
@@ -148,7 +149,9 @@ static void test_max_pool_special(int kernel, int stride, int pad, float special
         for (int i = 0; i < h * w; i++) x[i] = i == at ? special : 0;
         for (int sum = 0; sum < 2; sum++) {
             float *y_d = out((size_t)(out_h * out_w));
-            max_pool_kernel<<<grid_of_images(1, out_h * out_w, 1), block_of(1)>>>(y_d, (unsigned char *)guarded(NULL, (size_t)(out_h * out_w)), in(x, 30), p, sum);
+            unsigned char *arg_d = (unsigned char *)guarded(NULL, (size_t)(out_h * out_w));
+            if (sum) sum_pool_kernel<<<grid_of_images(1, out_h * out_w, 1), block_of(1)>>>(y_d, in(x, 30), p);
+            else max_pool_kernel<<<grid_of_images(1, out_h * out_w, 1), block_of(1)>>>(y_d, arg_d, in(x, 30), p);
             const float *y = (const float *)fetch(y_d, (size_t)(out_h * out_w) * sizeof(float));
             for (int o = 0; o < out_h * out_w; o++) {
                 const int dy = at / w - (o / out_w * stride - pad), dx = at % w - (o % out_w * stride - pad);

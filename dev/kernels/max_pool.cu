@@ -166,7 +166,7 @@ static pool_shape trainer_shape(const shape *s) {
 }
 static void run_trainer(const call *c) {
     const shape s = shape_of(c->dim);
-    max_pool_kernel<<<out_grid(&s, s.c, c->block), c->block>>>(FLOATS(c, Y), BYTES(c, ARG), FLOATS(c, X), trainer_shape(&s), 0);
+    max_pool_kernel<<<out_grid(&s, s.c, c->block), c->block>>>(FLOATS(c, Y), BYTES(c, ARG), FLOATS(c, X), trainer_shape(&s));
 }
 
 static const variant forward_variants[] = {
