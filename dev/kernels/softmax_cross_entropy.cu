@@ -290,7 +290,7 @@ static const variant both_variants[] = {
     {"two_kernels", "forward, then backward", run_two_kernels, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_twice", "a warp reads its row online, then again from the cache", run_warp_twice, FP32, 0, {32, 128, 256}, NULL, 0},
     {"block_registers", "the row stays in the block's registers", run_block_registers, FP32, 0, {0}, kept, 0},
-    {"layers.cuh", "what the trainers use: a thread per row", run_layers, FP32, 0, {0}, NULL, 0},
+    {"layers.cuh", "what the trainers use: a thread per row", run_layers, FP32, 0, {0}, NULL, 20},
 };
 
 #define TEST_SHAPES "1x1 1x10 33x10 7x32 5x100 64x256 3x1001"
