@@ -183,7 +183,7 @@ static const variant forward_variants[] = {
     {"warp_shifted", "both sums in one pass, shifted by the first element", run_warp_shifted, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_registers", "the row stays in registers", run_warp_registers, FP32, 0, {32, 128, 256}, kept, 0},
     {"block_per_row", "a block per row, for long rows", run_block_per_row, FP32, 0, {32, 128, 512}, NULL, 0},
-    {"train_gpt_style.c", "what the trainer uses: a loop over rows", ON_CPU(run_gpt), FP32, CPU_ONLY, {0}, NULL, 0},
+    {"train_gpt_style.c", "what the trainer uses: a loop over rows", ON_CPU(run_gpt), FP32, CPU_ONLY, {0}, NULL, 4},
 };
 
 // ------------------------------------------------------------------------------------------------------------ backward
