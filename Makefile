@@ -73,7 +73,7 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
-# Kernel variants: convolution is compared with cuDNN where it is installed, max_pool includes the trainer.
+# Kernel variants: convolution is compared with cuDNN where it is installed; max_pool, layernorm and attention include a trainer.
 $(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
 build/cuda/dev/kernels/convolution: NVCC_DEFS += $(CUDNN_DEFS)
 build/cuda/dev/kernels/convolution: NVCC_LIBS += $(CUDNN_LIBS)
@@ -86,6 +86,7 @@ build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.c
 build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
 build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
 build/cuda/dev/kernels/max_pool: train_cnn.cu
+$(foreach d,cpu sanitize,build/$d/dev/kernels/layernorm build/$d/dev/kernels/attention): train_gpt_style.c dev/kernels/gpt.h
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp

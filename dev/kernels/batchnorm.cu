@@ -141,10 +141,10 @@ static __global__ void apply(float *__restrict__ y, const float *__restrict__ z,
         (y + start)[i] = (int)(v <= 0.0f) & relu ? 0.0f : v;
     }
 }
-static __global__ void relu_in_place(float *y, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols) return;
-    float *row = y + (size_t)blockIdx.y * cols;
+static __global__ void relu_in_place(float *y, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= cols || r >= rows) return;
+    float *row = y + (size_t)r * cols;
     row[c] = row[c] <= 0.0f ? 0.0f : row[c];
 }
 
@@ -152,7 +152,7 @@ static dim3 chunk_grid(const call *c) { return dim3(ceil_div(c->dim[1], c->block
 static void run_apply(const call *c, int relu) {
     apply<<<chunk_grid(c), c->block>>>(FLOATS(c, Y), FLOATS(c, Z), FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, GAMMA), FLOATS(c, BETA), relu,
                                        c->dim[0], c->dim[1]);
-    if (!relu) relu_in_place<<<dim3(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), c->dim[1]);
+    if (!relu) relu_in_place<<<row_grid(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), c->dim[0], c->dim[1]);
 }
 
 static void run_two_pass(const call *c) {
@@ -375,7 +375,7 @@ static const variant backward_variants[] = {
     {"layers.cuh", "what the trainers use", run_layers_backward, FP32, 0, {0}, NULL, 0},
 };
 
-#define TEST_SHAPES "1x5 4x1 7x3 31x33 64x32 300x36 1100x12"
+#define TEST_SHAPES "1x5 4x1 7x3 31x33 64x32 300x36 1100x12 70001x2"
 #define CPU_SHAPES "128x512 32768x96 8192x512"
 #define GPU_SHAPES "1024x1024 131072x96 131072x192 524288x64"
 static const operation operations[] = {
