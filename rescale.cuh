@@ -59,8 +59,8 @@
 //         residual stream     one group; all tensors that write into it enter it, all that read it leave it
 //         attention           values: rows of W_v enter, columns of W_o leave a group of linear units; queries and keys:
 //                             rows of W_q enter, rows of W_k leave (flags RESCALE_ROWS_LEAVE)
-//     flags: RESCALE_UNCOUNTED  scaled, but left out of F, p and n_h;  RESCALE_ROWS_LEAVE  the rows leave `enters`
-//     (row r is divided by lambda);  RESCALE_COLS_ENTER  the columns enter `leaves` (an embedding that writes a stream).
+//     flags: RESCALE_UNCOUNTED  scaled, but left out of F, p and n_h, and of a bias also its paths where the header computes
+//     diag(G);  RESCALE_ROWS_LEAVE  the rows leave `enters` (row r is divided by lambda);  RESCALE_COLS_ENTER  the columns enter `leaves` (an embedding that writes a stream).
 //     reference / reference_each: r > 0 for the tensor, or per parameter [n_out][n_in][kernel].
 //     moment1 / moment2: optimizer state of the tensor (SGD momentum or Adam's m; Adam's v), same shape and memory; it is
 //     divided by the factor (by its square) that multiplies the parameter, so that training goes on consistently.
@@ -126,7 +126,7 @@ enum {  // status codes
     RESCALE_ERROR_DEVICE        // a CUDA call failed
 };
 enum { RESCALE_PATHCOND, RESCALE_ENORM };   // method
-enum { RESCALE_NEWTON, RESCALE_SWEEPS };    // solver
+enum { RESCALE_NEWTON, RESCALE_SWEEPS, RESCALE_UNIT_SWEEPS };    // solver
 enum { RESCALE_RELU, RESCALE_LEAKY_RELU, RESCALE_IDENTITY, RESCALE_GELU, RESCALE_SILU, RESCALE_TANH, RESCALE_SIGMOID };
 enum { RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN };  // role of a tensor
 enum { RESCALE_UNCOUNTED = 1, RESCALE_ROWS_LEAVE = 2, RESCALE_COLS_ENTER = 4 };  // flags
@@ -162,14 +162,16 @@ typedef struct rescale_net {
 
 typedef struct rescale_options {
     int method;          // RESCALE_PATHCOND (default) or RESCALE_ENORM
-    int solver;          // RESCALE_NEWTON (default): to the optimum; RESCALE_SWEEPS: `sweeps` block sweeps, no more,
-                         // and a group with a tensor from itself to itself stays
+    int solver;          // RESCALE_NEWTON (default): to the optimum; RESCALE_SWEEPS: `sweeps` block sweeps, no more; _UNIT_SWEEPS:
+                         // unit by unit, as published. Sweeps leave a group with a tensor from itself to itself alone
     int sweeps;          // 10
     int max_iterations;  // of Newton, 100; of ENorm sweeps when solver is RESCALE_NEWTON, 10 times that
     double tolerance;    // 1e-10: aim of max |dF/du| / max(1, max |n_h|); 1e-8 is accepted where rounding allows no more
     double max_log;      // bound on |log lambda|, enforced inside the optimisation; 0 (default) = none
     int pow2;            // 1: round every lambda to a power of two, so that the function is preserved bit for bit
     double enorm_c;      // ENorm's depth penalty c, 1 = none
+    double strength;     // 1: u is the optimum; 0 to 1: that part of it
+    int within;          // 1: the mean of u over the free units of every group is taken out: no layer as a whole grows or shrinks
     int dry_run;         // 1: solve and report, change no parameter
     int on_device;       // 1: tensors are in device memory
     int general;         // 1: always use conjugate gradients, also where the Woodbury solve applies
@@ -233,7 +235,7 @@ static inline rescale_options rescale_default_options(void) {
     rescale_options o;
     memset(&o, 0, sizeof o);
     o.method = RESCALE_PATHCOND, o.solver = RESCALE_NEWTON, o.sweeps = 10, o.max_iterations = 100;
-    o.tolerance = 1e-10, o.enorm_c = 1;
+    o.tolerance = 1e-10, o.enorm_c = 1, o.strength = 1;
     return o;
 }
 
@@ -612,9 +614,10 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
     const char *wrong = NULL;
     if (net->n_groups < 0 || net->n_tensors <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "no tensors");
     if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM) wrong = "unknown method";
-    if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_SWEEPS) wrong = "unknown solver";
-    if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0))
-        wrong = "tolerance, iterations, sweeps, max_log or enorm_c out of range";
+    if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_UNIT_SWEEPS) wrong = "unknown solver";
+    if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0) ||
+        !(o->strength >= 0 && o->strength <= 1))
+        wrong = "tolerance, iterations, sweeps, max_log, enorm_c or strength out of range";
 #ifndef RESCALE_HAS_DEVICE
     if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
@@ -783,8 +786,8 @@ static inline int rsc_chain_diag_g(rsc_solver *s) {
         }
         e->in[0] = 1;
         if ((status = rsc_square_rows(s, t->name, t->data, rows, 1, &one, next))) return status;  // squares
-        if (t->role == RESCALE_BIAS) {
-            for (int o = 0; o < n; o++) a[o] += next[o];
+        if (t->role == RESCALE_BIAS) {  // its paths begin here
+            for (int o = 0; o < n && !(t->flags & RESCALE_UNCOUNTED); o++) a[o] += next[o];
         } else {
             double *mean2 = s->in_scale, *var = e->p;
             if ((status = rsc_square_rows(s, t->name, t->mean, rows, 1, &one, mean2))) return status;
@@ -947,7 +950,8 @@ static inline double rsc_clip(double v, double bound) { return v > bound ? bound
 
 // Minimises F exactly over all units of one group, the rest fixed. With c = n_h / p, B = O_h / x_h, C = I_h x_h:
 //     x_h = (c S + sqrt(c^2 S^2 + 4 B C)) / (2 B) within the bound,   S = D + sum_h (B x_h + C / x_h),
-// one scalar equation in S, decreasing, solved by safeguarded Newton.
+// one scalar equation in S, decreasing, solved by safeguarded Newton. RESCALE_UNIT_SWEEPS instead takes the units in turn, each
+// with the others fixed: D then is S without this unit, and S = D + B x_h + C / x_h makes the equation quadratic in x_h.
 static inline void rsc_block_update(rsc_solver *s, int group) {
     const rescale_net *net = s->net;
     const int first = s->first[group], end = s->first[group + 1];
@@ -967,7 +971,15 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
     }
     const double low = exp(-s->bound), high = exp(s->bound);
     double lower = 0, upper = INFINITY;
-    for (int it = 0; it < 100; it++) {
+    for (int h = first; h < end && s->options->solver == RESCALE_UNIT_SWEEPS; h++) {  // one unit, S as its predecessors left it
+        if (s->fixed[h] == 1) continue;
+        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / (double)s->parameters, D = S - B * s->x[h] - C / s->x[h];
+        const double root = hypot(c * D, 2 * sqrt((1 - c) * B) * sqrt((1 + c) * C));
+        s->x[h] = c >= 0 ? (c * D + root) / (2 * (1 - c) * B) : 2 * (1 + c) * C / (root - c * D);
+        s->x[h] = s->x[h] < low ? low : s->x[h] > high ? high : s->x[h];
+        S = D + B * s->x[h] + C / s->x[h];
+    }
+    for (int it = 0; it < 100 && s->options->solver != RESCALE_UNIT_SWEEPS; it++) {
         double value = rest - S, slope = -1;
         for (int h = first; h < end; h++) {
             const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / (double)s->parameters * S;
@@ -1344,12 +1356,12 @@ static inline int rsc_enorm_cycle(rsc_solver *s, double *change) {
 static inline int rsc_enorm(rsc_solver *s) {
     const rescale_options *o = s->options;
     rescale_report *r = s->report;
-    const int cycles = o->solver == RESCALE_SWEEPS ? o->sweeps : 10 * o->max_iterations;
+    const int cycles = o->solver != RESCALE_NEWTON ? o->sweeps : 10 * o->max_iterations;
     double change = INFINITY, total;
     int status;
     for (int h = 0; h < s->units; h++) s->x[h] = 1;
     if ((status = rsc_enorm_sums(s, -1, &r->objective_before))) return status;
-    for (int k = 0; k < cycles && change > (o->solver == RESCALE_SWEEPS ? -1 : 1e-9); k++)
+    for (int k = 0; k < cycles && change > (o->solver != RESCALE_NEWTON ? -1 : 1e-9); k++)
         if ((status = rsc_enorm_cycle(s, &change))) return status;
     if ((status = rsc_enorm_sums(s, -1, &total))) return status;
     r->objective_after = total;
@@ -1383,7 +1395,7 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
         n_max = fmax(n_max, fabs(s->count[h]));
     }
     r->grad_tolerance = 1e-8 * n_max;
-    if (s->options->solver == RESCALE_SWEEPS)
+    if (s->options->solver != RESCALE_NEWTON)
         for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
     else rsc_newton(s);
     r->objective_after = rsc_evaluate(s, s->u);
@@ -1421,12 +1433,27 @@ static inline int rsc_apply_tensor(rsc_solver *s, int i, int apply) {
     return RESCALE_OK;
 }
 
+// Keeps the part of u that the options ask for: differences within groups only, a fraction.
+static inline void rsc_moderate(rsc_solver *s) {
+    const rescale_options *o = s->options;
+    for (int g = 0; g < s->net->n_groups; g++) {
+        double sum = 0;
+        int free_units = 0;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++)
+            if (s->fixed[h] != 1) sum += s->u[h], free_units++;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++)
+            if (s->fixed[h] != 1) s->u[h] = o->strength * (s->u[h] - (o->within && free_units ? sum / free_units : 0));
+    }
+}
+
 // Rounds to powers of two if asked, puts lambda into s->x, and rescales every tensor that touches a moved unit.
 static inline int rsc_apply(rsc_solver *s) {
     const rescale_options *o = s->options;
     rescale_report *r = s->report;
     const double log2_bound = floor(0.5 * s->bound / log(2.0) * (1 + 1e-12)), start = rsc_seconds();
+    const int moderate = o->strength != 1 || o->within;
     int status = RESCALE_OK;
+    if (moderate) rsc_moderate(s);
     for (int h = 0; h < s->units; h++) {
         const double exponent = rsc_clip(rint(0.5 * s->u[h] / log(2.0)), log2_bound);
         if (o->pow2) s->u[h] = 2 * log(2.0) * exponent;
@@ -1435,8 +1462,8 @@ static inline int rsc_apply(rsc_solver *s) {
         r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, 0.5 * fabs(s->u[h]));
     }
     for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
-    if (o->pow2 && o->method == RESCALE_PATHCOND) r->objective_after = rsc_evaluate(s, s->u);
-    else if (o->pow2 && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
+    if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) r->objective_after = rsc_evaluate(s, s->u);
+    else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
     for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, (int)rint(0.5 * s->u[h] / log(2.0))) : exp(0.5 * s->u[h]);
     if (o->u) memcpy(o->u, s->u, (size_t)s->units * sizeof(double));
     for (int apply = 0; apply < 2; apply++)

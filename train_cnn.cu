@@ -593,13 +593,17 @@ static void model_init(model *m, const config *c) {
 
 // Writes diag(G) of the path-lifting into grads: the trainer's own passes, once, on one image of ones with squared parameters and
 // output gradients of one. Max-pools are sums over their windows, or follow the largest (--rescale-pool max).
-static void diag_g(model *m) {
+static void diag_g(model *m, int bias_paths) {
     const int n = (int)m->net.n_params, pixels = m->layers[0].in_h * m->layers[0].in_w * m->layers[0].in_c;
     float *params = m->net.params, *squares = device_floats(m->net.n_params);
     const gemm_context reduced = m->gemm;
     if (reduced.precision != GEMM_FP32 && gemm_create(&m->gemm, GEMM_FP32, NULL, 0)) m->gemm = reduced;
     square_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(squares, params, n);
     fill_kernel<<<ceil_div(pixels, BLOCK), BLOCK>>>(m->image, 1.0f, pixels);
+    for (int i = 0; i < m->net.n_tensors && !bias_paths; i++) {
+        const train_tensor *t = &m->net.tensors[i];
+        if (t->role == RESCALE_BIAS) CUDA_CHECK(cudaMemset(squares + t->offset, 0, (size_t)t->rows * sizeof(float)));
+    }
     m->net.params = squares;
     forward(m, 1, MODE_SQUARED);
     fill_kernel<<<ceil_div(m->classes, BLOCK), BLOCK>>>(m->gradient[m->layers[m->n_layers - 1].gradient], 1.0f, m->classes);
@@ -649,9 +653,10 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     const int pathcond = o.method == RESCALE_PATHCOND;
     device_synchronize();
     const double start = log_seconds();
-    if (pathcond) diag_g(m);
+    if (pathcond) diag_g(m, !c->train.rescale_paths);
     const double seconds = log_seconds() - start;
     const rescale_net net = {group, describe(m, group, tensors, pathcond), tensors, m->net.n_tensors};
+    train_count_paths(&c->train, tensors, net.n_tensors);
     const int status = rescale_run(&net, &o, report);
     report->seconds_diag_g += seconds;
     return status ? -1 : 0;

@@ -839,7 +839,10 @@ static void square_sums(double *out, const real *W, const real *b, int rows, int
 static int rescale_part(const rescale_tensor *tensors, int n, int units, int activation, const config *c, rescale_report *total) {
     const rescale_options o = train_rescale_options(&c->train);
     const rescale_group group = rescale_units(tensors[0].name, units, activation);
-    const rescale_net net = {&group, 1, tensors, n};
+    rescale_tensor counted[4];  // n <= 4
+    memcpy(counted, tensors, (size_t)n * sizeof *tensors);
+    train_count_paths(&c->train, counted, n);
+    const rescale_net net = {&group, 1, counted, n};
     rescale_report r;
     const int status = rescale_run(&net, &o, &r);
     memcpy(total->message, r.message, sizeof total->message), total->status = status;

@@ -301,6 +301,7 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     static rescale_tensor tensors[4 * MAX_LAYERS];
     const rescale_net net = {group, m->n_layers - 1, tensors, describe(m, group, tensors)};
     const rescale_options o = train_rescale_options(&c->train);
+    train_count_paths(&c->train, tensors, net.n_tensors);
     device_synchronize();
     return rescale_run(&net, &o, report) ? -1 : 0;
 }

@@ -93,7 +93,8 @@ typedef struct train_options {
     int limit;                   // training samples used, 0: all
     double init_scale;
     int rescale, rescale_solver, rescale_sweeps, rescale_pow2;
-    double rescale_max_log;
+    double rescale_max_log, rescale_strength;
+    int rescale_within, rescale_paths;
     cli_every rescale_every;
     int optimizer, schedule, warmup;
     double lr, momentum, weight_decay;
@@ -111,7 +112,7 @@ static inline train_options train_default_options(void) {
     train_options o;
     memset(&o, 0, sizeof o);
     o.data = "fashion-mnist", o.data_dir = "data", o.init_scale = 1;
-    o.rescale = RESCALE_BY_PATHCOND, o.rescale_sweeps = 10;
+    o.rescale = RESCALE_BY_PATHCOND, o.rescale_sweeps = 10, o.rescale_strength = 1;
     o.lr = 0.05, o.momentum = 0.9, o.epochs = 10, o.steps = -1, o.batch_size = 128, o.seed = 1;
     o.eval_every.n = 1, o.eval_every.unit = CLI_EPOCHS;
     o.checkpoint_every.n = 1, o.checkpoint_every.unit = CLI_EPOCHS;
@@ -129,9 +130,13 @@ static inline train_options train_default_options(void) {
 #define TRAIN_RESCALING_ROWS(o)                                                                                             \
     CLI_GROUP("Rescaling"),                                                                                                 \
         CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),                \
-        CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps", "to the optimum, or a number of block sweeps"), \
-        CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "sweeps of --rescale-solver sweeps"),              \
+        CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps|unit-sweeps",                                     \
+                   "to the optimum; layer by layer; unit by unit, as published"),                                           \
+        CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "how many of --rescale-solver's sweeps"),           \
         CLI_DOUBLE("rescale-max-log", &(o)->rescale_max_log, "X", 0, CLI_NO_MAX, 0, "bound on |log lambda| (0: none)"),     \
+        CLI_DOUBLE("rescale-strength", &(o)->rescale_strength, "X", 0, 1, 0, "the part of log lambda that is applied"),     \
+        CLI_FLAG("rescale-within", &(o)->rescale_within, "only differences within a layer: the mean log lambda is 0"),      \
+        CLI_CHOICE("rescale-paths", &(o)->rescale_paths, "all|weights", "of PathCond; weights: none that a bias begins"),   \
         CLI_EVERY("rescale-every", &(o)->rescale_every, "rescale again during training (0: only at init)"),                 \
         CLI_FLAG("rescale-pow2", &(o)->rescale_pow2, "powers of two only: the function stays the same bit for bit")
 #define TRAIN_OPTIMIZER_ROWS(o)                                                                                             \
@@ -397,10 +402,17 @@ static inline int train_load_weights(train_net *net, const char *path, char *err
 static inline rescale_options train_rescale_options(const train_options *o) {
     rescale_options r = rescale_default_options();
     r.method = o->rescale == RESCALE_BY_ENORM ? RESCALE_ENORM : RESCALE_PATHCOND;
-    r.solver = o->rescale_solver ? RESCALE_SWEEPS : RESCALE_NEWTON;
+    r.solver = o->rescale_solver;
     r.sweeps = o->rescale_sweeps, r.max_log = o->rescale_max_log, r.pow2 = o->rescale_pow2;
+    r.strength = o->rescale_strength, r.within = o->rescale_within;
     r.on_device = DEVICE_IS_GPU;
     return r;
+}
+
+// Leaves biases, and with them the paths that begin at one, out of the criterion if the command line says so.
+static inline void train_count_paths(const train_options *o, rescale_tensor *t, int n) {
+    for (int i = 0; i < n; i++)
+        if (o->rescale_paths && t[i].role == RESCALE_BIAS) t[i].flags |= RESCALE_UNCOUNTED;
 }
 
 // Largest |after - before| relative to the largest |before|, n outputs in host memory.
@@ -786,7 +798,7 @@ static inline int train_loop(train_run *r) {
 static inline int train_write_report(train_run *r) {
     const rescale_report *first = &r->first_rescaling;
     const int rescaled = first->units > 0;
-    static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps"};
+    static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps", "unit-sweeps"};
     const double seconds = log_seconds() - r->started;
     char err[LOG_PATH + 256], device[256], rate[64];
     log_json j;
