@@ -1,0 +1,352 @@
+// report.c -- what the runs of dev/paper/run.sh show: tables, the comparison with no rescaling, plots.
+//
+//     report table FILE.csv         per net and initialisation: every method at its own best learning rate, as a Markdown table
+//     report lr FILE.csv LR         the same at one learning rate
+//     report harm FILE.csv...       per method: in how many settings it is better, equal or worse than no rescaling
+//     report plot FILE.csv TITLE    final training loss against the learning rate, SVG on stdout
+//
+// A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,
+// rescale_seconds,train_seconds,c1,...,c20; c_k is the mean step loss over the k-th twentieth of the run, c20 the final training loss here.
+// A run that diverged has inf there. Seeds pair the runs: a seed fixes the initial weights and the order of samples for all methods.
+//
+//     final loss    mean over seeds ± standard deviation of c20. A method's best learning rate has the lowest mean.
+//     time          steps the method needs to come down to the baseline's final loss (same seed, baseline at its best rate, or at the rate
+//                   asked for) over the steps of the run, the curve c1..c20 interpolated; mean over the seeds [95 % interval, Student's t].
+//                   A seed that never gets there counts as `never`, and then no interval is given.
+//     better/worse  paired differences d_s of log c20 against `none` at the same net, initialisation, learning rate: |mean d| > t s / sqrt(n)
+//                   (two-sided, 95 %) and |mean d| > 1 %; a run that diverges where `none` does not is worse.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../plot.h"
+
+enum { CURVE = 20, MAX_SEEDS = 16, NAME = 48, MAX_RATES = 16, MAX_METHODS = 24, MAX_SETTINGS = 64 };
+
+typedef struct run {
+    int seed;
+    double accuracy, max_log, rescale_seconds, train_seconds, curve[CURVE];
+} run;
+typedef struct cell {             // one method at one learning rate
+    run runs[MAX_SEEDS];
+    int n;
+} cell;
+typedef struct setting {          // a net and an initialisation
+    char net[NAME], init[NAME];
+    cell cells[MAX_RATES][MAX_METHODS];
+} setting;
+
+static char methods[MAX_METHODS][NAME], experiment[NAME];
+static double rates[MAX_RATES];   // ascending
+static setting *settings[MAX_SETTINGS];
+static int n_methods, n_rates, n_settings;
+
+static void fail(const char *what, const char *name) {
+    fprintf(stderr, "report: %s: %s\n", name, what);
+    exit(1);
+}
+
+// Index of a name in a list, which it is added to if new.
+static int find(char (*list)[NAME], int *n, int max, const char *name) {
+    for (int i = 0; i < *n; i++)
+        if (!strcmp(list[i], name)) return i;
+    if (*n == max) fail("too many names", name);
+    snprintf(list[*n], NAME, "%s", name);
+    return (*n)++;
+}
+static int find_rate(double lr) {
+    for (int i = 0; i < n_rates; i++)
+        if (rates[i] == lr) return i;
+    return -1;
+}
+static int ascending(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// The next field of a CSV row; empty at its end.
+static const char *field(char **at) {
+    char *begin = *at, *end = begin + strcspn(begin, ",\r\n");
+    *at = *end == ',' ? end + 1 : end;
+    *end = '\0';
+    return begin;
+}
+
+// Reads a file; what an earlier file left is forgotten.
+static void read_file(const char *path) {
+    char line[2048];
+    for (int i = 0; i < n_settings; i++) free(settings[i]);
+    n_methods = n_rates = n_settings = 0;
+    for (int pass = 0; pass < 2; pass++) {  // learning rates, then runs
+        FILE *f = fopen(path, "r");
+        if (!f) fail("cannot be read", path);
+        while (fgets(line, sizeof line, f)) {
+            char *at = line;
+            if (*line == '#' || !strncmp(line, "experiment,", 11)) continue;
+            snprintf(experiment, NAME, "%s", field(&at));
+            const char *net = field(&at), *init = field(&at);
+            const double lr = atof(field(&at));
+            if (pass == 0) {
+                if (find_rate(lr) >= 0) continue;
+                if (n_rates == MAX_RATES) fail("more than 16 learning rates", path);
+                rates[n_rates++] = lr;
+                continue;
+            }
+            int k = 0;
+            while (k < n_settings && (strcmp(settings[k]->net, net) || strcmp(settings[k]->init, init))) k++;
+            if (k == n_settings) {
+                if (k == MAX_SETTINGS || !(settings[k] = (setting *)calloc(1, sizeof(setting)))) fail("more than 64 nets and initialisations", path);
+                snprintf(settings[k]->net, NAME, "%s", net), snprintf(settings[k]->init, NAME, "%s", init);
+                n_settings++;
+            }
+            cell *c = &settings[k]->cells[find_rate(lr)][find(methods, &n_methods, MAX_METHODS, field(&at))];
+            if (c->n == MAX_SEEDS) fail("more than 16 seeds", path);
+            run *r = &c->runs[c->n++];
+            r->seed = atoi(field(&at));
+            field(&at), field(&at), field(&at);  // steps, train_loss, test_loss
+            r->accuracy = atof(field(&at)), r->max_log = atof(field(&at));
+            r->rescale_seconds = atof(field(&at)), r->train_seconds = atof(field(&at));
+            for (int i = 0; i < CURVE; i++) {
+                r->curve[i] = atof(field(&at));
+                if (!(r->curve[i] > 0)) r->curve[i] = isfinite(r->curve[i]) ? 1e-12 : INFINITY;  // nan; a loss that fp32 rounds to zero
+            }
+        }
+        fclose(f);
+        qsort(rates, (size_t)n_rates, sizeof *rates, ascending);
+    }
+    if (!n_settings) fail("no runs", path);
+}
+
+static double final_loss(const run *r) { return r->curve[CURVE - 1]; }
+static const run *run_of_seed(const cell *c, int seed) {
+    for (int i = 0; i < c->n; i++)
+        if (c->runs[i].seed == seed) return &c->runs[i];
+    return NULL;
+}
+static double mean(const double *x, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i] / n;
+    return sum;
+}
+static double deviation(const double *x, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (x[i] - mean(x, n)) * (x[i] - mean(x, n));
+    return n > 1 ? sqrt(sum / (n - 1)) : 0;
+}
+// Half the 95 % confidence interval of the mean of n values, Student's t.
+static double half_interval(const double *x, int n) {
+    static const double t[] = {0, 0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131};
+    return n > 1 ? t[n] * deviation(x, n) / sqrt(n) : INFINITY;
+}
+static double mean_loss(const cell *c) {
+    double x[MAX_SEEDS];
+    for (int i = 0; i < c->n; i++) x[i] = final_loss(&c->runs[i]);
+    return c->n ? mean(x, c->n) : INFINITY;
+}
+static int best_rate(const setting *s, int method) {
+    int best = 0;
+    for (int r = 1; r < n_rates; r++)
+        if (mean_loss(&s->cells[r][method]) < mean_loss(&s->cells[best][method])) best = r;
+    return best;
+}
+
+// The part of a run after which its curve is at or below the target, or 0: never. A window's mean stands for the window's end.
+static double time_to(const run *r, double target) {
+    for (int i = 0; i < CURVE; i++) {
+        if (r->curve[i] > target * (1 + 1e-9)) continue;
+        if (i == 0) return 1.0 / CURVE;
+        const double part = (log(r->curve[i - 1]) - log(target)) / (log(r->curve[i - 1]) - log(r->curve[i]));
+        return (i + (isfinite(part) ? part : 1)) / CURVE;
+    }
+    return 0;
+}
+
+// One table row: a method at a learning rate, the baseline at its own.
+static void print_row(const setting *s, int method, int rate, int base_rate) {
+    const cell *c = &s->cells[rate][method], *base = &s->cells[base_rate][0];
+    double loss[MAX_SEEDS], accuracy[MAX_SEEDS], time[MAX_SEEDS], max_log = 0;
+    int n_time = 0, n_base = 0;
+    if (!c->n) return;
+    for (int i = 0; i < c->n; i++) {
+        loss[i] = final_loss(&c->runs[i]), accuracy[i] = c->runs[i].accuracy, max_log = fmax(max_log, c->runs[i].max_log);
+        const run *b = run_of_seed(base, c->runs[i].seed);
+        if (!b) continue;
+        n_base++;
+        time[n_time] = time_to(&c->runs[i], final_loss(b));
+        n_time += time[n_time] > 0;
+    }
+    printf("| %s | %g |", methods[method], rates[rate]);
+    if (isfinite(mean(loss, c->n))) printf(" %.3g ± %.2g |", mean(loss, c->n), deviation(loss, c->n));
+    else printf(" diverged |");
+    if (n_time == n_base && n_time > 1 && method) printf(" %.2f [%.2f, %.2f] |", mean(time, n_time), mean(time, n_time) - half_interval(time, n_time), mean(time, n_time) + half_interval(time, n_time));
+    else if (!n_time) printf(" never |");
+    else if (method) printf(" %.2f (%d of %d) |", mean(time, n_time), n_time, n_base);
+    else printf(" 1 |");
+    printf(accuracy[0] > 0 ? " %.1f%% |" : " n/a |", 100 * mean(accuracy, c->n));
+    printf(max_log > 0 ? " %.2g |\n" : " |\n", max_log);
+}
+
+static void print_table(const setting *s, int rate) {
+    printf("%s, %s\n\n| method | lr | final loss | time | test accuracy | max log λ |\n| --- | ---: | ---: | ---: | ---: | ---: |\n", s->net, s->init);
+    for (int m = 0; m < n_methods; m++) print_row(s, m, rate < 0 ? best_rate(s, m) : rate, rate < 0 ? best_rate(s, 0) : rate);
+    printf("\n");
+}
+
+// ---------------------------------------------------------------------------------------------------------- do no harm
+
+typedef struct tally {
+    int better, equal, worse, best_better, best_equal, best_worse;
+    double largest_gain, largest_harm;   // of the mean log ratio to `none`
+    char where[3 * NAME];                // the largest harm
+} tally;
+
+// -1: the method's loss is significantly below the baseline's, 1 above, 0 neither; *d the mean of the log ratio.
+static int compare(const cell *c, const cell *base, double *d) {
+    double x[MAX_SEEDS];
+    int n = 0, diverged = 0, base_diverged = 0;
+    for (int i = 0; i < c->n; i++) {
+        const run *b = run_of_seed(base, c->runs[i].seed);
+        if (!b) continue;
+        diverged += !isfinite(final_loss(&c->runs[i])), base_diverged += !isfinite(final_loss(b));
+        if (isfinite(final_loss(&c->runs[i])) && isfinite(final_loss(b))) x[n++] = log(final_loss(&c->runs[i])) - log(final_loss(b));
+    }
+    *d = n ? mean(x, n) : 0;
+    if (diverged != base_diverged) {
+        *d = diverged > base_diverged ? INFINITY : -INFINITY;
+        return diverged > base_diverged ? 1 : -1;
+    }
+    if (n < 2 || fabs(*d) <= 0.01 || fabs(*d) <= half_interval(x, n)) return 0;
+    return *d > 0 ? 1 : -1;
+}
+
+static void add_to_tally(tally *t, const setting *s, int method) {
+    double d;
+    for (int r = 0; r < n_rates; r++) {
+        if (!s->cells[r][method].n || !s->cells[r][0].n) continue;
+        const int sign = compare(&s->cells[r][method], &s->cells[r][0], &d);
+        t->better += sign < 0, t->equal += sign == 0, t->worse += sign > 0;
+        if (sign < 0) t->largest_gain = fmin(t->largest_gain, d);
+        if (sign <= 0 || d <= t->largest_harm) continue;
+        t->largest_harm = d;
+        snprintf(t->where, sizeof t->where, "%s, %s, lr %g", s->net, s->init, rates[r]);
+    }
+    const int rate = best_rate(s, method);
+    if (!s->cells[rate][method].n) return;
+    const int sign = compare(&s->cells[rate][method], &s->cells[best_rate(s, 0)][0], &d);
+    t->best_better += sign < 0, t->best_equal += sign == 0, t->best_worse += sign > 0;
+}
+
+static void print_harm(int n_files, char **files) {
+    static char all[MAX_METHODS][NAME];
+    static tally tallies[MAX_METHODS];
+    int n_all = 0;
+    for (int f = 0; f < n_files; f++) {
+        read_file(files[f]);
+        for (int m = 1; m < n_methods; m++) {
+            tally *t = &tallies[find(all, &n_all, MAX_METHODS, methods[m])];
+            for (int k = 0; k < n_settings; k++) add_to_tally(t, settings[k], m);
+        }
+    }
+    printf("| method | better | equal | worse | largest gain | largest harm | where | better, equal, worse at its own best rate |\n");
+    printf("| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |\n");
+    for (int m = 0; m < n_all; m++) {
+        const tally *t = &tallies[m];
+        printf("| %s | %d | %d | %d | ", all[m], t->better, t->equal, t->worse);
+        if (!isfinite(t->largest_gain)) printf("`none` diverges | ");
+        else printf("%.3gx | ", exp(t->largest_gain));
+        if (!t->worse) printf("| ");
+        else if (!isfinite(t->largest_harm)) printf("diverges | ");
+        else printf("%.3gx | ", exp(t->largest_harm));
+        printf("%s | %d, %d, %d |\n", t->where, t->best_better, t->best_equal, t->best_worse);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------- plots
+
+enum { PANEL_W = 330, PANEL_H = 210, LEFT = 62, TOP = 64, GAP_X = 78, GAP_Y = 74, COLUMNS = 2, LEGEND = 190 };
+
+// One panel: final loss against the learning rate, a curve per method, vertical lines from the least to the largest seed.
+static void plot_panel(const setting *s, int x0, int y0) {
+    double lo = INFINITY, hi = 0;
+    for (int m = 0; m < n_methods; m++)
+        for (int r = 0; r < n_rates; r++)
+            for (int i = 0; i < s->cells[r][m].n; i++) {
+                const double v = final_loss(&s->cells[r][m].runs[i]);
+                if (isfinite(v)) lo = fmin(lo, v), hi = fmax(hi, v);
+            }
+    const double y_lo = log10(lo) - 0.03, y_hi = log10(hi) + 0.03, x_lo = log10(rates[0]) - 0.12, x_hi = log10(rates[n_rates - 1]) + 0.12;
+#define X_OF(m, r) (x0 + PANEL_W * (log10(rates[r]) - x_lo) / (x_hi - x_lo) + 1.6 * ((m) - 0.5 * (n_methods - 1)))
+#define Y_OF(v) (y0 + PANEL_H * (y_hi - log10(v)) / (y_hi - y_lo))
+    printf("<text class=\"heading\" x=\"%d\" y=\"%d\">", x0, y0 - 10);
+    plot_text(stdout, s->net), printf(", "), plot_text(stdout, s->init);
+    printf("</text>\n");
+    for (int e = -13; e < 4; e++)
+        for (int d = 1; d < 10; d++) {
+            const double v = d * pow(10, e), span = y_hi - y_lo;
+            if (log10(v) < y_lo || log10(v) > y_hi || (span > 2 && d > 1) || (span > 0.8 && d != 1 && d != 2 && d != 5)) continue;
+            printf("<line class=\"grid\" x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\"/>\n", x0, Y_OF(v), x0 + PANEL_W, Y_OF(v));
+            printf("<text class=\"tick\" text-anchor=\"end\" x=\"%d\" y=\"%.1f\">%g</text>\n", x0 - 6, Y_OF(v) + 4, v);
+        }
+    for (int r = 0; r < n_rates; r++)
+        printf("<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%d\">%g</text>\n", X_OF(0.5 * (n_methods - 1), r), y0 + PANEL_H + 17, rates[r]);
+    printf("<path class=\"axis\" d=\"M%d %dV%dH%d\"/>\n", x0, y0, y0 + PANEL_H, x0 + PANEL_W);
+    for (int m = 0; m < n_methods; m++) {
+        const char *pen = "M";
+        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(m), *plot_dash(m) ? plot_dash(m) : "none");
+        for (int r = 0; r < n_rates; r++) {
+            const double v = mean_loss(&s->cells[r][m]);
+            if (isfinite(v)) printf("%s%.1f %.1f", pen, X_OF(m, r), Y_OF(v)), pen = "L";
+            else pen = "M";
+        }
+        printf("\"/>\n");
+        for (int r = 0; r < n_rates; r++) {
+            const cell *c = &s->cells[r][m];
+            double least = INFINITY, most = 0;
+            for (int i = 0; i < c->n; i++) least = fmin(least, final_loss(&c->runs[i])), most = fmax(most, final_loss(&c->runs[i]));
+            if (!c->n || !isfinite(most)) continue;
+            printf("<path stroke=\"%s\" stroke-width=\"1\" d=\"M%.1f %.1fV%.1f\"/>\n", plot_color(m), X_OF(m, r), Y_OF(least), Y_OF(most));
+            plot_marker(stdout, m, X_OF(m, r), Y_OF(mean_loss(c)));
+        }
+    }
+}
+
+static void plot(const char *title) {
+    const int rows = (n_settings + COLUMNS - 1) / COLUMNS, columns = n_settings < COLUMNS ? n_settings : COLUMNS;
+    const int legend_x = LEFT + columns * (PANEL_W + GAP_X) - GAP_X + 24, width = legend_x + LEGEND;
+    int height = TOP + rows * (PANEL_H + GAP_Y);
+    if (height < TOP + 20 * n_methods + 30) height = TOP + 20 * n_methods + 30;
+    printf("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" role=\"img\">\n<title>", width, height, width, height);
+    plot_text(stdout, title);
+    printf("</title>\n<style>\n" PLOT_STYLE "</style>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"title\" x=\"%d\" y=\"26\">", LEFT);
+    plot_text(stdout, title);
+    printf("</text>\n");
+    for (int k = 0; k < n_settings; k++)
+        plot_panel(settings[k], LEFT + k % COLUMNS * (PANEL_W + GAP_X), TOP + k / COLUMNS * (PANEL_H + GAP_Y));
+    printf("<text class=\"label\" text-anchor=\"middle\" x=\"%d\" y=\"%d\">learning rate</text>\n", LEFT + PANEL_W / 2, TOP + (rows - 1) * (PANEL_H + GAP_Y) + PANEL_H + 36);
+    for (int m = 0; m < n_methods; m++) {
+        const int y = TOP + 6 + 20 * m;
+        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%d %dh36\"/>\n", plot_color(m), *plot_dash(m) ? plot_dash(m) : "none", legend_x, y);
+        plot_marker(stdout, m, legend_x + 18, y);
+        printf("<text class=\"label\" x=\"%d\" y=\"%d\">", legend_x + 44, y + 4);
+        plot_text(stdout, methods[m]);
+        printf("</text>\n");
+    }
+    printf("</svg>\n");
+}
+
+int main(int argc, char **argv) {
+    const char *command = argc > 1 ? argv[1] : "";
+    if (!strcmp(command, "harm") && argc > 2) {
+        print_harm(argc - 2, argv + 2);
+    } else if ((!strcmp(command, "table") && argc == 3) || ((!strcmp(command, "lr") || !strcmp(command, "plot")) && argc == 4)) {
+        read_file(argv[2]);
+        const int rate = *command == 'l' ? find_rate(atof(argv[3])) : -1;
+        if (*command == 'l' && rate < 0) fail("no run has this learning rate", argv[3]);
+        if (*command == 'p') plot(argv[3]);
+        else for (int k = 0; k < n_settings; k++) print_table(settings[k], rate);
+    } else {
+        fprintf(stderr, "usage: report table FILE.csv | lr FILE.csv LR | harm FILE.csv... | plot FILE.csv TITLE\n");
+        return 2;
+    }
+    return ferror(stdout) || fflush(stdout) ? 1 : 0;
+}
