@@ -17,7 +17,8 @@
 //  3 welford          Mean and sum of squared deviations of a chunk in one pass over it by Welford's recurrence; two chunks merge
 //                     by Chan's rule. z is read twice in all. A division per element, and each step waits for the one before.
 //  4 shifted          Sums of z - z[0] and of its square: as cheap as the naive sums of z and z^2, without their cancellation where
-//                     the mean is large, since any value of the column is as good as its mean for that purpose.
+//                     the mean is large, since any value of the column is as good as its mean for that purpose. The first of its kernels is
+//                     the trainers' own, bn_moments_kernel of layers.cuh.
 //  5 shifted_fused    ReLU in the same kernel as the normalisation: one access less in, one less out.
 //    layers.cuh       bn_statistics() and bn_relu() of common/layers.cuh, which the trainers use: variant 5.
 // Backward:
@@ -29,7 +30,7 @@
 #include "common/dataset.h"
 #include "common/layers.cuh"
 
-enum { CHUNK = 32 };
+enum { CHUNK = ROW_CHUNK };
 enum { Z, GAMMA, BETA, Y, MEAN, RSTD, PART, SUMS };                        // forward
 enum { B_D, B_Y, B_Z, B_MEAN, B_RSTD, B_GAMMA, B_DZ, B_DGAMMA, B_DBETA, B_PART, B_SUMS };  // backward
 
@@ -216,20 +217,6 @@ static void run_welford(const call *c) {
     run_apply(c, 0);
 }
 
-// part[chunk][0..1][c] = sums of z - z[0] and of its square.
-static __global__ void shifted_chunks(float *__restrict__ part, const float *__restrict__ z, int rows, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * CHUNK, last = rows - 1 - first;
-    if (c >= cols) return;
-    const size_t start = (size_t)first * cols;
-    const float shift = z[c];
-    float sum = 0.0f, squares = 0.0f;
-    UNROLL for (int k = 0; k < CHUNK; k++) {
-        const float v = (k <= last ? 1.0f : 0.0f) * ((z + start)[min(k, last) * cols + c] - shift);
-        sum += v, squares += v * v;
-    }
-    float *out = part + 2 * (size_t)blockIdx.y * cols;
-    out[c] = sum, out[cols + c] = squares;
-}
 static __global__ void shifted_finish(float *mean, float *rstd, const float *sums, const float *z, int rows, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
@@ -239,7 +226,7 @@ static __global__ void shifted_finish(float *mean, float *rstd, const float *sum
 }
 static void shifted_statistics(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
-    shifted_chunks<<<chunk_grid(c), c->block>>>(FLOATS(c, PART), FLOATS(c, Z), rows, cols);
+    bn_moments_kernel<<<chunk_grid(c), c->block>>>(FLOATS(c, PART), FLOATS(c, Z), rows, cols);
     column_sums(FLOATS(c, SUMS), FLOATS(c, PART), ceil_div(rows, CHUNK), 2 * cols);
     shifted_finish<<<ceil_div(cols, c->block), c->block>>>(FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, SUMS), FLOATS(c, Z), rows, cols);
 }
