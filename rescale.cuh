@@ -172,6 +172,7 @@ typedef struct rescale_options {
     double enorm_c;      // ENorm's depth penalty c, 1 = none
     double strength;     // 1: u is the optimum; 0 to 1: that part of it
     int within;          // 1: the mean of u over the free units of every group is taken out: no layer as a whole grows or shrinks
+    double max_trace;    // >= 1: F is minimised where sum of diag(G) / r is at most that many times what it was; Newton only; 0 = anywhere
     int dry_run;         // 1: solve and report, change no parameter
     int on_device;       // 1: tensors are in device memory
     int general;         // 1: always use conjugate gradients, also where the Woodbury solve applies
@@ -184,6 +185,7 @@ typedef struct rescale_report {
     int status;
     char message[256];         // "" or one line that names the tensor or group
     double objective_before, objective_after;  // F (PathCond) or the sum of squared weights (ENorm)
+    double trace_ratio;        // sum of diag(G) / r after over before (PathCond): about how much faster the first steps are at one rate
     double grad_inf;           // max over units of |dF/du|, projected at bounds: the certificate (before pow2 rounding)
     double grad_tolerance;     // 1e-8 * max(1, max |n_h|): what grad_inf has to be below to be called the optimum
     int converged;             // grad_inf <= grad_tolerance
@@ -269,7 +271,8 @@ typedef struct rsc_solver {
     rsc_energy *energy;          // [n_tensors]
     int *first;                  // [n_groups + 1] first unit of each group
     int units;
-    long long parameters;        // p
+    long long parameters;        // counted parameters
+    double p;                    // as many; more where the trace is bounded
     double *u, *x, *trial;       // [units] u, exp(u), a trial u
     double *leave, *enter;       // [units] O_h and I_h
     double *count;               // [units] n_h
@@ -616,8 +619,9 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
     if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM) wrong = "unknown method";
     if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_UNIT_SWEEPS) wrong = "unknown solver";
     if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0) ||
-        !(o->strength >= 0 && o->strength <= 1))
-        wrong = "tolerance, iterations, sweeps, max_log, enorm_c or strength out of range";
+        !(o->strength >= 0 && o->strength <= 1) || !(o->max_trace == 0 || (o->max_trace >= 1 && o->max_trace <= DBL_MAX)))
+        wrong = "tolerance, iterations, sweeps, max_log, enorm_c, strength or max_trace out of range";
+    if (o->max_trace > 0 && (o->method != RESCALE_PATHCOND || o->solver != RESCALE_NEWTON)) wrong = "max_trace needs PathCond and Newton's method";
 #ifndef RESCALE_HAS_DEVICE
     if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
@@ -737,6 +741,7 @@ static inline void rsc_link(rsc_solver *s) {
         for (int o = 0; e->row >= 0 && o < t->n_out; o++) s->count[e->row + o] += e->row_sign * (double)rsc_columns(t);
         for (int c = 0; e->col >= 0 && c < t->n_in; c++) s->count[e->col + c] += e->col_sign * (double)t->n_out * t->kernel;
     }
+    s->p = (double)s->parameters;
     s->bound = s->options->max_log > 0 ? 2 * s->options->max_log : (double)INFINITY;
 }
 
@@ -927,12 +932,12 @@ static inline double rsc_evaluate(rsc_solver *s, const double *u) {
         rsc_refresh(s, i), rsc_accumulate(s, i, s->energy[i].row >= 0, s->energy[i].col >= 0);
         s->total += s->energy[i].total;
     }
-    return (double)s->parameters * log(s->total) - linear;
+    return s->p * log(s->total) - linear;
 }
 
 // dF/du at the last evaluated u; returns the largest |.| over units that could still move (the certificate).
 static inline double rsc_gradient(rsc_solver *s, const double *u) {
-    const double scale = (double)s->parameters / s->total;
+    const double scale = s->p / s->total;
     double largest = 0;
     for (int h = 0; h < s->units; h++) {
         const double g = scale * (s->leave[h] - s->enter[h]) - s->count[h];
@@ -973,7 +978,7 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
     double lower = 0, upper = INFINITY;
     for (int h = first; h < end && s->options->solver == RESCALE_UNIT_SWEEPS; h++) {  // one unit, S as its predecessors left it
         if (s->fixed[h] == 1) continue;
-        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / (double)s->parameters, D = S - B * s->x[h] - C / s->x[h];
+        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / s->p, D = S - B * s->x[h] - C / s->x[h];
         const double root = hypot(c * D, 2 * sqrt((1 - c) * B) * sqrt((1 + c) * C));
         s->x[h] = c >= 0 ? (c * D + root) / (2 * (1 - c) * B) : 2 * (1 + c) * C / (root - c * D);
         s->x[h] = s->x[h] < low ? low : s->x[h] > high ? high : s->x[h];
@@ -982,7 +987,7 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
     for (int it = 0; it < 100 && s->options->solver != RESCALE_UNIT_SWEEPS; it++) {
         double value = rest - S, slope = -1;
         for (int h = first; h < end; h++) {
-            const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / (double)s->parameters * S;
+            const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / s->p * S;
             if (s->fixed[h] == 1) {
                 value += B * s->x[h] + C / s->x[h];
                 continue;
@@ -1199,7 +1204,7 @@ static inline int rsc_group_mean_step(rsc_solver *s) {
         for (int h = s->first[g]; h < s->first[g + 1]; h++) {
             if (s->fixed[h]) continue;
             A[(size_t)g * w + g] += scale * (s->leave[h] + s->enter[h]);
-            A[(size_t)g * w + n] -= s->gradient[h] / (double)s->parameters;
+            A[(size_t)g * w + n] -= s->gradient[h] / s->p;
             q[g] += scale * (s->leave[h] - s->enter[h]);
         }
     }
@@ -1250,7 +1255,7 @@ static inline int rsc_line_search(rsc_solver *s, double *F, double *grad_inf) {
 
 // step = the Newton step at the last evaluated u: Woodbury with one round of iterative refinement, else conjugate gradients.
 static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative) {
-    const double scale = -1 / (double)s->parameters;
+    const double scale = -1 / s->p;
     double *b = s->residual;
     if (woodbury) {
         for (int h = 0; h < s->units; h++) b[h] = s->fixed[h] ? 0 : scale * s->gradient[h];
@@ -1376,6 +1381,19 @@ static inline int rsc_enorm(rsc_solver *s) {
 
 // ----------------------------------------------------------------------------------------------------- PathCond, apply
 
+// Minimises F where S <= limit, from the optimum: with a multiplier that is F with a larger p. S falls as p grows; bisection of
+// log p until S is within a thousandth of the limit.
+static inline void rsc_bound_trace(rsc_solver *s, double limit) {
+    double low = 0, high = INFINITY, at = 1;  // log of p over the number of parameters
+    for (int k = 0; k < 60 && at < 64 && !(s->total <= limit && s->total >= 0.999 * limit); k++) {
+        s->p = (double)s->parameters * exp(at);
+        rsc_newton(s);
+        if (s->total > limit) low = at;
+        else high = at;
+        at = high < INFINITY ? 0.5 * (low + high) : 2 * at;
+    }
+}
+
 // diag(G), then the solver the options ask for; u ends in s->u.
 static inline int rsc_pathcond(rsc_solver *s, double start) {
     rescale_report *r = s->report;
@@ -1387,6 +1405,7 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     const double solve = rsc_seconds();
     r->seconds_diag_g = solve - start;
     r->objective_before = rsc_evaluate(s, s->u);
+    const double trace = s->total, limit = s->options->max_trace * trace;
     if (!(s->total > 0) || !(s->total <= DBL_MAX))
         return rsc_error(r, RESCALE_ERROR_RANGE, "network", "diag(G) is zero everywhere or overflows");
     double n_max = 1;
@@ -1398,8 +1417,10 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     if (s->options->solver != RESCALE_NEWTON)
         for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
     else rsc_newton(s);
-    r->objective_after = rsc_evaluate(s, s->u);
-    r->grad_inf = rsc_gradient(s, s->u);
+    if (limit > 0 && s->total > limit) rsc_bound_trace(s, limit);
+    rsc_evaluate(s, s->u), r->grad_inf = rsc_gradient(s, s->u);
+    s->p = (double)s->parameters;
+    r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / trace;
     return RESCALE_OK;
 }
 
@@ -1462,8 +1483,9 @@ static inline int rsc_apply(rsc_solver *s) {
         r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, 0.5 * fabs(s->u[h]));
     }
     for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
-    if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) r->objective_after = rsc_evaluate(s, s->u);
-    else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
+    if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) {
+        r->trace_ratio /= s->total, r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio *= s->total;
+    } else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
     for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, (int)rint(0.5 * s->u[h] / log(2.0))) : exp(0.5 * s->u[h]);
     if (o->u) memcpy(o->u, s->u, (size_t)s->units * sizeof(double));
     for (int apply = 0; apply < 2; apply++)

@@ -757,7 +757,7 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 
 static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
-    return rescale_and_measure(&t->m, t->c, report, moved);
+    return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
 }
 static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *)self)->m, MODE_EVAL, n); }
 static double norm_of(void *self, const float *array) {
@@ -772,6 +772,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
     train_options *o = &c->train;
     cli_option options[] = {
         TRAIN_DATA_ROWS(o, "fashion-mnist, mnist, cifar10, images (built in), or a folder"),
+        CLI_INT("limit-test", &o->limit_test, "N", 0, INT_MAX, "the same for the test set"),
         CLI_FLAG("augment", &c->augment, "random crops (after padding by 4) and mirror images"),
         CLI_GROUP("Model"),
         CLI_CHOICE("model", &c->model, "small|allconv|resnet18", "three convolutions; nine, for 32x32 images; ResNet-18 for small images"),
@@ -815,6 +816,7 @@ static int run(const config *c) {
     if (dataset_load(c->train.data, c->train.data_dir, &train, &test, err, sizeof err)) return train_fail(&t.run, err);
     if (!train.pixels) cli_usage_error("train_cnn", "--data: expected images, %s has %d-dimensional points", train.name, train.features);
     if (c->train.limit) dataset_limit(&train, c->train.limit);
+    if (c->train.limit_test) dataset_limit(&test, c->train.limit_test);
     train_set_length(&t.run, train.n);
     const int max_rows = t.run.batch > EVAL_ROWS ? t.run.batch : EVAL_ROWS;
     if (model_create(&t.m, c, train.channels, train.height, train.width, train.classes, max_rows, err, sizeof err))

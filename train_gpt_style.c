@@ -852,6 +852,7 @@ static int rescale_part(const rescale_tensor *tensors, int n, int units, int act
     total->converged = total->converged && r.converged;
     total->iterations = max_int(total->iterations, r.iterations), total->sweeps = max_int(total->sweeps, r.sweeps);
     total->seconds_diag_g += r.seconds_diag_g, total->seconds_solve += r.seconds_solve, total->seconds_apply += r.seconds_apply;
+    total->trace_ratio = fmax(total->trace_ratio, r.trace_ratio);
     total->max_abs_log_lambda = fmax(total->max_abs_log_lambda, r.max_abs_log_lambda);
     total->units += r.units, total->pinned_units += r.pinned_units, total->bounded_units += r.bounded_units;
     total->parameters += r.parameters, total->tensors_touched += r.tensors_touched;
@@ -1096,7 +1097,7 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 
 static int rescale_network(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
-    return rescale_and_measure(&t->m, t->c, report, moved);
+    return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
 }
 static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *)self)->m, n); }
 static double norm_of(void *self, const float *array) { return array_norm(&((trainer *)self)->m, (const real *)(const void *)array); }

@@ -408,7 +408,7 @@ static void run_evaluate(void *self, int test, double *loss, double *accuracy) {
 static int run_rescale(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
     t->ready = -1;
-    return rescale_and_measure(&t->m, t->c, report, moved);
+    return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
 }
 static float *run_outputs(void *self, size_t *n) {
     trainer *t = (trainer *)self;
@@ -427,6 +427,7 @@ static double run_norm(void *self, const float *array) {
 static void parse_command_line(config *c, int argc, char **argv) {
     cli_option options[] = {
         TRAIN_DATA_ROWS(&c->train, "fashion-mnist, mnist, cifar10, moons, images (built in), or a folder"),
+        CLI_INT("limit-test", &c->train.limit_test, "N", 0, INT_MAX, "the same for the test set"),
         CLI_GROUP("Model"),
         CLI_INTS("layers", &c->layers, "N,N,...", 1, 1e6, "units of every layer, input first (default: input,512,512,512,output)"),
         CLI_CHOICE("task", &c->task, "classify|autoencode", "softmax cross-entropy, or mean squared error of the input"),
@@ -480,6 +481,7 @@ static int run(const config *c) {
     train_run_init(&t.run, "train_mlp", VERSION, o);
     if (dataset_load(o->data, o->data_dir, &train, &test, err, sizeof err)) return train_fail(&t.run, err);
     if (o->limit) dataset_limit(&train, o->limit);
+    if (o->limit_test) dataset_limit(&test, o->limit_test);
     const int n_layers = layer_sizes(c, &train, dim, err, sizeof err);
     if (!n_layers) cli_usage_error("train_mlp", "%s", err);
     train_set_length(&t.run, train.n);

@@ -90,10 +90,10 @@ enum { SHUFFLE_EPOCH, SHUFFLE_NONE };
 // The part of the command line that all trainers have; each takes the rows that apply to it.
 typedef struct train_options {
     const char *data, *data_dir;
-    int limit;                   // training samples used, 0: all
+    int limit, limit_test;       // training and test samples used, 0: all
     double init_scale;
     int rescale, rescale_solver, rescale_sweeps, rescale_pow2;
-    double rescale_max_log, rescale_strength;
+    double rescale_max_log, rescale_max_trace, rescale_strength;
     int rescale_within, rescale_paths;
     cli_every rescale_every;
     int optimizer, schedule, warmup;
@@ -134,6 +134,8 @@ static inline train_options train_default_options(void) {
                    "to the optimum; layer by layer; unit by unit, as published"),                                           \
         CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "how many of --rescale-solver's sweeps"),           \
         CLI_DOUBLE("rescale-max-log", &(o)->rescale_max_log, "X", 0, CLI_NO_MAX, 0, "bound on |log lambda| (0: none)"),     \
+        CLI_DOUBLE("rescale-max-trace", &(o)->rescale_max_trace, "X", 0, CLI_NO_MAX, 0,                                     \
+                   "bound on the growth of the sum of diag(G), 1 or more (0: none)"),                                       \
         CLI_DOUBLE("rescale-strength", &(o)->rescale_strength, "X", 0, 1, 0, "the part of log lambda that is applied"),     \
         CLI_FLAG("rescale-within", &(o)->rescale_within, "only differences within a layer: the mean log lambda is 0"),      \
         CLI_CHOICE("rescale-paths", &(o)->rescale_paths, "all|weights", "of PathCond; weights: none that a bias begins"),   \
@@ -404,7 +406,7 @@ static inline rescale_options train_rescale_options(const train_options *o) {
     r.method = o->rescale == RESCALE_BY_ENORM ? RESCALE_ENORM : RESCALE_PATHCOND;
     r.solver = o->rescale_solver;
     r.sweeps = o->rescale_sweeps, r.max_log = o->rescale_max_log, r.pow2 = o->rescale_pow2;
-    r.strength = o->rescale_strength, r.within = o->rescale_within;
+    r.max_trace = o->rescale_max_trace, r.strength = o->rescale_strength, r.within = o->rescale_within;
     r.on_device = DEVICE_IS_GPU;
     return r;
 }
@@ -454,7 +456,8 @@ typedef struct train_run {
     void (*train_step)(void *trainer);
     // Mean loss over the training set (test = 0) or the test set (1), and the accuracy as a fraction, or LOG_NA.
     void (*evaluate)(void *trainer, int test, double *loss, double *accuracy);
-    // Rescales the network; *moved: how far its outputs moved, as train_relative_difference. 0, or -1 with report->message.
+    // Rescales the network; *moved: how far its outputs moved, as train_relative_difference; moved may be NULL. 0, or -1 with
+    // report->message.
     int (*rescale)(void *trainer, rescale_report *report, double *moved);
     // Outputs [n] on fixed inputs, in evaluation mode, in host memory that is freed here: to see whether they are finite.
     float *(*outputs)(void *trainer, size_t *n);
@@ -574,8 +577,8 @@ static inline int train_evaluate(train_run *r) {
 // message.
 static inline int train_rescale(train_run *r, int first) {
     rescale_report report;
-    double moved;
-    if (r->rescale(r->trainer, &report, &moved)) return train_fail(r, report.message);
+    double moved = 0;  // measured where it is told: four passes, which a quiet run that rescales at every step would notice
+    if (r->rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) return train_fail(r, report.message);
     if (first) r->first_rescaling = report, r->output_moved = moved;
     r->rescalings++, r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
     char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION];
@@ -752,7 +755,7 @@ static inline int train_loop(train_run *r) {
     const int64_t rescale = o->rescale ? train_every(r, o->rescale_every) : 0;
     int64_t evaluated = -1, saved = r->step;
     r->mark = log_seconds();
-    if (r->step == 0) {
+    if (r->step == 0 && eval) {
         if (train_evaluate(r)) return 1;
         evaluated = 0;
     }
@@ -808,6 +811,7 @@ static inline int train_write_report(train_run *r) {
     log_json_string(&j, "solver", solver[r->options->rescale_solver]);
     log_json_number(&j, "objective_before", rescaled ? first->objective_before : LOG_NA);
     log_json_number(&j, "objective_after", rescaled ? first->objective_after : LOG_NA);
+    log_json_number(&j, "trace_ratio", rescaled && r->options->rescale == RESCALE_BY_PATHCOND ? first->trace_ratio : LOG_NA);
     log_json_number(&j, "grad_inf", rescaled ? first->grad_inf : LOG_NA);
     log_json_number(&j, "grad_tolerance", rescaled ? first->grad_tolerance : LOG_NA);
     log_json_int(&j, "iterations", first->iterations);

@@ -1,20 +1,21 @@
 // report.c -- what the runs of dev/paper/run.sh show: tables, the comparison with no rescaling, plots.
 //
-//     report table FILE.csv         per net and initialisation: every method at its own best learning rate, as a Markdown table
-//     report lr FILE.csv LR         the same at one learning rate
+//     report table FILE.csv LR      per net and initialisation, as a Markdown table: every method at its own best learning rate, and at LR
 //     report harm FILE.csv...       per method: in how many settings it is better, equal or worse than no rescaling
+//     report worse FILE.csv METHOD  the settings in which a method is worse
 //     report plot FILE.csv TITLE    final training loss against the learning rate, SVG on stdout
 //
-// A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,
+// A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,
 // rescale_seconds,train_seconds,c1,...,c20; c_k is the mean step loss over the k-th twentieth of the run, c20 the final training loss here.
-// A run that diverged has inf there. Seeds pair the runs: a seed fixes the initial weights and the order of samples for all methods.
+// A run that diverged has inf there, and counts as one that has learned nothing: no loss is taken as higher than `none` has in the first
+// twentieth at the lowest rate. Seeds pair the runs: a seed fixes the initial weights and the order of samples for all methods.
 //
 //     final loss    mean over seeds ± standard deviation of c20. A method's best learning rate has the lowest mean.
-//     time          steps the method needs to come down to the baseline's final loss (same seed, baseline at its best rate, or at the rate
-//                   asked for) over the steps of the run, the curve c1..c20 interpolated; mean over the seeds [95 % interval, Student's t].
-//                   A seed that never gets there counts as `never`, and then no interval is given.
-//     better/worse  paired differences d_s of log c20 against `none` at the same net, initialisation, learning rate: |mean d| > t s / sqrt(n)
-//                   (two-sided, 95 %) and |mean d| > 1 %; a run that diverges where `none` does not is worse.
+//     time          epochs (or steps) until the method is down at the baseline's final loss (same seed, baseline at its best rate, or at the
+//                   rate asked for) over those of the run, the curve c1..c20 interpolated; mean over the seeds [95 % interval, Student's t].
+//                   Where some seeds never get there: the mean of the others, and how many they are.
+//     better/worse  paired differences of log c20 against `none` at the same net, initialisation and learning rate, two-sided t-test at
+//                   95 %, and a mean ratio of more than 1 %. `certain`: worse also after Holm's correction for the number of settings.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,18 +26,19 @@ enum { CURVE = 20, MAX_SEEDS = 16, NAME = 48, MAX_RATES = 16, MAX_METHODS = 24, 
 
 typedef struct run {
     int seed;
-    double accuracy, max_log, rescale_seconds, train_seconds, curve[CURVE];
+    double accuracy, max_log, curve[CURVE];
 } run;
 typedef struct cell {             // one method at one learning rate
     run runs[MAX_SEEDS];
-    int n;
+    int n, failed;                // runs; those that diverged or learned nothing
 } cell;
 typedef struct setting {          // a net and an initialisation
     char net[NAME], init[NAME];
+    double nothing;               // the loss of a run that has learned nothing
     cell cells[MAX_RATES][MAX_METHODS];
 } setting;
 
-static char methods[MAX_METHODS][NAME], experiment[NAME];
+static char methods[MAX_METHODS][NAME];
 static double rates[MAX_RATES];   // ascending
 static setting *settings[MAX_SETTINGS];
 static int n_methods, n_rates, n_settings;
@@ -46,12 +48,17 @@ static void fail(const char *what, const char *name) {
     exit(1);
 }
 
+static void copy_name(char *to, const char *name) {
+    if (strlen(name) >= NAME) fail("a name of more than 47 characters", name);
+    memcpy(to, name, strlen(name) + 1);
+}
+
 // Index of a name in a list, which it is added to if new.
 static int find(char (*list)[NAME], int *n, int max, const char *name) {
     for (int i = 0; i < *n; i++)
         if (!strcmp(list[i], name)) return i;
     if (*n == max) fail("too many names", name);
-    snprintf(list[*n], NAME, "%s", name);
+    copy_name(list[*n], name);
     return (*n)++;
 }
 static int find_rate(double lr) {
@@ -83,7 +90,7 @@ static void read_file(const char *path) {
         while (fgets(line, sizeof line, f)) {
             char *at = line;
             if (*line == '#' || !strncmp(line, "experiment,", 11)) continue;
-            snprintf(experiment, NAME, "%s", field(&at));
+            field(&at);  // experiment
             const char *net = field(&at), *init = field(&at);
             const double lr = atof(field(&at));
             if (pass == 0) {
@@ -96,7 +103,7 @@ static void read_file(const char *path) {
             while (k < n_settings && (strcmp(settings[k]->net, net) || strcmp(settings[k]->init, init))) k++;
             if (k == n_settings) {
                 if (k == MAX_SETTINGS || !(settings[k] = (setting *)calloc(1, sizeof(setting)))) fail("more than 64 nets and initialisations", path);
-                snprintf(settings[k]->net, NAME, "%s", net), snprintf(settings[k]->init, NAME, "%s", init);
+                copy_name(settings[k]->net, net), copy_name(settings[k]->init, init);
                 n_settings++;
             }
             cell *c = &settings[k]->cells[find_rate(lr)][find(methods, &n_methods, MAX_METHODS, field(&at))];
@@ -105,7 +112,7 @@ static void read_file(const char *path) {
             r->seed = atoi(field(&at));
             field(&at), field(&at), field(&at);  // steps, train_loss, test_loss
             r->accuracy = atof(field(&at)), r->max_log = atof(field(&at));
-            r->rescale_seconds = atof(field(&at)), r->train_seconds = atof(field(&at));
+            field(&at), field(&at), field(&at);  // trace_ratio, rescale_seconds, train_seconds
             for (int i = 0; i < CURVE; i++) {
                 r->curve[i] = atof(field(&at));
                 if (!(r->curve[i] > 0)) r->curve[i] = isfinite(r->curve[i]) ? 1e-12 : INFINITY;  // nan; a loss that fp32 rounds to zero
@@ -114,7 +121,19 @@ static void read_file(const char *path) {
         fclose(f);
         qsort(rates, (size_t)n_rates, sizeof *rates, ascending);
     }
-    if (!n_settings) fail("no runs", path);
+    if (!n_settings || strcmp(methods[0], "none")) fail("no runs, or none of method `none` first", path);
+    for (int k = 0; k < n_settings; k++) {
+        setting *s = settings[k];
+        for (int i = 0; i < s->cells[0][0].n; i++) s->nothing += s->cells[0][0].runs[i].curve[0] / s->cells[0][0].n;
+        for (int c = 0; c < n_rates * n_methods; c++) {
+            cell *at = &s->cells[c / n_methods][c % n_methods];
+            for (int i = 0; i < at->n; i++) {
+                double *final = &at->runs[i].curve[CURVE - 1];
+                at->failed += *final >= s->nothing;
+                *final = fmin(*final, s->nothing);
+            }
+        }
+    }
 }
 
 static double final_loss(const run *r) { return r->curve[CURVE - 1]; }
@@ -137,6 +156,16 @@ static double deviation(const double *x, int n) {
 static double half_interval(const double *x, int n) {
     static const double t[] = {0, 0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131};
     return n > 1 ? t[n] * deviation(x, n) / sqrt(n) : INFINITY;
+}
+// Two-sided p-value of the mean of n values being zero, Student's t: the finite series for whole degrees of freedom.
+static double p_value(const double *x, int n) {
+    const int freedom = n - 1;
+    const double s = deviation(x, n), t = fabs(mean(x, n)) * sqrt(n) / s, theta = atan(t / sqrt(freedom)), c2 = cos(theta) * cos(theta);
+    double term = freedom % 2 ? cos(theta) : 1, sum = freedom == 1 ? 0 : term;
+    if (n < 2 || mean(x, n) == 0) return 1;
+    if (s == 0) return 0;
+    for (int k = freedom % 2 ? 3 : 2; k < freedom; k += 2) term *= c2 * (k - 1) / k, sum += term;
+    return fmax(0, 1 - (freedom % 2 ? 2 / M_PI * (theta + sin(theta) * sum) : sin(theta) * sum));
 }
 static double mean_loss(const cell *c) {
     double x[MAX_SEEDS];
@@ -161,79 +190,97 @@ static double time_to(const run *r, double target) {
     return 0;
 }
 
-// One table row: a method at a learning rate, the baseline at its own.
-static void print_row(const setting *s, int method, int rate, int base_rate) {
-    const cell *c = &s->cells[rate][method], *base = &s->cells[base_rate][0];
-    double loss[MAX_SEEDS], accuracy[MAX_SEEDS], time[MAX_SEEDS], max_log = 0;
-    int n_time = 0, n_base = 0;
-    if (!c->n) return;
+// A cell of the table: the time to the baseline's final loss.
+static void print_time(const cell *c, const cell *base) {
+    double time[MAX_SEEDS];
+    int n = 0, pairs = 0;
     for (int i = 0; i < c->n; i++) {
-        loss[i] = final_loss(&c->runs[i]), accuracy[i] = c->runs[i].accuracy, max_log = fmax(max_log, c->runs[i].max_log);
         const run *b = run_of_seed(base, c->runs[i].seed);
         if (!b) continue;
-        n_base++;
-        time[n_time] = time_to(&c->runs[i], final_loss(b));
-        n_time += time[n_time] > 0;
+        pairs++;
+        time[n] = time_to(&c->runs[i], final_loss(b));
+        n += time[n] > 0;
     }
-    printf("| %s | %g |", methods[method], rates[rate]);
-    if (isfinite(mean(loss, c->n))) printf(" %.3g ± %.2g |", mean(loss, c->n), deviation(loss, c->n));
-    else printf(" diverged |");
-    if (n_time == n_base && n_time > 1 && method) printf(" %.2f [%.2f, %.2f] |", mean(time, n_time), mean(time, n_time) - half_interval(time, n_time), mean(time, n_time) + half_interval(time, n_time));
-    else if (!n_time) printf(" never |");
-    else if (method) printf(" %.2f (%d of %d) |", mean(time, n_time), n_time, n_base);
-    else printf(" 1 |");
-    printf(accuracy[0] > 0 ? " %.1f%% |" : " n/a |", 100 * mean(accuracy, c->n));
-    printf(max_log > 0 ? " %.2g |\n" : " |\n", max_log);
+    if (!pairs) printf(" |");
+    else if (c == base) printf(" 1 |");
+    else if (base->failed) printf(" baseline fails |");
+    else if (!n) printf(" never |");
+    else if (n < pairs || n < 2) printf(" %.2f (%d of %d) |", mean(time, n), n, pairs);
+    else printf(" %.2f [%.2f, %.2f] |", mean(time, n), fmax(0, mean(time, n) - half_interval(time, n)), mean(time, n) + half_interval(time, n));
+}
+static void print_loss(const cell *c) {
+    double loss[MAX_SEEDS] = {0};
+    for (int i = 0; i < c->n; i++) loss[i] = final_loss(&c->runs[i]);
+    if (c->n) printf(" %.3g ± %.2g", mean(loss, c->n), deviation(loss, c->n));
+    if (c->failed) printf(" (%d of %d failed)", c->failed, c->n);
+    printf(" |");
 }
 
 static void print_table(const setting *s, int rate) {
-    printf("%s, %s\n\n| method | lr | final loss | time | test accuracy | max log λ |\n| --- | ---: | ---: | ---: | ---: | ---: |\n", s->net, s->init);
-    for (int m = 0; m < n_methods; m++) print_row(s, m, rate < 0 ? best_rate(s, m) : rate, rate < 0 ? best_rate(s, 0) : rate);
+    printf("%s, %s\n\n| method | best lr | final loss | time | test accuracy | max log λ | final loss at lr %g | time |\n", s->net, s->init, rates[rate]);
+    printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    for (int m = 0; m < n_methods; m++) {
+        const int best = best_rate(s, m);
+        const cell *c = &s->cells[best][m];
+        double accuracy = 0, max_log = 0;
+        if (!c->n) continue;
+        for (int i = 0; i < c->n; i++) accuracy += c->runs[i].accuracy / c->n, max_log = fmax(max_log, c->runs[i].max_log);
+        printf("| %s | %g |", methods[m], rates[best]);
+        print_loss(c), print_time(c, &s->cells[best_rate(s, 0)][0]);
+        if (accuracy > 0) printf(" %.1f%% |", 100 * accuracy);
+        else printf(" n/a |");
+        if (max_log > 0) printf(" %.2g |", max_log);
+        else printf(" |");
+        print_loss(&s->cells[rate][m]), print_time(&s->cells[rate][m], &s->cells[rate][0]);
+        printf("\n");
+    }
     printf("\n");
 }
 
 // ---------------------------------------------------------------------------------------------------------- do no harm
 
+enum { MAX_CELLS = 1024 };
 typedef struct tally {
-    int better, equal, worse, best_better, best_equal, best_worse;
-    double largest_gain, largest_harm;   // of the mean log ratio to `none`
-    char where[3 * NAME];                // the largest harm
+    int better, equal, worse, best_better, best_equal, best_worse, n;
+    double largest_gain, largest_harm;   // of the mean log ratio to `none`, where it is significant
+    double p[MAX_CELLS];                 // of every setting, 1 where the method's mean is better
 } tally;
 
-// -1: the method's loss is significantly below the baseline's, 1 above, 0 neither; *d the mean of the log ratio.
-static int compare(const cell *c, const cell *base, double *d) {
+// -1: the method's loss is significantly below the baseline's, 1 above, 0 neither; *d the mean of the log ratio, *p its p-value.
+static int compare(const cell *c, const cell *base, double *d, double *p) {
     double x[MAX_SEEDS];
-    int n = 0, diverged = 0, base_diverged = 0;
+    int n = 0;
     for (int i = 0; i < c->n; i++) {
         const run *b = run_of_seed(base, c->runs[i].seed);
-        if (!b) continue;
-        diverged += !isfinite(final_loss(&c->runs[i])), base_diverged += !isfinite(final_loss(b));
-        if (isfinite(final_loss(&c->runs[i])) && isfinite(final_loss(b))) x[n++] = log(final_loss(&c->runs[i])) - log(final_loss(b));
+        if (b) x[n++] = log(final_loss(&c->runs[i])) - log(final_loss(b));
     }
-    *d = n ? mean(x, n) : 0;
-    if (diverged != base_diverged) {
-        *d = diverged > base_diverged ? INFINITY : -INFINITY;
-        return diverged > base_diverged ? 1 : -1;
-    }
-    if (n < 2 || fabs(*d) <= 0.01 || fabs(*d) <= half_interval(x, n)) return 0;
-    return *d > 0 ? 1 : -1;
+    *d = n ? mean(x, n) : 0, *p = n > 1 ? p_value(x, n) : 1;
+    return fabs(*d) <= 0.01 || *p >= 0.05 ? 0 : *d > 0 ? 1 : -1;
 }
 
 static void add_to_tally(tally *t, const setting *s, int method) {
-    double d;
+    double d, p;
     for (int r = 0; r < n_rates; r++) {
         if (!s->cells[r][method].n || !s->cells[r][0].n) continue;
-        const int sign = compare(&s->cells[r][method], &s->cells[r][0], &d);
+        const int sign = compare(&s->cells[r][method], &s->cells[r][0], &d, &p);
+        if (t->n == MAX_CELLS) fail("more than 1024 settings", methods[method]);
+        t->p[t->n++] = d > 0.01 ? p : 1;
         t->better += sign < 0, t->equal += sign == 0, t->worse += sign > 0;
         if (sign < 0) t->largest_gain = fmin(t->largest_gain, d);
-        if (sign <= 0 || d <= t->largest_harm) continue;
-        t->largest_harm = d;
-        snprintf(t->where, sizeof t->where, "%s, %s, lr %g", s->net, s->init, rates[r]);
+        if (sign > 0) t->largest_harm = fmax(t->largest_harm, d);
     }
     const int rate = best_rate(s, method);
     if (!s->cells[rate][method].n) return;
-    const int sign = compare(&s->cells[rate][method], &s->cells[best_rate(s, 0)][0], &d);
+    const int sign = compare(&s->cells[rate][method], &s->cells[best_rate(s, 0)][0], &d, &p);
     t->best_better += sign < 0, t->best_equal += sign == 0, t->best_worse += sign > 0;
+}
+
+// How many of n p-values are below 5 % by Holm's procedure, which holds the chance of a single false one to 5 %.
+static int certain(double *p, int n) {
+    int k = 0;
+    qsort(p, (size_t)n, sizeof *p, ascending);
+    while (k < n && p[k] <= 0.05 / (n - k)) k++;
+    return k;
 }
 
 static void print_harm(int n_files, char **files) {
@@ -247,18 +294,30 @@ static void print_harm(int n_files, char **files) {
             for (int k = 0; k < n_settings; k++) add_to_tally(t, settings[k], m);
         }
     }
-    printf("| method | better | equal | worse | largest gain | largest harm | where | better, equal, worse at its own best rate |\n");
-    printf("| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |\n");
+    printf("| method | settings | better | equal | worse | certain | largest gain | largest harm | better, equal, worse, each at its best rate |\n");
+    printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (int m = 0; m < n_all; m++) {
-        const tally *t = &tallies[m];
-        printf("| %s | %d | %d | %d | ", all[m], t->better, t->equal, t->worse);
-        if (!isfinite(t->largest_gain)) printf("`none` diverges | ");
-        else printf("%.3gx | ", exp(t->largest_gain));
-        if (!t->worse) printf("| ");
-        else if (!isfinite(t->largest_harm)) printf("diverges | ");
-        else printf("%.3gx | ", exp(t->largest_harm));
-        printf("%s | %d, %d, %d |\n", t->where, t->best_better, t->best_equal, t->best_worse);
+        tally *t = &tallies[m];
+        printf("| %s | %d | %d | %d | %d | %d | %.2gx | %.3gx | %d, %d, %d |\n", all[m], t->n, t->better, t->equal, t->worse, certain(t->p, t->n),
+               exp(t->largest_gain), exp(t->largest_harm), t->best_better, t->best_equal, t->best_worse);
     }
+}
+
+static void print_worse(const char *path, const char *name) {
+    double d, p;
+    int m = 0;
+    read_file(path);
+    while (m < n_methods && strcmp(methods[m], name)) m++;
+    if (m == n_methods) fail("no run has this method", name);
+    printf("| net | init | lr | none | %s | ratio | p |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n", name);
+    for (int k = 0; k < n_settings; k++)
+        for (int r = 0; r < n_rates; r++) {
+            const cell *c = &settings[k]->cells[r][m], *base = &settings[k]->cells[r][0];
+            if (!c->n || !base->n || compare(c, base, &d, &p) <= 0) continue;
+            printf("| %s | %s | %g |", settings[k]->net, settings[k]->init, rates[r]);
+            print_loss(base), print_loss(c);
+            printf(" %.3gx | %.2g |\n", exp(d), p);
+        }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plots
@@ -272,7 +331,7 @@ static void plot_panel(const setting *s, int x0, int y0) {
         for (int r = 0; r < n_rates; r++)
             for (int i = 0; i < s->cells[r][m].n; i++) {
                 const double v = final_loss(&s->cells[r][m].runs[i]);
-                if (isfinite(v)) lo = fmin(lo, v), hi = fmax(hi, v);
+                lo = fmin(lo, v), hi = fmax(hi, v);
             }
     const double y_lo = log10(lo) - 0.03, y_hi = log10(hi) + 0.03, x_lo = log10(rates[0]) - 0.12, x_hi = log10(rates[n_rates - 1]) + 0.12;
 #define X_OF(m, r) (x0 + PANEL_W * (log10(rates[r]) - x_lo) / (x_hi - x_lo) + 1.6 * ((m) - 0.5 * (n_methods - 1)))
@@ -295,15 +354,14 @@ static void plot_panel(const setting *s, int x0, int y0) {
         printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(m), *plot_dash(m) ? plot_dash(m) : "none");
         for (int r = 0; r < n_rates; r++) {
             const double v = mean_loss(&s->cells[r][m]);
-            if (isfinite(v)) printf("%s%.1f %.1f", pen, X_OF(m, r), Y_OF(v)), pen = "L";
-            else pen = "M";
+            if (s->cells[r][m].n) printf("%s%.1f %.1f", pen, X_OF(m, r), Y_OF(v)), pen = "L";
         }
         printf("\"/>\n");
         for (int r = 0; r < n_rates; r++) {
             const cell *c = &s->cells[r][m];
             double least = INFINITY, most = 0;
             for (int i = 0; i < c->n; i++) least = fmin(least, final_loss(&c->runs[i])), most = fmax(most, final_loss(&c->runs[i]));
-            if (!c->n || !isfinite(most)) continue;
+            if (!c->n) continue;
             printf("<path stroke=\"%s\" stroke-width=\"1\" d=\"M%.1f %.1fV%.1f\"/>\n", plot_color(m), X_OF(m, r), Y_OF(least), Y_OF(most));
             plot_marker(stdout, m, X_OF(m, r), Y_OF(mean_loss(c)));
         }
@@ -338,14 +396,18 @@ int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "harm") && argc > 2) {
         print_harm(argc - 2, argv + 2);
-    } else if ((!strcmp(command, "table") && argc == 3) || ((!strcmp(command, "lr") || !strcmp(command, "plot")) && argc == 4)) {
+    } else if (!strcmp(command, "worse") && argc == 4) {
+        print_worse(argv[2], argv[3]);
+    } else if (!strcmp(command, "plot") && argc == 4) {
         read_file(argv[2]);
-        const int rate = *command == 'l' ? find_rate(atof(argv[3])) : -1;
-        if (*command == 'l' && rate < 0) fail("no run has this learning rate", argv[3]);
-        if (*command == 'p') plot(argv[3]);
-        else for (int k = 0; k < n_settings; k++) print_table(settings[k], rate);
+        plot(argv[3]);
+    } else if (!strcmp(command, "table") && argc == 4) {
+        read_file(argv[2]);
+        const int rate = find_rate(atof(argv[3]));
+        if (rate < 0) fail("no run has this learning rate", argv[3]);
+        for (int k = 0; k < n_settings; k++) print_table(settings[k], rate);
     } else {
-        fprintf(stderr, "usage: report table FILE.csv | lr FILE.csv LR | harm FILE.csv... | plot FILE.csv TITLE\n");
+        fprintf(stderr, "usage: report table FILE.csv LR | harm FILE.csv... | worse FILE.csv METHOD | plot FILE.csv TITLE\n");
         return 2;
     }
     return ferror(stdout) || fflush(stdout) ? 1 : 0;
