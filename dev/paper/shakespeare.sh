@@ -12,7 +12,7 @@
 # loss of 100 steps is at or below the last one of `none` with the same seed and rate (0: not within the run), max |log lambda|.
 # shakespeare_curves.csv: lr, sets, step, mean training loss of the 50 steps up to it, mean and standard deviation over the seeds.
 trainer=${TRAINER:-./train_gpt_style} out=out/paper/shakespeare csv=dev/paper/results/shakespeare.csv
-steps=1000 seeds="1 2 3" rates="1e-3 3e-3 1e-2" all="none mlp vo qk ln all"
+steps=1000 seeds=${SEEDS:-"1 2 3"} rates="1e-3 3e-3 1e-2" all="none mlp vo qk ln all"
 
 one() { # one LR SETS SEED
     case $2 in
