@@ -73,11 +73,12 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
-# Kernel variants: convolution is compared with cuDNN where it is installed, max_pool includes the trainer.
+# Kernel variants: convolution is compared with cuDNN where it is installed; max_pool, layernorm and attention include a trainer.
 $(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
 build/cuda/dev/kernels/convolution: NVCC_DEFS += $(CUDNN_DEFS)
 build/cuda/dev/kernels/convolution: NVCC_LIBS += $(CUDNN_LIBS)
 build/c/dev/compare build/c/dev/kernels/plot: dev/plot.h
+$(addprefix $(B)/dev/kernels/,$(KERNELS)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) $(addprefix build/c/dev/bench/,$(C_BENCH)): dev/timing.h
 
 # Tests and benchmarks include a trainer.
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
@@ -86,6 +87,7 @@ build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.c
 build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
 build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
 build/cuda/dev/kernels/max_pool: train_cnn.cu
+$(foreach d,cpu sanitize,build/$d/dev/kernels/layernorm build/$d/dev/kernels/attention): train_gpt_style.c dev/kernels/gpt.h
 
 train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
@@ -126,7 +128,7 @@ kernels-list kernels-report kernels-bench: $(KERNEL_PROGRAMS)
 kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(filter build/nvcc/%,$(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$(a)/dev/kernels/%.o))))
 	@sh dev/kernels/run.sh test $(B) $(KERNELS_USED)
 # The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in every thread order.
-build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h test/test.h build/config.mk
+build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h dev/timing.h test/test.h build/config.mk
 	@mkdir -p $(@D)
 	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -Ibuild/cpu -I. -Itest \
 	    -x c++ $< -x none -o $@ -lm
@@ -149,7 +151,7 @@ gpu-check:                                      ## on a machine with a GPU: buil
 NVCC_SOURCES := $(wildcard *.cu test/test_*.cu dev/bench/*.cu dev/kernels/*.cu)
 NVCC_OBJECTS := $(foreach a,80 90,$(NVCC_SOURCES:%.cu=build/nvcc/sm_$(a)/%.o))
 define NVCC_RULE
-build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/bench/*.h dev/kernels/*.h) build/config.mk
+build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/*.h dev/bench/*.h dev/kernels/*.h) build/config.mk
 	@mkdir -p $$(@D)
 	@echo "nvcc sm_$(1) $$<"
 	@$(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$(1) $(NVCC_DEFS) $(CUDNN_DEFS) $(NVCC_INCLUDES) -c $$< -o $$@

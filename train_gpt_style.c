@@ -109,7 +109,7 @@ static const struct block_tensor {
 // All parameters, or all gradients.
 typedef struct weights {
     real *wte, *wpe;             // [V][C], [T][C]
-    block block[MAX_LAYERS];
+    struct block block[MAX_LAYERS];
     real *lnf_w, *lnf_b;         // [C]
     real *head;                  // [V][C]; tied: wte
 } weights;
@@ -153,7 +153,7 @@ typedef struct model {
     double *row_loss;            // [head_rows]
     int *row_hit;                // [head_rows]
     double *square_sums;
-    scratch *scratch;            // [threads]
+    struct scratch *scratch;     // [threads]
     gemm_context gemm;
 } model;
 

@@ -156,14 +156,16 @@ RNG_FN float rng_uniform_range(uint32_t word, float lo, float hi) {
 
 // Host: n uniform numbers from lo to hi.
 static inline void rng_fill_uniform(float *out, size_t n, float lo, float hi, uint64_t seed, uint64_t stream) {
-    const int64_t blocks = (int64_t)(n / 4 + (n % 4 != 0));
+    const int64_t blocks = (int64_t)(n / 4);
+    uint32_t last[4];
     RNG_PARALLEL_FOR
     for (int64_t b = 0; b < blocks; b++) {
-        const size_t first = (size_t)b * 4, count = n - first < 4 ? n - first : 4;
         uint32_t w[4];
         rng_philox(seed, stream, (uint64_t)b, w);
-        for (size_t j = 0; j < count; j++) out[first + j] = rng_uniform_range(w[j], lo, hi);
+        for (int j = 0; j < 4; j++) out[4 * b + j] = rng_uniform_range(w[j], lo, hi);
     }
+    if (n % 4) rng_philox(seed, stream, (uint64_t)blocks, last);
+    for (size_t j = 0; j < n % 4; j++) out[n - n % 4 + j] = rng_uniform_range(last[j], lo, hi);
 }
 
 // Host: n normal numbers.

@@ -8,8 +8,8 @@
 #     ok WHAT ARGUMENTS               a run that ends well and has nothing to complain about
 #     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in it
 #     says TEXT, complains TEXT       stdout, stderr of the last run has the text
-# and the parts further down that are the same for every trainer, each a function: bad_options, reports, no_room, interrupted, again,
-# ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
+# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared, no_room, interrupted,
+# again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
     echo "usage: sh $0 TRAINER [COMPARE]" >&2
     exit 2
@@ -55,6 +55,8 @@ last_step() { awk -F, '$3 == "step" { s = $1 } END { print s + 0 }' "$1/log.csv"
 newest() { find "$1" -name 'checkpoint-*' | sed 's/.*checkpoint-//' | sort -n | tail -n 1; }
 # moved: the largest change of the outputs by a rescaling that the last run printed.
 moved() { sed -n 's/.*outputs moved by //p' "$work/out" | awk '$1 + 0 >= most + 0 { most = $1 } END { print most }'; }
+# last_loss LOGDIR SPLIT: the last loss of a split in a log.
+last_loss() { awk -F, -v which="$2" '$3 == which { loss = $4 } END { print loss }' "$1/log.csv"; }
 # rate LOGDIR STEP: the learning rate of a step in a log.
 rate() { awk -F, -v s="$2" '$3 == "step" && $1 == s { print $6 }' "$1/log.csv"; }
 
@@ -179,6 +181,13 @@ reports() {
     else
         skip 'JSON of the report: no python3'
     fi
+}
+
+# compared: dev/compare, where it is given, reads the log in $work/log.
+compared() {
+    [ -n "$compare" ] && [ -x "$compare" ] || return 0
+    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
+    check 'the comparison reads the log' is $? 0
 }
 
 # interrupted SIGNAL EXPECTED NAME OPTIONS: a run of $long that never ends by itself is interrupted where it happens to be, resumed up

@@ -12,6 +12,17 @@
 # 3. every kernel variant of dev/kernels, sanitized, in forward, reverse and random order: the same checks pass, with the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
 passed=0 failed=0 skipped=0
+# verdict STATUS WHAT: counts a program that ended with this status, its output in $dir/log
+verdict() {
+    if [ "$1" -eq 0 ]; then
+        passed=$((passed + 1))
+        echo "ok   $2: $(tail -n 1 "$dir/log")"
+    else
+        failed=$((failed + 1))
+        tail -n 40 "$dir/log"
+        echo "FAIL $2"
+    fi
+}
 export OMP_WAIT_POLICY=passive
 dir=build/sanitize
 mkdir -p "$dir/common" "$dir/test"
@@ -31,14 +42,8 @@ else
         *.cu) ${CXX:-c++} -std=c++17 $flags -DUSE_ZLIB -I"$dir" -I. -Itest -x c++ "$dir/$source" -x none -o "$program" -lz -lm ;;
         *) ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -DUSE_ZLIB -I. -Itest "$source" -o "$program" -lz -lm ;;
         esac
-        if [ $? -eq 0 ] && "$program" >"$dir/log" 2>&1; then
-            passed=$((passed + 1))
-            echo "ok   sanitized $name: $(tail -n 1 "$dir/log")"
-        else
-            failed=$((failed + 1))
-            tail -n 40 "$dir/log"
-            echo "FAIL sanitized $name"
-        fi
+        [ $? -eq 0 ] && "$program" >"$dir/log" 2>&1
+        verdict $? "sanitized $name"
     done
     ${MAKE:-make} -s -j"$(nproc 2>/dev/null || echo 1)" kernels-sanitized || failed=$((failed + 1))
     for program in "$dir"/dev/kernels/*; do
@@ -55,14 +60,7 @@ else
                 [ "$bits" = "$want" ] || { echo "order $order: other bits than in forward order" >>"$dir/log"; status=1; break; }
             done
         fi
-        if [ $status -eq 0 ]; then
-            passed=$((passed + 1))
-            echo "ok   sanitized kernels/$name, three thread orders: $(tail -n 1 "$dir/log")"
-        else
-            failed=$((failed + 1))
-            tail -n 40 "$dir/log"
-            echo "FAIL sanitized kernels/$name"
-        fi
+        verdict $status "sanitized kernels/$name, three thread orders"
     done
 fi
 # orders NAME [ARGUMENTS]: the line `bits ...` of a test is the same for all orders and numbers of threads.

@@ -48,6 +48,7 @@ static int in_child(void (*body)(void *), void *argument) {
     fflush(stderr);
     const pid_t child = fork();
     if (child == 0) {
+        signal(SIGINT, SIG_DFL);  // a shell that runs this in the background has it ignored
         if (!freopen(out_path, "w", stdout) || !freopen(err_path, "w", stderr)) _exit(99);
         body(argument);
         exit(0);

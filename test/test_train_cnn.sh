@@ -197,12 +197,9 @@ before=$(awk -F, '$3 == "test" && $1 == 0 { print $5 }' "$work/log/log.csv") aft
 echo "test accuracy on synthetic images: $before before training, $after after 80 steps"
 check 'training improves accuracy' eval 'less "$before" 0.3 && less 0.5 "$after"'
 reports "$work/r.json"
-if [ -n "$compare" ] && [ -x "$compare" ]; then
-    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
-    check 'the comparison reads the log' is $? 0
-fi
+compared
 losses s1 --data images --limit 1000 --width 0.2
-check 'saved weights have the losses that were reported' eval 'near "$test" "$(awk -F, "\$3 == \"test\" { loss = \$4 } END { print loss }" "$work/log/log.csv")" 1e-6'
+check 'saved weights have the losses that were reported' eval 'near "$test" "$(last_loss "$work/log" test)" 1e-6'
 ok 'quiet' $tiny --epochs 1 --quiet
 check 'quiet prints nothing' silent
 

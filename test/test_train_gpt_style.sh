@@ -180,12 +180,9 @@ reports "$work/r.json"
 for key in tokens_per_second peak_memory_mib gemm; do
     check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
 done
-if [ -n "$compare" ] && [ -x "$compare" ]; then
-    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
-    check 'the comparison reads the log' is $? 0
-fi
+compared
 losses s1
-check 'saved weights have the loss that was reported' near "$train" "$(awk -F, '$3 == "train" { l = $4 } END { print l }' "$work/log/log.csv")" 1e-6
+check 'saved weights have the loss that was reported' near "$train" "$(last_loss "$work/log" train)" 1e-6
 ok 'quiet' $tiny --steps 2 --quiet
 check 'quiet prints nothing' silent
 

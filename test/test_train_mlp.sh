@@ -189,11 +189,8 @@ check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-10" ] && [ "$(newest "$work/log")" = 20 ]'
 check 'the last checkpoint has the saved weights' same "$work/log/checkpoint-20/model.safetensors" "$work/s1"
 reports "$work/r.json"
-if [ -n "$compare" ] && [ -x "$compare" ]; then
-    "$compare" --out "$work/compare" run="$work/log" >"$work/out" 2>"$work/err"
-    check 'the comparison reads the log' is $? 0
-fi
-train=$(awk -F, '$3 == "train" { loss = $4 } END { print loss }' "$work/log/log.csv")
+compared
+train=$(last_loss "$work/log" train)
 check 'the last row of the log is the report' near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8
 losses s1
 check 'saved weights have the loss that was reported' eval 'near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8'

@@ -2,25 +2,9 @@
 //
 // Include it after a trainer (with TESTING defined): train_step, rescale_model and `trainer` are the trainer's own.
 #pragma once
+#include "dev/timing.h"
 
 enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
-
-typedef struct timing {
-    double median, p10, p90;  // seconds
-    int runs;
-} timing;
-
-static int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-// Sorts the samples and takes quantiles.
-static timing summarise(double *seconds, int n) {
-    qsort(seconds, (size_t)n, sizeof *seconds, compare_doubles);
-    const timing t = {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10], n};
-    return t;
-}
 
 // One training step, and on to the next batch; waits for the device.
 static void next_step(trainer *t) {

@@ -6,6 +6,7 @@
 // are compared with the plain loop's before and after the timing; a difference is an error. Run it with
 // OMP_NUM_THREADS=1 (then processor time is measured) and with 2.
 #include "common/cuda_common.h"
+#include "dev/timing.h"
 #include <time.h>
 
 #if DEVICE_IS_GPU
@@ -30,16 +31,8 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int compare(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-// Quantiles of the time of one call, in microseconds.
-struct Times {
-    double median, p10, p90;
-};
-template <class F> static Times measure(F run) {
+// The time of one call, in microseconds.
+template <class F> static timing measure(F run) {
     static double t[MAX_RUNS];
     int n = 0, batch = 0;
     run();
@@ -49,11 +42,10 @@ template <class F> static Times measure(F run) {
         for (int i = 0; i < batch; i++) run();
         t[n] = (seconds() - begin) * 1e6 / batch;
     }
-    qsort(t, (size_t)n, sizeof *t, compare);
-    return {t[n / 2], t[n / 10], t[n - 1 - n / 10]};
+    return summarise(t, n);
 }
 
-static void print_row(const char *name, const char *unit, Times k, double scale) {
+static void print_row(const char *name, const char *unit, timing k, double scale) {
     printf("%s,%s,%.4g,%.4g,%.4g,,\n", name, unit, k.median * scale, k.p10 * scale, k.p90 * scale);
 }
 
@@ -68,14 +60,14 @@ static void check(const char *name, int n) {
     }
 }
 
-// Times a kernel that fills got[n] and a plain loop that fills expected[n].
+// timing a kernel that fills got[n] and a plain loop that fills expected[n].
 template <class K, class P> static void race(const char *name, int n, K kernel, P plain) {
     memset(got, 0xff, (size_t)n * sizeof *got);
     kernel();
     plain();
     CUDA_CHECK_LAUNCH();
     check(name, n);
-    const Times k = measure(kernel), p = measure(plain);
+    const timing k = measure(kernel), p = measure(plain);
     CUDA_CHECK_LAUNCH();
     check(name, n);
     printf("%s,us,%.4g,%.4g,%.4g,%.4g,%.2f\n", name, k.median, k.p10, k.p90, p.median, k.median / p.median);
@@ -263,13 +255,13 @@ int main(void) {
     print_row("empty launch 64 blocks of 256", "us", measure([&] { empty<<<64, 256>>>(got); }), 1);
     for (int block : {32, 256, 1024}) {
         const int n = 1 << 15;
-        const Times t0 = measure([&] { barriers<<<n / block, block>>>(got, n, 0); });
-        const Times t1 = measure([&] { barriers<<<n / block, block>>>(got, n, 1); });
-        const Times t11 = measure([&] { barriers<<<n / block, block>>>(got, n, 11); });
+        const timing t0 = measure([&] { barriers<<<n / block, block>>>(got, n, 0); });
+        const timing t1 = measure([&] { barriers<<<n / block, block>>>(got, n, 1); });
+        const timing t11 = measure([&] { barriers<<<n / block, block>>>(got, n, 11); });
         snprintf(name, sizeof name, "first barrier per thread; blocks of %d", block);
-        print_row(name, "ns", {t1.median - t0.median, t1.p10 - t0.p10, t1.p90 - t0.p90}, 1e3 / n);
+        print_row(name, "ns", {t1.median - t0.median, t1.p10 - t0.p10, t1.p90 - t0.p90, 0}, 1e3 / n);
         snprintf(name, sizeof name, "each further barrier per thread; blocks of %d", block);
-        print_row(name, "ns", {t11.median - t1.median, t11.p10 - t1.p10, t11.p90 - t1.p90}, 1e2 / n);
+        print_row(name, "ns", {t11.median - t1.median, t11.p10 - t1.p10, t11.p90 - t1.p90, 0}, 1e2 / n);
     }
 
     const int n = 1 << 18, rows = 512;
@@ -280,8 +272,8 @@ int main(void) {
     float *m = random_floats(6), *v = random_floats(7);
     plain_relu(v, x, n);
     CUDA_CHECK(cudaMemset(got, 0, n * sizeof *got));
-    const Times ka = measure([&] { adam<<<n / 256, 256>>>(got, x, m, v, n, 1e-6f); });
-    const Times pa = measure([&] { plain_adam(got, x, m, v, n, 1e-6f); });
+    const timing ka = measure([&] { adam<<<n / 256, 256>>>(got, x, m, v, n, 1e-6f); });
+    const timing pa = measure([&] { plain_adam(got, x, m, v, n, 1e-6f); });
     printf("adam,us,%.4g,%.4g,%.4g,%.4g,%.2f\n", ka.median, ka.p10, ka.p90, pa.median, ka.median / pa.median);
     race("maxpool 2x2 of 128 32x32", 128 * 256, [&] { maxpool<<<dim3(1, 16, 128), 16>>>(got, x, 32, 32); },
          [&] { plain_maxpool(expected, x, 128, 32, 32); });

@@ -13,6 +13,7 @@
 // Prints CSV: backend,threads,shape,trans,m,n,k,runs,median,p10,p90 (GFLOP/s; the median's p10 and p90 are over runs). Every
 // product is checked against sums in double precision, before and after it was timed; a wrong one ends with status 1.
 #include "../../common/gemm.h"
+#include "../timing.h"
 #include <getopt.h>
 #include <math.h>
 
@@ -86,11 +87,6 @@ static void synchronize(void) {
 #endif
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 // Checks 64 elements of C, spread over it, against sums in double. Returns the number of wrong ones.
 static int count_wrong(const shape *s, const float *A, const float *B, const float *device_c, float *host_c) {
     const size_t m = (size_t)s->m, n = (size_t)s->n, k = (size_t)s->k;
@@ -156,11 +152,11 @@ static int bench_shape(gemm_context *g, const shape *s, double rotate_bytes, dou
     }
     const size_t last = (size_t)(runs - 1) % copies;
     wrong += count_wrong(s, A + last * na, B + last * nb, dC + last * nc, C + last * nc);
-    qsort(seconds, (size_t)runs, sizeof *seconds, compare_doubles);
+    const timing t = summarise(seconds, runs);
     const double gflop = 2e-9 * s->m * s->n * s->k;
     fprintf(out, "%s%s,%d,%s,%c%c,%d,%d,%d,%d,%.2f,%.2f,%.2f\n", gemm_backend(), library_threads ? " own threads" : "",
             threads, s->name, s->trans_a ? 'T' : 'N', s->trans_b ? 'T' : 'N', s->m, s->n, s->k, runs,
-            gflop / seconds[runs / 2], gflop / seconds[runs * 9 / 10], gflop / seconds[runs / 10]);
+            gflop / t.median, gflop / t.p90, gflop / t.p10);
     fflush(out);
     if (wrong) fprintf(stderr, "bench_gemm: %s: %d wrong elements\n", s->name, wrong);
     free(seconds);

@@ -17,6 +17,7 @@
 // Checks before it times anything that the loss of the untrained model is ln(vocabulary), and afterwards that training lowered it.
 #define TESTING
 #include "../../train_gpt_style.c"
+#include "../timing.h"
 
 #include <sys/resource.h>
 
@@ -30,14 +31,7 @@ typedef struct samples {
 static void add_sample(samples *s, double v) {
     if (s->n < MAX_SAMPLES) s->v[s->n++] = v;
 }
-static int ascending(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static double quantile(samples *s, double q) {
-    qsort(s->v, (size_t)s->n, sizeof *s->v, ascending);
-    return s->v[(int)(q * (s->n - 1) + 0.5)];
-}
+static timing timing_of(samples *s) { return summarise(s->v, s->n); }
 
 // One shape of product and how often a step has it.
 typedef struct shape {
@@ -119,11 +113,12 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     if (!(last < first)) return fprintf(stderr, "bench_gpt: the loss went from %g to %g\n", first, last), 1;
     double flops = 0, seconds = 0;
     for (int i = 0; i < n_shapes; i++)
-        flops += 2.0 * shapes[i].M * shapes[i].N * shapes[i].K * shapes[i].count, seconds += shapes[i].count * quantile(&shapes[i].seconds, 0.5);
-    const double median = quantile(&steps, 0.5), rate = 1e-9 * step_flops(&m, B, T) / median, products = 1e-9 * flops / seconds;
-    printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * median,
-           1e3 * quantile(&steps, 0.1), 1e3 * quantile(&steps, 0.9), N / median, rate, products, rate / products,
-           1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / quantile(&square.seconds, 0.5), 1e3 * L * quantile(&attentions, 0.5), usage.ru_maxrss / 1024);
+        flops += 2.0 * shapes[i].M * shapes[i].N * shapes[i].K * shapes[i].count, seconds += shapes[i].count * timing_of(&shapes[i].seconds).median;
+    const timing t = timing_of(&steps);
+    const double rate = 1e-9 * step_flops(&m, B, T) / t.median, products = 1e-9 * flops / seconds;
+    printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * t.median,
+           1e3 * t.p10, 1e3 * t.p90, N / t.median, rate, products, rate / products,
+           1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / timing_of(&square.seconds).median, 1e3 * L * timing_of(&attentions).median, usage.ru_maxrss / 1024);
     fflush(stdout);
     free(A), free(W), free(Y);
     model_free(&m);

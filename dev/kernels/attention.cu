@@ -22,7 +22,12 @@
 //  1 materialised    p and ds as matrices, then three products, a thread per element of the result.
 //  2 tiles           Two kernels that recompute p and ds tile by tile: one has a thread per query and adds up dq, the other a thread per
 //                    key and adds up dk and dv. Nothing of size tokens^2; every sum has one owner, so the order is fixed.
-// The GPT trainer is plain C for CPUs (train_gpt_style.c) and has attention of its own.
+// Both:
+//    train_gpt_style.c  What the language-model trainer does on a CPU: strips of 64 queries against blocks of 256 keys, every product by
+//                      gemm.h, softmax on vectors of queries. Its q, k and v lie side by side; the copies into that layout are timed, too.
+#ifndef __CUDACC__
+#include "dev/kernels/gpt.h"
+#endif
 #define KERNELS_PRODUCT
 #include "dev/kernels/kernels.h"
 
@@ -298,11 +303,42 @@ static void run_tensor_bf16(const call *c) {
     BY_WIDTH(c->dim[2], TENSOR, WARPS * 32);
 }
 
+#if !DEVICE_IS_GPU
+// q, k, v [rows][d] as the trainer has them, [rows][3 d]; with back the other way round.
+static void interleave(float *qkv, float *q, float *k, float *v, int rows, int d, int back) {
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static)
+#endif
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < 3; part++) {
+            float *together = qkv + (3 * (size_t)r + (size_t)part) * (size_t)d, *apart = (part == 0 ? q : part == 1 ? k : v) + (size_t)r * (size_t)d;
+            memcpy(back ? apart : together, back ? together : apart, (size_t)d * sizeof(float));
+        }
+}
+// Room for two arrays [rows][3 d], kept from call to call.
+static float *interleaved(size_t n) {
+    static float *p;
+    static size_t room;
+    if (n > room) free(p), p = gpt::alloc_reals(n), room = n;
+    return p;
+}
+static int gpt_fits(const int *dim) { return dim[2] <= GPT_WIDTH; }
+static void run_gpt(const call *c) {
+    const int heads = c->dim[0], tokens = c->dim[1], d = c->dim[2];
+    gpt::activations a;
+    memset(&a, 0, sizeof a);
+    a.qkv = interleaved(3 * elements(c->dim)), a.att = FLOATS(c, O), a.lse = FLOATS(c, LSE);
+    interleave(a.qkv, FLOATS(c, Q), FLOATS(c, K), FLOATS(c, V), heads * tokens, d, 0);
+    gpt::attention(gpt_model(1, d, 1), &a, heads, tokens, 0);  // every head as a sequence of its own
+}
+#endif
+
 static const variant forward_variants[] = {
     {"materialised", "scores, softmax, weighted sum: a tokens^2 matrix in memory", run_materialised, FP32, 0, {32, 128}, NULL, 0},
     {"online", "a thread per query, running maximum and sums", run_online, FP32, 0, {32, 64, 128}, width_fits, 0},
     {"tiles", "tiles of 32 keys in shared memory, one rescaling per tile", run_tiles, FP32, 0, {0}, width_fits, 0},
     {"tensor_bf16", "tensor cores; the weights stay in registers", run_tensor_bf16, BF16_STORAGE, EMULATED, {0}, width_fits, 0},
+    {"train_gpt_style.c", "what the trainer uses: strips, products by gemm.h", ON_CPU(run_gpt), FP32, CPU_ONLY, {0}, ON_CPU(gpt_fits), 0},
 };
 
 // ------------------------------------------------------------------------------------------------------------ backward
@@ -443,9 +479,27 @@ static void run_tiles_backward(const call *c) {
     BY_WIDTH(c->dim[2], DKV_TILES, TILE);
 }
 
+#if !DEVICE_IS_GPU
+static void run_gpt_backward(const call *c) {
+    const int heads = c->dim[0], tokens = c->dim[1], d = c->dim[2];
+    const size_t n = 3 * elements(c->dim), ld = 3 * (size_t)d;
+    gpt::model *m = gpt_model(1, d, (size_t)heads * ld + ld);
+    float *sums = m->partial + (size_t)heads * ld;             // of the gradient over rows, which no variant here returns
+    gpt::activations a;
+    memset(&a, 0, sizeof a);
+    memset(sums, 0, ld * sizeof(float));
+    a.qkv = interleaved(2 * n), a.att = FLOATS(c, B_O), a.lse = FLOATS(c, B_LSE);
+    m->datt = FLOATS(c, B_DO), m->dqkv = a.qkv + n;
+    interleave(a.qkv, FLOATS(c, B_Q), FLOATS(c, B_K), FLOATS(c, B_V), heads * tokens, d, 0);
+    gpt::attention_backward(m, &a, sums, heads, tokens);
+    interleave(m->dqkv, FLOATS(c, B_DQ), FLOATS(c, B_DK), FLOATS(c, B_DV), heads * tokens, d, 1);
+}
+#endif
+
 static const variant backward_variants[] = {
     {"materialised", "p and ds as matrices, then three products", run_materialised_backward, FP32, 0, {32, 128}, NULL, 0},
     {"tiles", "p and ds recomputed tile by tile, one owner per sum", run_tiles_backward, FP32, 0, {0}, width_fits, 0},
+    {"train_gpt_style.c", "what the trainer uses: strips, products by gemm.h", ON_CPU(run_gpt_backward), FP32, CPU_ONLY, {0}, ON_CPU(gpt_fits), 0},
 };
 
 #define TEST_SHAPES "1x1x16 2x9x5 2x7x16 1x33x32 2x70x64 1x128x16"

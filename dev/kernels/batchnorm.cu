@@ -17,7 +17,8 @@
 //  3 welford          Mean and sum of squared deviations of a chunk in one pass over it by Welford's recurrence; two chunks merge
 //                     by Chan's rule. z is read twice in all. A division per element, and each step waits for the one before.
 //  4 shifted          Sums of z - z[0] and of its square: as cheap as the naive sums of z and z^2, without their cancellation where
-//                     the mean is large, since any value of the column is as good as its mean for that purpose.
+//                     the mean is large, since any value of the column is as good as its mean for that purpose. The first of its kernels is
+//                     the trainers' own, bn_moments_kernel of layers.cuh.
 //  5 shifted_fused    ReLU in the same kernel as the normalisation: one access less in, one less out.
 //    layers.cuh       bn_statistics() and bn_relu() of common/layers.cuh, which the trainers use: variant 5.
 // Backward:
@@ -29,7 +30,7 @@
 #include "common/dataset.h"
 #include "common/layers.cuh"
 
-enum { CHUNK = 32 };
+enum { CHUNK = ROW_CHUNK };
 enum { Z, GAMMA, BETA, Y, MEAN, RSTD, PART, SUMS };                        // forward
 enum { B_D, B_Y, B_Z, B_MEAN, B_RSTD, B_GAMMA, B_DZ, B_DGAMMA, B_DBETA, B_PART, B_SUMS };  // backward
 
@@ -141,10 +142,10 @@ static __global__ void apply(float *__restrict__ y, const float *__restrict__ z,
         (y + start)[i] = (int)(v <= 0.0f) & relu ? 0.0f : v;
     }
 }
-static __global__ void relu_in_place(float *y, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols) return;
-    float *row = y + (size_t)blockIdx.y * cols;
+static __global__ void relu_in_place(float *y, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= cols || r >= rows) return;
+    float *row = y + (size_t)r * cols;
     row[c] = row[c] <= 0.0f ? 0.0f : row[c];
 }
 
@@ -152,7 +153,7 @@ static dim3 chunk_grid(const call *c) { return dim3(ceil_div(c->dim[1], c->block
 static void run_apply(const call *c, int relu) {
     apply<<<chunk_grid(c), c->block>>>(FLOATS(c, Y), FLOATS(c, Z), FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, GAMMA), FLOATS(c, BETA), relu,
                                        c->dim[0], c->dim[1]);
-    if (!relu) relu_in_place<<<dim3(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), c->dim[1]);
+    if (!relu) relu_in_place<<<row_grid(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), c->dim[0], c->dim[1]);
 }
 
 static void run_two_pass(const call *c) {
@@ -216,20 +217,6 @@ static void run_welford(const call *c) {
     run_apply(c, 0);
 }
 
-// part[chunk][0..1][c] = sums of z - z[0] and of its square.
-static __global__ void shifted_chunks(float *__restrict__ part, const float *__restrict__ z, int rows, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * CHUNK, last = rows - 1 - first;
-    if (c >= cols) return;
-    const size_t start = (size_t)first * cols;
-    const float shift = z[c];
-    float sum = 0.0f, squares = 0.0f;
-    UNROLL for (int k = 0; k < CHUNK; k++) {
-        const float v = (k <= last ? 1.0f : 0.0f) * ((z + start)[min(k, last) * cols + c] - shift);
-        sum += v, squares += v * v;
-    }
-    float *out = part + 2 * (size_t)blockIdx.y * cols;
-    out[c] = sum, out[cols + c] = squares;
-}
 static __global__ void shifted_finish(float *mean, float *rstd, const float *sums, const float *z, int rows, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
@@ -239,7 +226,7 @@ static __global__ void shifted_finish(float *mean, float *rstd, const float *sum
 }
 static void shifted_statistics(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
-    shifted_chunks<<<chunk_grid(c), c->block>>>(FLOATS(c, PART), FLOATS(c, Z), rows, cols);
+    bn_moments_kernel<<<chunk_grid(c), c->block>>>(FLOATS(c, PART), FLOATS(c, Z), rows, cols);
     column_sums(FLOATS(c, SUMS), FLOATS(c, PART), ceil_div(rows, CHUNK), 2 * cols);
     shifted_finish<<<ceil_div(cols, c->block), c->block>>>(FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, SUMS), FLOATS(c, Z), rows, cols);
 }
@@ -375,7 +362,7 @@ static const variant backward_variants[] = {
     {"layers.cuh", "what the trainers use", run_layers_backward, FP32, 0, {0}, NULL, 0},
 };
 
-#define TEST_SHAPES "1x5 4x1 7x3 31x33 64x32 300x36 1100x12"
+#define TEST_SHAPES "1x5 4x1 7x3 31x33 64x32 300x36 1100x12 70001x2"
 #define CPU_SHAPES "128x512 32768x96 8192x512"
 #define GPU_SHAPES "1024x1024 131072x96 131072x192 524288x64"
 static const operation operations[] = {

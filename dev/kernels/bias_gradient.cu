@@ -169,15 +169,15 @@ static void backward_reference(problem *p) {
         }
 }
 
-static __global__ void mask(float *__restrict__ d, const float *__restrict__ y, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols) return;
-    const size_t row = (size_t)blockIdx.y * cols;
+static __global__ void mask(float *__restrict__ d, const float *__restrict__ y, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= cols || r >= rows) return;
+    const size_t row = (size_t)r * cols;
     (d + row)[c] = (y + row)[c] > 0.0f ? (d + row)[c] : 0.0f;
 }
 static void run_two_kernels(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
-    mask<<<dim3(ceil_div(cols, c->block), rows), c->block>>>(FLOATS(c, B_D), FLOATS(c, B_Y), cols);
+    mask<<<row_grid(ceil_div(cols, c->block), rows), c->block>>>(FLOATS(c, B_D), FLOATS(c, B_Y), rows, cols);
     sum_columns(FLOATS(c, B_DB), FLOATS(c, B_D), FLOATS(c, B_PART), rows, cols, c->block);
 }
 
@@ -236,7 +236,7 @@ static const variant backward_variants[] = {
     {"layers.cuh", "what the trainers use", run_layers, FP32, 0, {0}, NULL, 0},
 };
 
-#define TEST_SHAPES "1x1 1x4 7x3 31x33 32x64 33x500 300x36 1100x7"
+#define TEST_SHAPES "1x1 1x4 7x3 31x33 32x64 33x500 300x36 1100x7 70001x2"
 #define CPU_SHAPES "128x512 2048x2048 65536x64"
 #define GPU_SHAPES "1024x1024 4096x4096 262144x64"
 static const operation operations[] = {

@@ -48,28 +48,28 @@ static void run_flat(const call *c) {
     flat<<<ceil_div(n, c->block), c->block>>>(FLOATS(c, Y), FLOATS(c, B), n, c->dim[1]);
 }
 
-static __global__ void grid(float *__restrict__ y, const float *__restrict__ b, int cols) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols) return;
-    float *row = y + (size_t)blockIdx.y * cols;
+static __global__ void grid(float *__restrict__ y, const float *__restrict__ b, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= cols || r >= rows) return;
+    float *row = y + (size_t)r * cols;
     row[c] = relu(row[c] + b[c]);
 }
 static void run_grid(const call *c) {
-    grid<<<dim3(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[1]);
+    grid<<<row_grid(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1]);
 }
 
 static __device__ __forceinline__ float4 bias_relu4(float4 v, float4 b) {
     return make_float4(relu(v.x + b.x), relu(v.y + b.y), relu(v.z + b.z), relu(v.w + b.w));
 }
-static __global__ void vector4(float4 *__restrict__ y, const float4 *__restrict__ b, int cols4) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= cols4) return;
-    float4 *row = y + (size_t)blockIdx.y * cols4;
+static __global__ void vector4(float4 *__restrict__ y, const float4 *__restrict__ b, int rows, int cols4) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= cols4 || r >= rows) return;
+    float4 *row = y + (size_t)r * cols4;
     row[c] = bias_relu4(row[c], b[c]);
 }
 static void run_float4(const call *c) {
     const int cols4 = c->dim[1] / 4;
-    vector4<<<dim3(ceil_div(cols4, c->block), c->dim[0]), c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B], cols4);
+    vector4<<<row_grid(ceil_div(cols4, c->block), c->dim[0]), c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B], c->dim[0], cols4);
 }
 
 enum { ROWS = 32, ROWS4 = 8 };
@@ -116,7 +116,7 @@ static const variant variants[] = {
 };
 static const operation operations[] = {
     {"bias_relu", "y[r][c] = relu(y[r][c] + b[c]), in place", "rows cols", problem_of, reference, VARIANTS(variants),
-     "1x1 1x4 7x3 31x33 32x64 33x500 64x1028", "128x512 2048x2048", "1024x1024 4096x4096 8192x4096"},
+     "1x1 1x4 7x3 31x33 32x64 33x500 64x1028 70001x4", "128x512 2048x2048", "1024x1024 4096x4096 8192x4096"},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

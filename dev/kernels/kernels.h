@@ -34,6 +34,7 @@
 #include "common/mma.cuh"
 #include "common/cli.h"
 #include "test/test.h"
+#include "dev/timing.h"
 #include <sys/time.h>
 #ifdef KERNELS_PRODUCT
 #include "common/gemm.h"
@@ -56,6 +57,13 @@ enum { GUARD = 0 };
 #else
 enum { GUARD = 256 };                                    // bytes before and after a buffer; keeps its alignment
 #endif
+
+// A grid with a row per block along y, and along z beyond y's limit; BLOCK_ROW: the row, which may lie past the end.
+static inline dim3 row_grid(int blocks, int rows) {
+    const int deep = ceil_div(rows, 65535);
+    return dim3((unsigned)blocks, (unsigned)ceil_div(rows, deep), (unsigned)deep);
+}
+#define BLOCK_ROW ((int)(blockIdx.z * gridDim.y + blockIdx.y))
 
 // What a launcher gets.
 typedef struct call {
@@ -291,21 +299,6 @@ static inline int validate(const operation *op, const problem *p, const variant 
 
 // ------------------------------------------------------------------------------------------------------------ timing
 
-typedef struct timing {
-    double median, p10, p90;  // milliseconds
-    int runs, block;
-} timing;
-
-static inline int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static inline timing summarise(double *ms, int samples, int runs, int block) {
-    qsort(ms, (size_t)samples, sizeof *ms, compare_doubles);
-    const timing t = {ms[samples / 2], ms[samples / 10], ms[samples - 1 - samples / 10], runs, block};
-    return t;
-}
-
 // Size of the last-level cache in bytes.
 static inline double cache_bytes(void) {
     cudaDeviceProp prop;
@@ -319,8 +312,8 @@ static inline double cache_bytes(void) {
 }
 
 // Times f(i), i = 0, 1, 2, ...: samples of at least 0.2 ms, until there are `least` of them and `seconds` have passed, or 3 times
-// as many seconds.
-template <class F> static timing time_runs(F f, double seconds, int least, int block) {
+// as many seconds. Milliseconds; .runs counts calls of f.
+template <class F> static timing time_runs(F f, double seconds, int least) {
     static double ms[MAX_RUNS];
     cudaEvent_t start, stop;
     float elapsed = 0;
@@ -345,11 +338,13 @@ template <class F> static timing time_runs(F f, double seconds, int least, int b
     CUDA_CHECK(cudaEventDestroy(start));
     CUDA_CHECK(cudaEventDestroy(stop));
     if (!samples) ms[samples++] = (double)elapsed / inner;
-    return summarise(ms, samples, runs, block);
+    timing t = summarise(ms, samples);
+    t.runs = runs;
+    return t;
 }
 
 // Bytes read and written per millisecond by a plain copy of memory much larger than the caches; on a CPU, whose ordinary stores
-// read the line first, by that or by an update in place, whichever is faster.
+// read the line first, by that or by an update in place, whichever is faster. Not to zero: processors move zeros faster.
 static inline double copy_ceiling(void) {
     const size_t n = (size_t)256 << 20;
     char *from, *to;
@@ -358,7 +353,7 @@ static inline double copy_ceiling(void) {
     CUDA_CHECK(cudaMemset(from, 1, n));
     double ms = HUGE_VAL;
 #if DEVICE_IS_GPU
-    ms = time_runs([=](int) { CUDA_CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice)); }, 0.3, 10, 0).median;
+    ms = time_runs([=](int) { CUDA_CHECK(cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice)); }, 0.3, 10).median;
 #else
     for (int in_place = 0; in_place < 2; in_place++) {
         const timing t = time_runs([=](int) {
@@ -368,9 +363,9 @@ static inline double copy_ceiling(void) {
 #endif
             for (size_t i = 0; i < parts; i++) {
                 if (!in_place) memcpy(to + part * i, from + part * i, part);
-                for (size_t k = 0; k < part / 4 && in_place; k++) ((float *)(to + part * i))[k] *= 0.5f;
+                for (size_t k = 0; k < part / 4 && in_place; k++) ((float *)(to + part * i))[k] *= -1.0f;
             }
-        }, 0.3, 10, 0);
+        }, 0.3, 10);
         ms = fmin(ms, t.median);
     }
 #endif
@@ -406,7 +401,7 @@ static inline double product_ceiling(int precision) {
         }
 #endif
         gemm(&g, 0, 0, n, n, n, 1.0f, m[0], n, m[1], n, 0.0f, m[2], n);
-    }, 0.3, 10, 0);
+    }, 0.3, 10);
     for (int i = 0; i < 3; i++) CUDA_CHECK(cudaFree(m[i]));
     free(random);
     gemm_destroy(&g);
@@ -515,9 +510,9 @@ static inline void test_operation(const operation *op) {
 static inline void bench_variant(const operation *op, const problem *p, const variant *v, set *sets, int n_sets, const char *shape,
                                  double copy, double product) {
     const double least = p->bytes / copy, compute = product > 0 ? p->flops / product : 0, floor_ms = compute > least ? compute : least;
-    timing best = {0, 0, 0, 0, 0};
+    timing best = {0, 0, 0, 0};
     uint64_t hash = 0;
-    int ok = 1, in_place_output = 0;
+    int ok = 1, in_place_output = 0, best_block = 0;
     for (int i = 0; i < p->n_buffers; i++) in_place_output |= p->buffers[i].role == 3;
     for (int k = 0; k < MAX_BLOCKS && (v->blocks[k] || !k); k++) {
         const int block = v->blocks[k];
@@ -527,20 +522,20 @@ static inline void bench_variant(const operation *op, const problem *p, const va
         };
         if (!block_matches(block)) continue;
         ok = validate(op, p, v, sets, block, 1, ", before timing", &hash) && ok;
-        const timing t = time_runs(run, options.smoke ? 1e-4 : 0.1, 3, block);
-        if (!best.runs || t.median < best.median) best = t;
+        const timing t = time_runs(run, options.smoke ? 1e-4 : 0.1, 3);
+        if (!best.runs || t.median < best.median) best = t, best_block = block;
     }
     for (int i = 0; i < n_sets; i++) restore_set(p, &sets[i]);
     best = time_runs([&](int i) {
-        const call c = {p->dim, sets[i % n_sets].at, best.block};
+        const call c = {p->dim, sets[i % n_sets].at, best_block};
         v->launch(&c);
-    }, options.smoke ? 1e-4 : options.seconds, options.smoke ? 3 : 20, best.block);
+    }, options.smoke ? 1e-4 : options.seconds, options.smoke ? 3 : 20);
     CUDA_CHECK_LAUNCH();
     // What the last run left, and the first set (what is changed in place has to be run once more from the start).
-    if (!in_place_output) ok = validate(op, p, v, &sets[(best.runs - 1) % n_sets], best.block, 0, ", after timing", &hash) && ok;
-    ok = validate(op, p, v, sets, best.block, in_place_output, ", after timing", &hash) && ok;
+    if (!in_place_output) ok = validate(op, p, v, &sets[(best.runs - 1) % n_sets], best_block, 0, ", after timing", &hash) && ok;
+    ok = validate(op, p, v, sets, best_block, in_place_output, ", after timing", &hash) && ok;
     if (!ok) exit(test_summary());
-    printf("%s,%s,%s,%s,%d,%.5g,%.5g,%.5g,%d,%.4g,%.4g,%.5g,%.4g\n", op->name, v->name, precision_names[v->precision], shape, best.block,
+    printf("%s,%s,%s,%s,%d,%.5g,%.5g,%.5g,%d,%.4g,%.4g,%.5g,%.4g\n", op->name, v->name, precision_names[v->precision], shape, best_block,
            best.median, best.p10, best.p90, best.runs, p->bytes / best.median * 1e-6, p->flops / best.median * 1e-6, floor_ms,
            100 * floor_ms / best.median);
     fflush(stdout);

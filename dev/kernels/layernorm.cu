@@ -15,12 +15,17 @@
 //  3 warp_shifted     Sums of x - x[0] and of its square in one pass: one trip through the cache less, no cancellation.
 //  4 warp_registers   Up to 32 elements per lane stay in registers: memory is read once, and the exact two-pass formula costs nothing.
 //  5 block_per_row    Long rows: a block of threads per row, sums by block reductions.
+//    train_gpt_style.c  What the language-model trainer does on a CPU: a loop over rows, three vectorised passes over a row in the cache.
 // Backward:
 //  1 naive            dx by a thread per row; dgamma and dbeta by a thread per column.
 //  2 warp_and_chunks  dx by a warp per row; the column sums in chunks of 32 rows and rounds (bias_gradient.cu). dy and x are read
 //                     twice: 20 bytes per element instead of 12.
 //  3 fused            A block takes 16 rows one after the other, reduces each along, and every thread keeps the sums of its columns in
 //                     registers as the rows pass by: 12 bytes per element and one partial sum per 16 rows.
+//    train_gpt_style.c  The same idea on a CPU: 32 rows at a time, their column sums in the cache.
+#ifndef __CUDACC__
+#include "dev/kernels/gpt.h"
+#endif
 #include "dev/kernels/kernels.h"
 #include "common/rng.h"
 #include "common/dataset.h"
@@ -165,6 +170,12 @@ RUN_FORWARD(warp_per_row, c->block / 32)
 RUN_FORWARD(warp_shifted, c->block / 32)
 RUN_FORWARD(warp_registers, c->block / 32)
 RUN_FORWARD(block_per_row, 1)
+#if !DEVICE_IS_GPU
+static void run_gpt(const call *c) {
+    gpt::residual_layernorm(FLOATS(c, Y), FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, X), NULL, NULL, FLOATS(c, GAMMA), FLOATS(c, BETA), c->dim[0],
+                            c->dim[1]);
+}
+#endif
 
 static const variant forward_variants[] = {
     {"thread_per_row", "a thread walks along its row three times", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 20},
@@ -172,6 +183,7 @@ static const variant forward_variants[] = {
     {"warp_shifted", "both sums in one pass, shifted by the first element", run_warp_shifted, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_registers", "the row stays in registers", run_warp_registers, FP32, 0, {32, 128, 256}, kept, 0},
     {"block_per_row", "a block per row, for long rows", run_block_per_row, FP32, 0, {32, 128, 512}, NULL, 0},
+    {"train_gpt_style.c", "what the trainer uses: a loop over rows", ON_CPU(run_gpt), FP32, CPU_ONLY, {0}, NULL, 4},
 };
 
 // ------------------------------------------------------------------------------------------------------------ backward
@@ -313,12 +325,22 @@ static void run_fused(const call *c) {
                                FLOATS(c, B_GAMMA), rows, cols);
     finish_columns(c, blocks);
 }
+#if !DEVICE_IS_GPU
+static void run_gpt_backward(const call *c) {
+    const int rows = c->dim[0], cols = c->dim[1];
+    gpt::model *m = gpt_model(1, cols, 3 * (size_t)cols * (size_t)ceil_div(rows, gpt::ROW_BLOCK));
+    memset(FLOATS(c, B_DGAMMA), 0, (size_t)cols * sizeof(float)), memset(FLOATS(c, B_DBETA), 0, (size_t)cols * sizeof(float));
+    gpt::residual_layernorm_backward(m, FLOATS(c, B_DX), 0, FLOATS(c, B_DGAMMA), FLOATS(c, B_DBETA), NULL, FLOATS(c, B_DY), FLOATS(c, B_X),
+                                     FLOATS(c, B_MEAN), FLOATS(c, B_RSTD), FLOATS(c, B_GAMMA), rows);
+}
+#endif
 static int fused_fits(const int *dim) { return dim[1] <= 1024 * FUSED_COLS; }
 
 static const variant backward_variants[] = {
     {"naive", "dx by a thread per row, the rest by a thread per column", run_naive, FP32, 0, {32, 128, 256}, NULL, 4},
     {"warp_and_chunks", "dx by a warp per row, then column sums in chunks", run_warp_and_chunks, FP32, 0, {32, 128, 256}, NULL, 0},
     {"fused", "a block takes 16 rows and keeps its columns' sums", run_fused, FP32, 0, {0}, fused_fits, 0},
+    {"train_gpt_style.c", "what the trainer uses: 32 rows at a time", ON_CPU(run_gpt_backward), FP32, CPU_ONLY, {0}, NULL, 0},
 };
 
 #define TEST_SHAPES "1x8 4x1 7x3 31x33 17x96 64x384 300x100"

@@ -10,8 +10,8 @@
 // Forward:
 //  1 flat           A thread per output element, its coordinates by / and %: five divisions each.
 //  2 grid           blockIdx.y is the output pixel, blockIdx.z the image: the divisions are the same for the whole block.
-//  3 unrolled       All 9 positions, always: those outside the image or the kernel read some valid element and count as -infinity. No
-//                   branch is left, so the loop is unrolled on a GPU and vectorised over channels on a CPU.
+//  3 unrolled       All 9 positions, always: one outside the image or the kernel stands for the nearest inside, which changes no maximum.
+//                   No branch is left, so the loop is unrolled on a GPU and vectorised over channels on a CPU.
 //  4 float4         Four channels per thread.
 // Backward:
 //  1 scatter        A thread per output element adds d to the winner with atomicAdd: dx has to be zeroed, and where windows overlap the
@@ -108,12 +108,12 @@ static void run_grid(const call *c) {
     grid<<<out_grid(&s, s.c, c->block), c->block>>>(FLOATS(c, Y), BYTES(c, ARG), FLOATS(c, X), s);
 }
 
-// Position k of the window at (y0, x0): offset of a valid pixel, and 0 or -infinity to add.
-static __device__ __forceinline__ int window_pixel(shape s, int y0, int x0, int k, float *never) {
-    const int iy = y0 + k / SIDE, ix = x0 + k % SIDE;
-    const int inside = (int)(k / SIDE < s.kernel) & (int)(k % SIDE < s.kernel) & (int)((unsigned)iy < (unsigned)s.h) & (int)((unsigned)ix < (unsigned)s.w);
-    *never = inside ? 0.0f : -INFINITY;
-    return min(max(iy, 0), s.h - 1) * s.w + min(max(ix, 0), s.w - 1);
+// Position k of the window at (y0, x0), or where that is outside the image or the kernel the nearest inside: offset of its pixel, and
+// which position it is.
+static __device__ __forceinline__ int window_pixel(shape s, int y0, int x0, int k, int *position) {
+    const int iy = min(max(y0 + min(k / SIDE, s.kernel - 1), 0), s.h - 1), ix = min(max(x0 + min(k % SIDE, s.kernel - 1), 0), s.w - 1);
+    *position = (iy - y0) * SIDE + ix - x0;
+    return iy * s.w + ix;
 }
 static __device__ __forceinline__ void compete(float *best, int *at, float v, int k) {
     const int wins = (int)(v > *best) | (int)(v != v);
@@ -124,11 +124,11 @@ static __global__ void unrolled(float *__restrict__ y, unsigned char *__restrict
     const int y0 = (int)blockIdx.y / s.out_w * s.stride - s.pad, x0 = (int)blockIdx.y % s.out_w * s.stride - s.pad;
     if (c >= s.c) return;
     const float *in = x + (size_t)blockIdx.z * s.h * s.w * s.c;
-    float best = -INFINITY, never;
-    int at = 0;
+    float best = -INFINITY;
+    int at = 0, position;
     UNROLL for (int k = 0; k < WINDOW; k++) {
-        const int pixel = window_pixel(s, y0, x0, k, &never);
-        compete(&best, &at, in[pixel * s.c + c] + never, k);
+        const int pixel = window_pixel(s, y0, x0, k, &position);
+        compete(&best, &at, in[pixel * s.c + c], position);
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * s.c;
     (y + out)[c] = best, (arg + out)[c] = (unsigned char)at;
@@ -143,12 +143,12 @@ static __global__ void unrolled4(float4 *__restrict__ y, uchar4 *__restrict__ ar
     const int y0 = (int)blockIdx.y / s.out_w * s.stride - s.pad, x0 = (int)blockIdx.y % s.out_w * s.stride - s.pad;
     if (c >= c4) return;
     const float4 *in = x + (size_t)blockIdx.z * s.h * s.w * c4;
-    float best[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, never;
-    int at[4] = {0, 0, 0, 0};
+    float best[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    int at[4] = {0, 0, 0, 0}, position;
     UNROLL for (int k = 0; k < WINDOW; k++) {
-        const float4 v = in[window_pixel(s, y0, x0, k, &never) * c4 + c];
-        compete(&best[0], &at[0], v.x + never, k), compete(&best[1], &at[1], v.y + never, k);
-        compete(&best[2], &at[2], v.z + never, k), compete(&best[3], &at[3], v.w + never, k);
+        const float4 v = in[window_pixel(s, y0, x0, k, &position) * c4 + c];
+        compete(&best[0], &at[0], v.x, position), compete(&best[1], &at[1], v.y, position);
+        compete(&best[2], &at[2], v.z, position), compete(&best[3], &at[3], v.w, position);
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * c4;
     (y + out)[c] = make_float4(best[0], best[1], best[2], best[3]);

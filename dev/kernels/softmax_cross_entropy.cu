@@ -166,7 +166,7 @@ static void backward_problem(problem *p) {
     loss_of(x, label, rows, classes, loss, lse);
     for (int r = 0; r < rows; r++) lse[r] = (double)(float)lse[r];
     free(loss);
-    output(p, "d", F32, (size_t)rows * (size_t)classes, 4e-6, 1e-7 / rows);
+    output(p, "d", F32, (size_t)rows * (size_t)classes, 4e-6, 1e-6 / rows);  // p near 1: p - 1 has p's rounding errors
     p->bytes = 4.0 * (2.0 * rows * classes + 2.0 * rows), p->flops = 3.0 * rows * classes;
 }
 static void backward_reference(problem *p) {
@@ -174,21 +174,21 @@ static void backward_reference(problem *p) {
 }
 
 static __global__ void flat(float *__restrict__ d, const float *__restrict__ x, const int *__restrict__ label, const float *__restrict__ lse,
-                            int classes, float scale) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
-    if (c >= classes) return;
+                            int rows, int classes, float scale) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= classes || r >= rows) return;
     const size_t row = (size_t)r * classes;
     (d + row)[c] = (expf((x + row)[c] - lse[r]) - (float)(c == label[r])) * scale;
 }
 static void run_flat(const call *c) {
-    flat<<<dim3(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, B_D), FLOATS(c, B_X), INTS(c, B_LABEL), FLOATS(c, B_LSE),
-                                                                      c->dim[1], 1.0f / (float)c->dim[0]);
+    flat<<<row_grid(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, B_D), FLOATS(c, B_X), INTS(c, B_LABEL), FLOATS(c, B_LSE),
+                                                                          c->dim[0], c->dim[1], 1.0f / (float)c->dim[0]);
 }
 
 static __global__ void flat4(float4 *__restrict__ d, const float4 *__restrict__ x, const int *__restrict__ label, const float *__restrict__ lse,
-                             int classes4, float scale) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
-    if (c >= classes4) return;
+                             int rows, int classes4, float scale) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = BLOCK_ROW;
+    if (c >= classes4 || r >= rows) return;
     const size_t row = (size_t)r * classes4;
     const float4 v = (x + row)[c];
     const float z = lse[r];
@@ -198,8 +198,8 @@ static __global__ void flat4(float4 *__restrict__ d, const float4 *__restrict__ 
 }
 static void run_flat4(const call *c) {
     const int classes4 = c->dim[1] / 4;
-    flat4<<<dim3(ceil_div(classes4, c->block), c->dim[0]), c->block>>>((float4 *)c->at[B_D], (const float4 *)c->at[B_X], INTS(c, B_LABEL),
-                                                                      FLOATS(c, B_LSE), classes4, 1.0f / (float)c->dim[0]);
+    flat4<<<row_grid(ceil_div(classes4, c->block), c->dim[0]), c->block>>>((float4 *)c->at[B_D], (const float4 *)c->at[B_X], INTS(c, B_LABEL),
+                                                                          FLOATS(c, B_LSE), c->dim[0], classes4, 1.0f / (float)c->dim[0]);
 }
 static int by_four(const int *dim) { return dim[1] % 4 == 0; }
 
@@ -215,7 +215,7 @@ static void both_problem(problem *p) {
     input(p, "x", F32, rows * classes, -8, 8);
     input(p, "label", I32, rows, 0, p->dim[1]);
     output(p, "loss", F32, rows, 2e-6, 4e-6);
-    output(p, "d", F32, rows * classes, 1e-5, 2e-7 / p->dim[0]);
+    output(p, "d", F32, rows * classes, 1e-5, 1e-6 / p->dim[0]);
     scratch(p, "lse", F32, rows);
     scratch(p, "hits", I32, rows);
     scratch(p, "sums", F64, 3);
@@ -231,8 +231,8 @@ static void both_reference(problem *p) {
 static void run_two_kernels(const call *c) {
     const int rows = c->dim[0], classes = c->dim[1], warps = c->block / 32;
     warp_online<<<ceil_div(rows, warps), c->block>>>(FLOATS(c, W_LOSS), FLOATS(c, W_LSE), FLOATS(c, W_X), INTS(c, W_LABEL), rows, classes);
-    flat<<<dim3(ceil_div(classes, c->block), rows), c->block>>>(FLOATS(c, W_D), FLOATS(c, W_X), INTS(c, W_LABEL), FLOATS(c, W_LSE), classes,
-                                                               1.0f / (float)rows);
+    flat<<<row_grid(ceil_div(classes, c->block), rows), c->block>>>(FLOATS(c, W_D), FLOATS(c, W_X), INTS(c, W_LABEL), FLOATS(c, W_LSE), rows,
+                                                                   classes, 1.0f / (float)rows);
 }
 
 static __global__ void warp_twice(float *loss, float *d, const float *x, const int *label, int rows, int classes, float scale) {
@@ -290,7 +290,7 @@ static const variant both_variants[] = {
     {"two_kernels", "forward, then backward", run_two_kernels, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_twice", "a warp reads its row online, then again from the cache", run_warp_twice, FP32, 0, {32, 128, 256}, NULL, 0},
     {"block_registers", "the row stays in the block's registers", run_block_registers, FP32, 0, {0}, kept, 0},
-    {"layers.cuh", "what the trainers use: a thread per row", run_layers, FP32, 0, {0}, NULL, 0},
+    {"layers.cuh", "what the trainers use: a thread per row", run_layers, FP32, 0, {0}, NULL, 20},
 };
 
 #define TEST_SHAPES "1x1 1x10 33x10 7x32 5x100 64x256 3x1001"
@@ -300,7 +300,7 @@ static const operation operations[] = {
     {"cross_entropy_forward", "lse[r] = log sum_c exp(x[r][c]), loss[r] = lse[r] - x[r][label[r]]", "rows classes", forward_problem,
      forward_reference, VARIANTS(forward_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
     {"cross_entropy_backward", "d[r][c] = (exp(x[r][c] - lse[r]) - [c == label[r]]) / rows", "rows classes", backward_problem, backward_reference,
-     VARIANTS(backward_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+     VARIANTS(backward_variants), TEST_SHAPES " 70001x4", CPU_SHAPES, GPU_SHAPES},
     {"cross_entropy", "loss and gradient in one call", "rows classes", both_problem, both_reference, VARIANTS(both_variants), TEST_SHAPES,
      CPU_SHAPES, GPU_SHAPES},
 };

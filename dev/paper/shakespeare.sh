@@ -92,6 +92,7 @@ elif [ "${1:-}" = plot ]; then
         cp "$out/curves/$lr/compare.svg" "dev/paper/results/shakespeare_$lr.svg"
     done
 elif [ "${1:-}" = table ]; then
+    [ -f "$csv" ] || { echo "not measured yet"; exit 0; }
     # Per rate and set: mean +- standard deviation over the seeds; steps as the mean over the seeds that reached it.
     awk -F, '
     NR == 1 { next }
