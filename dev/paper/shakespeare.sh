@@ -34,7 +34,7 @@ value() { sed -n "s/.*\"$2\": \([^,]*\),*$/\1/p" "$1" 2>/dev/null | head -n 1; }
 # window LOG [TARGET]: mean loss of the last 100 steps, and the first step at which the mean of 100 is at or below the target
 window() {
     awk -F, -v target="${2:-nan}" '
-    $3 == "step" { loss[++n] = $4; sum += $4; if (n > 100) sum -= loss[n - 100]; if (n >= 100 && !reached && target != "nan" && sum / 100 <= target + 1e-9) reached = n }
+    $3 == "step" { loss[++n] = $4; sum += $4; if (n > 100) sum -= loss[n - 100]; if (n >= 100 && !reached && target != "nan" && sum / 100 <= target + 1e-6) reached = n }
     END { if (n >= 100) printf "%.6f,%d\n", sum / 100, reached; else print "nan,0" }' "$1" 2>/dev/null
 }
 
@@ -72,7 +72,7 @@ elif [ "${1:-}" = run ]; then
                 cat "$out/$lr/$sets"/*/log.csv | awk -F, -v lr="$lr" -v sets="$sets" '
                 $3 == "step" { sum += $4; if ($1 == 1) sum = $4; if ($1 % 50 == 0) { m = sum / 50; sum = 0; n[$1]++; s1[$1] += m; s2[$1] += m * m } }
                 END { for (t = 50; t in n; t += 50) { c = n[t]; v = s2[t] / c - s1[t] / c * s1[t] / c
-                                                      printf "%s,%s,%d,%.5f,%.5f\n", lr, sets, t, s1[t] / c, v > 0 && c > 1 ? sqrt(v * c / (c - 1)) : 0 } }'
+                                                      printf "%s,%s,%d,%.5f,%.5f\n", lr, sets, t, s1[t] / c, (v > 0 && c > 1 ? sqrt(v * c / (c - 1)) : 0) } }'
             done
         done
     } >"${csv%.csv}_curves.csv"
