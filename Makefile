@@ -45,7 +45,7 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench tables gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench tables paper-report gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
 all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
@@ -77,7 +77,7 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 $(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
 build/cuda/dev/kernels/convolution: NVCC_DEFS += $(CUDNN_DEFS)
 build/cuda/dev/kernels/convolution: NVCC_LIBS += $(CUDNN_LIBS)
-build/c/dev/compare build/c/dev/kernels/plot: dev/plot.h
+build/c/dev/compare build/c/dev/kernels/plot build/c/dev/paper/report: dev/plot.h
 $(addprefix $(B)/dev/kernels/,$(KERNELS)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) $(addprefix build/c/dev/bench/,$(C_BENCH)): dev/timing.h
 
 # Tests and benchmarks include a trainer.
@@ -136,14 +136,22 @@ kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
 kernels: kernels-test                           ## checks the kernel variants of dev/kernels; make -C dev/kernels list, test, bench
 
 test-programs: $(KERNEL_PROGRAMS) $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp train_cnn train_gpt_style compare test-programs           ## runs every test; the last line counts them
+test: train_mlp train_cnn train_gpt_style compare build/c/dev/paper/report test-programs           ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c $(KERNELS_USED)
 
 bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
 
-tables:                                         ## writes the tables in the documents anew from their CSV files
-	@sh dev/tables.sh README.md dev/kernels/README.md
+# The experiments of dev/paper (its Makefile is the way in); QUICK=1 is for a CPU.
+PAPER := moons fc-depth allconv autoencoder scale held-out cost
+.PHONY: $(PAPER:%=paper-%)
+$(PAPER:%=paper-%): train_mlp train_cnn
+	@sh dev/paper/run.sh $(@:paper-%=%)
+paper-report: build/c/dev/paper/report
+	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
+
+tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files
+	@sh dev/tables.sh README.md dev/kernels/README.md dev/paper/README.md
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
 	@sh dev/gpu_check.sh

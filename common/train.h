@@ -177,6 +177,9 @@ static inline void train_check_options(const char *program, train_options *o, co
         cli_usage_error(program, "--log-dir must be the folder of --resume, or left out");
     if (o->schedule == SCHEDULE_ONE_CYCLE && o->warmup)
         cli_usage_error(program, "--warmup and --schedule one-cycle exclude each other: one-cycle warms up by itself");
+    if (o->rescale_max_trace != 0 && o->rescale_max_trace < 1) cli_usage_error(program, "--rescale-max-trace: expected 0, or 1 and more");
+    if (o->rescale_max_trace != 0 && (o->rescale == RESCALE_BY_ENORM || o->rescale_solver))
+        cli_usage_error(program, "--rescale-max-trace needs --rescale pathcond and --rescale-solver newton");
     if (o->resume) o->log_dir = o->resume;
 }
 

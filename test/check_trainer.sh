@@ -127,6 +127,12 @@ bad_options() {
     refuses 2 --eval-every "$@" --eval-every 3weeks
     refuses 2 --rescale-every "$@" --rescale-every -1steps
     refuses 2 --rescale-max-log "$@" --rescale-max-log -1
+    refuses 2 --rescale-strength "$@" --rescale-strength 1.5
+    refuses 2 --rescale-paths "$@" --rescale-paths biases
+    refuses 2 --rescale-solver "$@" --rescale-solver unit
+    refuses 2 --rescale-max-trace "$@" --rescale-max-trace 0.5
+    refuses 2 --rescale-max-trace "$@" --rescale pathcond --rescale-max-trace 1 --rescale-solver sweeps
+    refuses 2 --rescale-max-trace "$@" --rescale enorm --rescale-max-trace 1
     refuses 2 --rescale "$@" --rescale maybe
     refuses 2 --optimizer "$@" --optimizer adam
     refuses 2 --quiet "$@" --quiet=yes

@@ -58,6 +58,7 @@ done
 run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"
+run test_paper sh test/test_paper.sh "$host/dev/paper/report"
 run test_train_mlp sh test/test_train_mlp.sh "$device/train_mlp" "$host/dev/compare"
 run test_train_cnn sh test/test_train_cnn.sh "$device/train_cnn" "$host/dev/compare"
 run test_train_gpt_style sh test/test_train_gpt_style.sh "$host/train_gpt_style" "$host/dev/compare"

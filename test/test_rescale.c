@@ -265,6 +265,37 @@ static rsc_solver open_solver(const rescale_net *net, const rescale_options *o, 
     return s;
 }
 
+// The optimum where S = sum g exp(B u) may grow by a factor only: S is at the limit, and dS/du, in loops over single parameters, is a
+// positive multiple of n_h (the conditions of Karush, Kuhn and Tucker, sufficient here since S is convex), larger than S / p.
+static void check_bounded_trace(const mlp *m, double factor) {
+    double *g = mlp_diag_g(m), u[64], slope[64] = {0}, count[64] = {0}, before = 0, S = 0;
+    problem pr = problem_of(&m->net, g);
+    rescale_options o = dry();
+    const rescale_report free_one = solve(&m->net, o, u);
+    o.max_trace = factor;
+    const rescale_report r = solve(&m->net, o, u);
+    for (int i = 0; i < pr.q.n_params; i++) {
+        const int in = pr.enter[i], out = pr.leave[i];
+        const double e = pr.g[i] * exp((out >= 0 ? u[out] : 0) - (in >= 0 ? u[in] : 0));
+        before += pr.g[i], S += e;
+        if (out >= 0) slope[out] += e, count[out]++;
+        if (in >= 0) slope[in] -= e, count[in]--;
+    }
+    const double ratio = S / before;
+    test_close_d("trace ratio", &r.trace_ratio, &ratio, 1, 1e-9, 0);
+    if (free_one.trace_ratio <= factor) {
+        CHECK(r.trace_ratio == free_one.trace_ratio && r.objective_after == free_one.objective_after, "no bound that matters: the optimum");
+    } else {
+        double dot = 0, n2 = 0, off = 0, largest = 0;
+        CHECK(ratio <= factor * (1 + 1e-9) && ratio >= 0.999 * factor, "the trace is at its bound");
+        for (int h = 0; h < m->units; h++) dot += slope[h] * count[h], n2 += count[h] * count[h];
+        for (int h = 0; h < m->units; h++) off = fmax(off, fabs(slope[h] - dot / n2 * count[h])), largest = fmax(largest, fabs(slope[h]));
+        CHECK(dot > 0 && off <= 1e-6 * largest && dot / n2 < S / pr.q.n_params, "the gradient of S is a multiple of n");
+        CHECK(r.converged && r.objective_after < r.objective_before && r.objective_after > free_one.objective_after, "F between");
+    }
+    problem_free(&pr), free(g);
+}
+
 static void check_golden(const GoldenMlp *want) {
     mlp *m = golden_net(want);
     double u[64];
@@ -303,6 +334,7 @@ static void check_golden(const GoldenMlp *want) {
         test_close_d("mean of u in a group", &sum, &zero, 1, 0, 1e-12);
     }
     test_close_d("differences within groups", u, within, n, 0, 1e-8);
+    for (int k = 0; k < 3; k++) check_bounded_trace(m, k == 0 ? 1 : k == 1 ? 1.02 : 50);
     // Biases that do not count begin no paths: the same u as with biases of zero.
     static rescale_tensor t[32];
     rescale_net weights = m->net;
@@ -1094,6 +1126,9 @@ static void check_errors(void) {
     EXPECT("iterations", o.max_iterations = 0, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("strength", o.strength = 1.5, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("strength NaN", o.strength = NAN, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
+    EXPECT("trace", o.max_trace = 0.5, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
+    EXPECT("trace NaN", o.max_trace = NAN, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
+    EXPECT("trace and sweeps", (o.max_trace = 1, o.solver = RESCALE_SWEEPS), o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "max_trace");
     EXPECT("sweeps", o.sweeps = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("bound", o.max_log = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("enorm_c", o.enorm_c = 0, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");

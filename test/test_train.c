@@ -116,7 +116,7 @@ static int toy_rescale(void *self, rescale_report *report, double *moved) {
     float *before = toy_outputs(t, &n);
     const int status = rescale_run(&net, &o, report) ? -1 : 0;
     float *after = toy_outputs(t, &n);
-    *moved = train_relative_difference(before, after, n);
+    if (moved) *moved = train_relative_difference(before, after, n);
     free(before), free(after);
     return status;
 }

@@ -147,12 +147,14 @@ rescaled() {
     start "$net.none" "$@" --rescale none
     losses "$net.none" "$@"
     train0=$train test0=$test
-    for how in 'pathcond' 'enorm' 'pathcond --rescale-solver sweeps --rescale-sweeps 2' 'pathcond --rescale-max-log 0.3' 'pathcond --rescale-pool max'; do
+    for how in 'pathcond' 'enorm' 'pathcond --rescale-solver sweeps --rescale-sweeps 2' 'pathcond --rescale-max-log 0.3' 'pathcond --rescale-pool max' 'pathcond --rescale-strength 0.5' \
+        'pathcond --rescale-within' 'pathcond --rescale-paths weights' 'pathcond --rescale-max-trace 1'; do
         # shellcheck disable=SC2086
         start rescaled "$@" --rescale $how --report "$work/how.json"
         check "$net, $how: the report says that outputs stayed" less "$(number "$work/how.json" output_max_rel_diff)" 2e-5
         case $how in
         *sweeps*) check "$net, $how: two sweeps" is "$(number "$work/how.json" solver) $(number "$work/how.json" sweeps)" '"sweeps" 2' ;;
+        *max-trace*) check "$net, $how: the trace of G does not grow" less "$(number "$work/how.json" trace_ratio)" 1.000001 ;;
         *max-log*) check "$net, $how: the bound holds" less "$(number "$work/how.json" max_abs_log_lambda)" 0.3000001 ;;
         esac
         losses rescaled "$@"
@@ -252,6 +254,8 @@ check 'the loss of a full batch is the loss of the evaluation before it' \
     near "$(awk -F, '$3 == "step" { print $4 }' "$work/fullbatch/log.csv")" "$(awk -F, '$3 == "train" && $1 == 0 { print $4 }' "$work/fullbatch/log.csv")" 1e-6
 ok 'BatchNorm, a last batch of one image' $tiny --limit 7 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
 check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
+ok 'fewer test images' $tiny --limit-test 30 --steps 0
+check '--limit-test: fewer test images' says ' 30 test images'
 ok 'evaluation every 5 steps' $tiny --steps 12 --eval-every 5steps --log-dir "$work/eval" --quiet --precision fp32
 check 'evaluated after 0, 5, 10 and 12 steps' is "$(awk -F, '$3 == "test" { printf "%s ", $1 }' "$work/eval/log.csv")" '0 5 10 12 '
 

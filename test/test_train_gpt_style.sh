@@ -163,6 +163,12 @@ start sweeps --rescale pathcond --rescale-solver sweeps --rescale-sweeps 3 --rep
 check 'three sweeps are three sweeps' is "$(number "$work/r.json" sweeps)" 3
 start bounded --rescale pathcond --rescale-max-log 0.1 --report "$work/r.json"
 check 'a bound on |log lambda| holds' less "$(number "$work/r.json" max_abs_log_lambda)" 0.1000001
+for how in 'strength 0.5' within 'paths weights' 'max-trace 1'; do
+    # shellcheck disable=SC2086
+    start variant --rescale pathcond --rescale-$how --report "$work/r.json"
+    check "--rescale-$how: other weights" not same "$work/none" "$work/variant"
+    check "--rescale-$how: outputs stay" less "$(number "$work/r.json" output_max_rel_diff)" 2e-5
+done
 start small --init-scale 1e-3
 start seeded --seed 2 --rescale none
 check 'another seed: other weights' not same "$work/none" "$work/seeded"

@@ -145,11 +145,18 @@ start pathcond --rescale pathcond
 start enorm --rescale enorm
 start sweeps --rescale-solver sweeps --rescale-sweeps 3 --report "$work/sweeps.json"
 start bounded --rescale-max-log 0.5 --report "$work/bounded.json"
+start units --rescale-solver unit-sweeps --rescale-sweeps 3 --report "$work/units.json"
+start half --rescale-strength 0.5
+start within --rescale-within
+start weights --rescale-paths weights
+start trace --rescale-max-trace 1 --report "$work/trace.json"
+check 'unit sweeps are unit sweeps' is "$(number "$work/units.json" solver) $(number "$work/units.json" sweeps)" '"unit-sweeps" 3'
+check 'the trace of G does not grow' eval 'less "$(number "$work/trace.json" trace_ratio)" 1.000001 && less 0.998 "$(number "$work/trace.json" trace_ratio)"'
 check 'three sweeps are three sweeps' is "$(number "$work/sweeps.json" solver) $(number "$work/sweeps.json" sweeps)" '"sweeps" 3'
 check 'a bound on |log lambda| holds' less "$(number "$work/bounded.json" max_abs_log_lambda)" 0.5000001
 losses none
 train0=$train test0=$test
-for file in pathcond enorm sweeps bounded; do
+for file in pathcond enorm sweeps bounded units half within weights trace; do
     losses $file
     check "$file: not the same weights" not same "$work/none" "$work/$file"
     check "$file: the same training loss" near "$train" "$train0" 1e-6
@@ -245,6 +252,8 @@ check 'one-cycle: a 250000th of it in the last step' near "$(rate "$work/onecycl
 ok 'autoencoder' --data images --limit 200 --layers 784,32,784 --task autoencode --epochs 1 --report "$work/r.json"
 check 'autoencoder: no accuracy' eval '! says accuracy && [ "$(number "$work/r.json" final_test_accuracy)" = null ]'
 check '--limit: fewer training samples' says '200 training and 2000 test samples'
+ok 'fewer test samples' --data images --limit 200 --limit-test 300 --layers 784,8,10 --steps 0
+check '--limit-test: fewer test samples' says '200 training and 300 test samples'
 ok 'full batch' $moons --batch-size 0 --epochs 3 --report "$work/r.json" --quiet --save "$work/a"
 check 'full batch: a step per epoch' is "$(number "$work/r.json" steps)" 3
 ok 'full batch, logged' $moons --batch-size 0 --steps 1 --log-dir "$work/fullbatch" --quiet

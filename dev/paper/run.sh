@@ -8,13 +8,13 @@
 # is not repeated; one that was stopped begins anew. A run that diverges is a result (inf); any other error stops the experiment.
 #
 # A configuration is NET INIT LR METHOD SEED. For a seed, all methods have the same initial weights and the same batches.
-# Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
-here=dev/paper out=out/paper/experiments
+# A part only: NETS="..." INITS="..." RATES="..." METHODS="..." SEEDS="..."; other folders: OUT, RESULTS. Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
+out=${OUT:-out/paper/experiments} results=${RESULTS:-dev/paper/results}
 quick=${QUICK:-0}
 [ "$quick" = 1 ] && size=quick || size=full
 jobs=${JOBS:-$(nproc)}
 suffix=
-[ $size = quick ] || suffix=_full
+[ "$size" = quick ] || suffix=_full
 
 # method_flags METHOD STEPS: what it is on the command line; STEPS of the run.
 method_flags() {
@@ -46,13 +46,13 @@ widths() { i=0; while [ $i -lt "$1" ]; do printf ',%d' "$2"; i=$((i + 1)); done;
 lists() {
     seeds="1 2 3 4 5" inits=uniform needs=
     methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm enorm-20 enorm-step"
-    [ $size = quick ] && seeds="1 2 3"
+    [ "$size" = quick ] && seeds="1 2 3"
     case $1-$size in
     moons-quick) nets="2-8x5-2 2-32x5-2" seeds="1 2 3 4 5" rates="0.001 0.01 0.1 0.3 1" ;;
     moons-full) nets="2-2x5-2 2-4x5-2 2-8x5-2 2-16x5-2 2-32x5-2" rates="0.0001 0.001 0.01 0.1 0.3 1" ;;
     fc-depth-quick) nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5" rates="0.001 0.01 0.1 0.3" ;;
     fc-depth-full)
-        nets= inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3"
+        nets='' inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3"
         for data in cifar10 fashion; do for k in 3 4 5 6 7 8; do nets="$nets $data-500x$k $data-500x$k-bn"; done; done
         ;;
     allconv-quick) nets="allconv/4 allconv/8-bn small/2" rates="0.02 0.05 0.1" ;;
@@ -71,6 +71,7 @@ lists() {
     scale) needs=fashion-mnist methods="none pathcond within trace enorm" ;;
     held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond trace control" ;;
     esac
+    nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates} methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
 }
 
 # run_flags EXPERIMENT NET INIT: trainer and options of a run without learning rate, method and seed in $flags; its $steps.
@@ -82,7 +83,7 @@ run_flags() {
         ;;
     esac
     flags=./train_mlp sgd="--optimizer sgd --batch-size 128" small=
-    [ $size = quick ] && small="--limit 10000 --limit-test 2000"
+    [ "$size" = quick ] && small="--limit 10000 --limit-test 2000"
     case $1 in
     moons)
         steps=2000 layers=${2#2-} depth=${2#*x}
@@ -100,10 +101,10 @@ run_flags() {
         flags="$flags --data $data $small --layers $in$(widths "$depth" "${width%%x*}"),10 $norm $sgd"
         ;;
     allconv)
-        case $2 in *-bn) norm=batch ;; *) norm=none ;; esac
+        case $2 in *-bn) norm="batch" ;; *) norm="none" ;; esac
         model=${2%-bn} steps=50048 more=$sgd
         # full: the paper's SGD; quick: momentum, or nothing happens in so few steps
-        if [ $size = quick ]; then
+        if [ "$size" = quick ]; then
             more="--optimizer momentum --batch-size 32 --limit-test 2000"
             case $2 in allconv/4) steps=400 more="$more --limit 12800" ;; *) steps=200 more="$more --limit 6400" ;; esac
         fi
@@ -113,7 +114,7 @@ run_flags() {
     autoencoder)
         case $2 in mnist*) data=mnist ;; *) data=fashion-mnist ;; esac
         inner=${2#*-} b=${2##*-} a=${inner%-*}
-        [ $size = quick ] && steps=316 wide=500 || { steps=23450 wide=1000; }
+        if [ "$size" = quick ]; then steps=316 wide=500; else steps=23450 wide=1000; fi
         flags="$flags --task autoencode --data $data $small --layers 784,$wide,$a,$b,$a,$wide,784 $sgd"
         ;;
     scale)
@@ -124,7 +125,7 @@ run_flags() {
         trapezoid) layers=784,64,128,256,512,10 ;;
         encoder-decoder) layers="784,512,128,32,128,512,784 --task autoencode" ;;
         esac
-        [ $size = quick ] && steps=316 || steps=9380
+        if [ "$size" = quick ]; then steps=316; else steps=9380; fi
         flags="$flags --data fashion-mnist $small --layers $layers $sgd"
         ;;
     esac
@@ -142,27 +143,28 @@ one() {
     row=$dir/$6.row
     [ -s "$row" ] && return 0
     mkdir -p "$dir"
+    temporary=$dir/$6.part$$ # a name of its own: what a killed runner left behind may still be running
     run_flags "$@"
-    method=$(method_flags "$5" $steps) || return 255
+    method=$(method_flags "$5" "$steps") || return 255
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=${THREADS:-1} $flags $method --lr "$4" --seed "$6" --steps $steps --quiet \
-        --eval-every 0 --checkpoint-every 0 --log-dir "$dir/$6" --report "$dir/$6.json" 2>"$dir/$6.err"
+        --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --report "$temporary.json" 2>"$temporary.err"
     status=$?
-    if [ $status -ne 0 ] && ! grep -q "diverged\|not finite\|not a number" "$dir/$6.err"; then
-        [ $status -gt 128 ] || { cat "$dir/$6.err" >&2; echo "run.sh: $*: exit status $status" >&2; }
+    if [ $status -ne 0 ] && ! grep -q "diverged\|not finite\|not a number" "$temporary.err"; then
+        [ $status -gt 128 ] || { cat "$temporary.err" >&2; echo "run.sh: $*: exit status $status" >&2; }
         return 255 # xargs stops
     fi
-    json=$dir/$6.json
+    json=$temporary.json
     if [ $status -eq 0 ]; then
         set -- "$@" "$(value final_train_loss)" "$(value final_test_loss)" "$(value final_test_accuracy)" "$(value max_abs_log_lambda)" \
             "$(value trace_ratio)" "$(value seconds)" "$(value step_seconds)"
     else
         set -- "$@" inf inf 0 0 nan 0 0
     fi
-    awk -F, -v steps=$steps -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status '
+    awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status '
     $3 == "step" { k = int(($1 - 1) * 20 / steps); sum[k] += $4; n[k]++ }
-    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", failed || !n[k] ? "inf" : sprintf("%.5g", sum[k] / n[k]); print "" }' "$dir/$6/log.csv" >"$row.part" &&
-        mv "$row.part" "$row" && rm -rf "${dir:?}/$6" "$dir/$6.json" "$dir/$6.err"
+    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", failed || !n[k] ? "inf" : sprintf("%.5g", sum[k] / n[k]); print "" }' "$temporary/log.csv" >"$temporary.row" &&
+        mv "$temporary.row" "$row" && rm -rf "$temporary" "$json" "$temporary.err"
 }
 
 experiment() {
@@ -179,7 +181,8 @@ experiment() {
         done
     done >"$out/$size-$1.list" || return
     xargs -P "$jobs" -L 1 sh "$0" one <"$out/$size-$1.list" || { echo "run.sh: $1 is not complete; the same command goes on" >&2; return 1; }
-    csv=$here/results/$1$suffix.csv
+    find "$out/$size/$1" -name '*.part*' -prune -exec rm -rf {} +
+    csv=$results/$1$suffix.csv
     {
         echo "# $size, $(machine)"
         printf 'experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,rescale_seconds,train_seconds'
@@ -192,9 +195,9 @@ experiment() {
 # cost: what rescaling takes, beside a training step. Columns: net,parameters,diag_g,solve,apply (seconds),newton_steps,step (seconds per
 # step at batch 128, mean of 5), peak_memory_mib. All processors, three runs each (full: also nets of up to a billion parameters).
 cost() {
-    csv=$here/results/cost$suffix.csv
+    csv=$results/cost$suffix.csv
     nets="mlp-256x3 mlp-512x5 mlp-512x20 mlp-1024x5 mlp-2048x5 mlp-4096x3 mlp-4096x6 cnn-small cnn-allconv cnn-resnet18"
-    [ $size = quick ] || nets="$nets mlp-512x50 mlp-8192x5 mlp-16384x4"
+    [ "$size" = quick ] || nets="$nets mlp-512x50 mlp-8192x5 mlp-16384x4"
     {
         echo "# $size, $(machine)"
         echo "net,parameters,diag_g,solve,apply,newton_steps,step,peak_memory_mib"
@@ -219,8 +222,15 @@ one)
     one "$@"
     ;;
 moons | fc-depth | allconv | autoencoder | scale | held-out | cost)
-    mkdir -p "$out" "$here/results"
+    mkdir -p "$out" "$results"
     if [ "$1" = cost ]; then cost; else experiment "$1"; fi
+    ;;
+plots) # of every experiment with a CSV file
+    for csv in "$results"/*.csv; do
+        name=$(basename "$csv" .csv)
+        case $name in moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
+        build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" >"$results/$name.svg" || exit
+    done
     ;;
 *)
     echo "usage: [QUICK=1] sh dev/paper/run.sh moons | fc-depth | allconv | autoencoder | scale | held-out | cost" >&2
