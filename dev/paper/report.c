@@ -3,7 +3,7 @@
 //     report table FILE.csv LR      per net and initialisation, as a Markdown table: every method at its own best learning rate, and at LR
 //     report harm FILE.csv...       per method: in how many settings it is better, equal or worse than no rescaling
 //     report worse FILE.csv METHOD  the settings in which a method is worse
-//     report plot FILE.csv TITLE    final training loss against the learning rate, SVG on stdout
+//     report plot FILE.csv TITLE [METHOD...]   final training loss against the learning rate, SVG on stdout; only these methods
 //
 // A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,
 // rescale_seconds,train_seconds,c1,...,c20; c_k is the mean step loss over the k-th twentieth of the run, c20 the final training loss here.
@@ -322,19 +322,21 @@ static void print_worse(const char *path, const char *name) {
 
 // ---------------------------------------------------------------------------------------------------------------- plots
 
+static int shown[MAX_METHODS], n_shown;  // the methods of a plot
+
 enum { PANEL_W = 330, PANEL_H = 210, LEFT = 62, TOP = 64, GAP_X = 78, GAP_Y = 74, COLUMNS = 2, LEGEND = 190 };
 
 // One panel: final loss against the learning rate, a curve per method, vertical lines from the least to the largest seed.
 static void plot_panel(const setting *s, int x0, int y0) {
     double lo = INFINITY, hi = 0;
-    for (int m = 0; m < n_methods; m++)
+    for (int k = 0; k < n_shown; k++)
         for (int r = 0; r < n_rates; r++)
-            for (int i = 0; i < s->cells[r][m].n; i++) {
-                const double v = final_loss(&s->cells[r][m].runs[i]);
+            for (int i = 0; i < s->cells[r][shown[k]].n; i++) {
+                const double v = final_loss(&s->cells[r][shown[k]].runs[i]);
                 lo = fmin(lo, v), hi = fmax(hi, v);
             }
     const double y_lo = log10(lo) - 0.03, y_hi = log10(hi) + 0.03, x_lo = log10(rates[0]) - 0.12, x_hi = log10(rates[n_rates - 1]) + 0.12;
-#define X_OF(m, r) (x0 + PANEL_W * (log10(rates[r]) - x_lo) / (x_hi - x_lo) + 1.6 * ((m) - 0.5 * (n_methods - 1)))
+#define X_OF(k, r) (x0 + PANEL_W * (log10(rates[r]) - x_lo) / (x_hi - x_lo) + 3 * ((k) - 0.5 * (n_shown - 1)))
 #define Y_OF(v) (y0 + PANEL_H * (y_hi - log10(v)) / (y_hi - y_lo))
     printf("<text class=\"heading\" x=\"%d\" y=\"%d\">", x0, y0 - 10);
     plot_text(stdout, s->net), printf(", "), plot_text(stdout, s->init);
@@ -347,14 +349,15 @@ static void plot_panel(const setting *s, int x0, int y0) {
             printf("<text class=\"tick\" text-anchor=\"end\" x=\"%d\" y=\"%.1f\">%g</text>\n", x0 - 6, Y_OF(v) + 4, v);
         }
     for (int r = 0; r < n_rates; r++)
-        printf("<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%d\">%g</text>\n", X_OF(0.5 * (n_methods - 1), r), y0 + PANEL_H + 17, rates[r]);
+        printf("<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%d\">%g</text>\n", X_OF(0.5 * (n_shown - 1), r), y0 + PANEL_H + 17, rates[r]);
     printf("<path class=\"axis\" d=\"M%d %dV%dH%d\"/>\n", x0, y0, y0 + PANEL_H, x0 + PANEL_W);
-    for (int m = 0; m < n_methods; m++) {
+    for (int k = 0; k < n_shown; k++) {
+        const int m = shown[k];
         const char *pen = "M";
-        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(m), *plot_dash(m) ? plot_dash(m) : "none");
+        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(k), *plot_dash(k) ? plot_dash(k) : "none");
         for (int r = 0; r < n_rates; r++) {
             const double v = mean_loss(&s->cells[r][m]);
-            if (s->cells[r][m].n) printf("%s%.1f %.1f", pen, X_OF(m, r), Y_OF(v)), pen = "L";
+            if (s->cells[r][m].n) printf("%s%.1f %.1f", pen, X_OF(k, r), Y_OF(v)), pen = "L";
         }
         printf("\"/>\n");
         for (int r = 0; r < n_rates; r++) {
@@ -362,17 +365,22 @@ static void plot_panel(const setting *s, int x0, int y0) {
             double least = INFINITY, most = 0;
             for (int i = 0; i < c->n; i++) least = fmin(least, final_loss(&c->runs[i])), most = fmax(most, final_loss(&c->runs[i]));
             if (!c->n) continue;
-            printf("<path stroke=\"%s\" stroke-width=\"1\" d=\"M%.1f %.1fV%.1f\"/>\n", plot_color(m), X_OF(m, r), Y_OF(least), Y_OF(most));
-            plot_marker(stdout, m, X_OF(m, r), Y_OF(mean_loss(c)));
+            printf("<path stroke=\"%s\" stroke-width=\"1\" d=\"M%.1f %.1fV%.1f\"/>\n", plot_color(k), X_OF(k, r), Y_OF(least), Y_OF(most));
+            plot_marker(stdout, k, X_OF(k, r), Y_OF(mean_loss(c)));
         }
     }
 }
 
-static void plot(const char *title) {
+static void plot(const char *title, int n_names, char **names) {
+    for (int k = 0; k < n_names; k++)
+        for (int m = 0; m < n_methods; m++)
+            if (!strcmp(methods[m], names[k])) shown[n_shown++] = m;
+    for (; !n_names && n_shown < n_methods; n_shown++) shown[n_shown] = n_shown;
+    if (!n_shown) fail("no run has one of these methods", names[0]);
     const int rows = (n_settings + COLUMNS - 1) / COLUMNS, columns = n_settings < COLUMNS ? n_settings : COLUMNS;
     const int legend_x = LEFT + columns * (PANEL_W + GAP_X) - GAP_X + 24, width = legend_x + LEGEND;
     int height = TOP + rows * (PANEL_H + GAP_Y);
-    if (height < TOP + 20 * n_methods + 30) height = TOP + 20 * n_methods + 30;
+    if (height < TOP + 20 * n_shown + 30) height = TOP + 20 * n_shown + 30;
     printf("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" role=\"img\">\n<title>", width, height, width, height);
     plot_text(stdout, title);
     printf("</title>\n<style>\n" PLOT_STYLE "</style>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text class=\"title\" x=\"%d\" y=\"26\">", LEFT);
@@ -381,12 +389,12 @@ static void plot(const char *title) {
     for (int k = 0; k < n_settings; k++)
         plot_panel(settings[k], LEFT + k % COLUMNS * (PANEL_W + GAP_X), TOP + k / COLUMNS * (PANEL_H + GAP_Y));
     printf("<text class=\"label\" text-anchor=\"middle\" x=\"%d\" y=\"%d\">learning rate</text>\n", LEFT + PANEL_W / 2, TOP + (rows - 1) * (PANEL_H + GAP_Y) + PANEL_H + 36);
-    for (int m = 0; m < n_methods; m++) {
-        const int y = TOP + 6 + 20 * m;
-        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%d %dh36\"/>\n", plot_color(m), *plot_dash(m) ? plot_dash(m) : "none", legend_x, y);
-        plot_marker(stdout, m, legend_x + 18, y);
+    for (int k = 0; k < n_shown; k++) {
+        const int y = TOP + 6 + 20 * k;
+        printf("<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%d %dh36\"/>\n", plot_color(k), *plot_dash(k) ? plot_dash(k) : "none", legend_x, y);
+        plot_marker(stdout, k, legend_x + 18, y);
         printf("<text class=\"label\" x=\"%d\" y=\"%d\">", legend_x + 44, y + 4);
-        plot_text(stdout, methods[m]);
+        plot_text(stdout, methods[shown[k]]);
         printf("</text>\n");
     }
     printf("</svg>\n");
@@ -398,16 +406,16 @@ int main(int argc, char **argv) {
         print_harm(argc - 2, argv + 2);
     } else if (!strcmp(command, "worse") && argc == 4) {
         print_worse(argv[2], argv[3]);
-    } else if (!strcmp(command, "plot") && argc == 4) {
+    } else if (!strcmp(command, "plot") && argc >= 4 && argc < 4 + MAX_METHODS) {
         read_file(argv[2]);
-        plot(argv[3]);
+        plot(argv[3], argc - 4, argv + 4);
     } else if (!strcmp(command, "table") && argc == 4) {
         read_file(argv[2]);
         const int rate = find_rate(atof(argv[3]));
         if (rate < 0) fail("no run has this learning rate", argv[3]);
         for (int k = 0; k < n_settings; k++) print_table(settings[k], rate);
     } else {
-        fprintf(stderr, "usage: report table FILE.csv LR | harm FILE.csv... | worse FILE.csv METHOD | plot FILE.csv TITLE\n");
+        fprintf(stderr, "usage: report table FILE.csv LR | harm FILE.csv... | worse FILE.csv METHOD | plot FILE.csv TITLE [METHOD...]\n");
         return 2;
     }
     return ferror(stdout) || fflush(stdout) ? 1 : 0;

@@ -225,11 +225,44 @@ moons | fc-depth | allconv | autoencoder | scale | held-out | cost)
     mkdir -p "$out" "$results"
     if [ "$1" = cost ]; then cost; else experiment "$1"; fi
     ;;
+table | harm | worse) # for README.md: table NAME LR, harm NAME..., worse NAME METHOD; needs make build/c/dev/paper/report
+    [ $# -ge 2 ] || { echo "usage: sh dev/paper/run.sh table NAME LR | harm NAME... | worse NAME METHOD" >&2; exit 2; }
+    command=$1 third=
+    [ "$1" = harm ] || third=${3:-}
+    shift
+    files=
+    for name in "$@"; do
+        [ -n "$third" ] && [ "$name" = "$third" ] && continue
+        [ -f "$results/$name.csv" ] || { echo "$name: not measured yet"; exit 0; }
+        files="$files $results/$name.csv"
+        sed -n '1s/^# \(.*\)/\1/p' "$results/$name.csv" | sed "s/^/$name: /; s/$/; $(grep -vc '^#\|^experiment' "$results/$name.csv") runs\n/"
+    done
+    # shellcheck disable=SC2086
+    build/c/dev/paper/report "$command" $files ${third:+"$third"}
+    ;;
+cost-table) # medians of the three runs
+    [ -f "$results/cost$suffix.csv" ] || { echo "not measured yet"; exit 0; }
+    sed -n '1s/^# \(.*\)/\1\n/p' "$results/cost$suffix.csv"
+    echo "| net | parameters | diag(G) ms | solve ms | apply ms | Newton steps | step ms | rescaling, steps | rescaling, epochs of 50,000 | peak MiB |"
+    echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    awk -F, '
+    function median(a, b, c) { return a > b ? (b > c ? b : a > c ? c : a) : (a > c ? a : b > c ? c : b) }
+    /^#/ || $1 == "net" { next }
+    { k = n[$1]++; if (k == 0) order[++m] = $1; for (i = 2; i <= NF; i++) v[$1, i, k] = $i }
+    END {
+        for (j = 1; j <= m; j++) {
+            for (i = 2; i <= 8; i++) x[i] = median(v[order[j], i, 0] + 0, v[order[j], i, 1] + 0, v[order[j], i, 2] + 0)
+            all = x[3] + x[4] + x[5]
+            printf "| %s | %d | %.2f | %.2f | %.2f | %d | %.1f | %.2f | %.5f | %d |\n", order[j], x[2], 1e3 * x[3], 1e3 * x[4], 1e3 * x[5], x[6], 1e3 * x[7], all / x[7], all / x[7] * 128 / 50000, x[8]
+        }
+    }' "$results/cost$suffix.csv"
+    ;;
 plots) # of every experiment with a CSV file
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
         case $name in moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
-        build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" >"$results/$name.svg" || exit
+        build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" \
+            none pathcond sweeps10 trace within enorm enorm-step >"$results/$name.svg" || exit
     done
     ;;
 *)
