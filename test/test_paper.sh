@@ -36,11 +36,11 @@ done >>"$work/a.csv"
 csv net noisy 0.1 1 2 1.05 >>"$work/a.csv"
 csv net noisy 0.1 2 2 1.2 >>"$work/a.csv"
 csv net noisy 0.1 3 2 1.35 >>"$work/a.csv"
-check 'table' quietly "$report" table "$work/a.csv" 0.2
+check 'table' quietly "$report" table 0.2 "$work/a.csv"
 check 'the baseline at its best rate' says '| none | 0.1 | 1 ± 0 | 1 | 50.0% | 1 | 1.5 ± 0 | 1 |'
 # 19 ln 2 / ln (2 / C20) windows after the first: 9.5, 10.20, 8.83, so 0.525, 0.560, 0.491 of the run; mean 0.5255, s 0.0343, half 4.303 s / sqrt 3
 check 'half of the loss takes half of the time' says '| fast | 0.1 | 0.5 ± 0.05 | 0.53 [0.44, 0.61] |'
-check 'diverged runs have learned nothing' says '| 2 ± 0 (3 of 3 failed) | never |'
+check 'diverged runs have learned nothing' says '| 2 ± 0 (3 of 3 learned nothing) | never |'
 check 'never' says '| same | 0.1 | 1 ± 0 | never |'
 check 'harm' quietly "$report" harm "$work/a.csv"
 # t = mean / (s / sqrt 3) of ln 0.5, ln 0.55, ln 0.45: 12.01, p = 0.0069. At 0.2: ln (2 / 1.5), without spread: worse, certainly
@@ -48,8 +48,8 @@ check 'better once, worse once' says '| fast | 2 | 1 | 0 | 1 | 1 | 0.5x | 1.33x 
 check 'half a percent is equal' says '| same | 2 | 0 | 2 | 0 | 0 | 1x | 1x | 0, 1, 0 |'
 # ln 1.05, ln 1.2, ln 1.35: mean 0.1771, s 0.1257, t = 2.44, p = 0.135
 check 'three scattered seeds prove nothing' says '| noisy | 1 | 0 | 1 | 0 | 0 | 1x | 1x | 0, 1, 0 |'
-check 'worse' quietly "$report" worse "$work/a.csv" fast
-check 'where it is worse' says '| net | uniform | 0.2 | 1.5 ± 0 | 2 ± 0 (3 of 3 failed) | 1.33x | 0 |'
+check 'worse' quietly "$report" worse fast "$work/a.csv"
+check 'where it is worse' says '| net | uniform | 0.2 | 1.5 ± 0 | 2 ± 0 (3 of 3 learned nothing) | 1.33x | 0 |'
 check 'plot' quietly "$report" plot "$work/a.csv" 'a < b'
 check 'the plot is closed, its title quoted' eval 'says "a &lt; b" && [ "$(tail -n 1 "$work/out")" = "</svg>" ] && [ "$(grep -c "class=\"curve\"" "$work/out")" -eq 8 ]'
 refused() { # STATUS TEXT COMMAND...
@@ -60,8 +60,8 @@ refused() { # STATUS TEXT COMMAND...
     check "$text: one line that names it" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "$text"'
 }
 refused 1 nothere "$report" harm "$work/nothere.csv"
-refused 1 0.7 "$report" table "$work/a.csv" 0.7
-refused 1 slow "$report" worse "$work/a.csv" slow
+refused 1 0.7 "$report" table 0.7 "$work/a.csv"
+refused 1 slow "$report" worse slow "$work/a.csv"
 refused 2 usage "$report" table "$work/a.csv"
 grep -v ',none,' "$work/a.csv" >"$work/b.csv"
 refused 1 none "$report" harm "$work/b.csv"

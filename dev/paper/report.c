@@ -1,8 +1,8 @@
 // report.c -- what the runs of dev/paper/run.sh show: tables, the comparison with no rescaling, plots.
 //
-//     report table FILE.csv LR      per net and initialisation, as a Markdown table: every method at its own best learning rate, and at LR
+//     report table LR FILE.csv      per net and initialisation, as a Markdown table: every method at its own best learning rate, and at LR
 //     report harm FILE.csv...       per method: in how many settings it is better, equal or worse than no rescaling
-//     report worse FILE.csv METHOD  the settings in which a method is worse
+//     report worse METHOD FILE.csv...   the settings in which a method is worse
 //     report plot FILE.csv TITLE [METHOD...]   final training loss against the learning rate, SVG on stdout; only these methods
 //
 // A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,
@@ -30,7 +30,7 @@ typedef struct run {
 } run;
 typedef struct cell {             // one method at one learning rate
     run runs[MAX_SEEDS];
-    int n, failed;                // runs; those that diverged or learned nothing
+    int n, failed;                // runs; those that diverged or learned nothing: within 1 % of that loss, or above
 } cell;
 typedef struct setting {          // a net and an initialisation
     char net[NAME], init[NAME];
@@ -129,7 +129,7 @@ static void read_file(const char *path) {
             cell *at = &s->cells[c / n_methods][c % n_methods];
             for (int i = 0; i < at->n; i++) {
                 double *final = &at->runs[i].curve[CURVE - 1];
-                at->failed += *final >= s->nothing;
+                at->failed += *final >= 0.99 * s->nothing;
                 *final = fmin(*final, s->nothing);
             }
         }
@@ -203,7 +203,7 @@ static void print_time(const cell *c, const cell *base) {
     }
     if (!pairs) printf(" |");
     else if (c == base) printf(" 1 |");
-    else if (base->failed) printf(" baseline fails |");
+    else if (base->failed) printf(" baseline learns nothing |");
     else if (!n) printf(" never |");
     else if (n < pairs || n < 2) printf(" %.2f (%d of %d) |", mean(time, n), n, pairs);
     else printf(" %.2f [%.2f, %.2f] |", mean(time, n), fmax(0, mean(time, n) - half_interval(time, n)), mean(time, n) + half_interval(time, n));
@@ -212,7 +212,7 @@ static void print_loss(const cell *c) {
     double loss[MAX_SEEDS] = {0};
     for (int i = 0; i < c->n; i++) loss[i] = final_loss(&c->runs[i]);
     if (c->n) printf(" %.3g ± %.2g", mean(loss, c->n), deviation(loss, c->n));
-    if (c->failed) printf(" (%d of %d failed)", c->failed, c->n);
+    if (c->failed) printf(" (%d of %d learned nothing)", c->failed, c->n);
     printf(" |");
 }
 
@@ -303,21 +303,25 @@ static void print_harm(int n_files, char **files) {
     }
 }
 
-static void print_worse(const char *path, const char *name) {
+static void print_worse(const char *name, int n_files, char **files) {
     double d, p;
-    int m = 0;
-    read_file(path);
-    while (m < n_methods && strcmp(methods[m], name)) m++;
-    if (m == n_methods) fail("no run has this method", name);
+    int found = 0;
     printf("| net | init | lr | none | %s | ratio | p |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |\n", name);
-    for (int k = 0; k < n_settings; k++)
-        for (int r = 0; r < n_rates; r++) {
+    for (int f = 0; f < n_files; f++) {
+        int m = 0;
+        read_file(files[f]);
+        while (m < n_methods && strcmp(methods[m], name)) m++;
+        found += m < n_methods;
+        for (int i = 0; m < n_methods && i < n_settings * n_rates; i++) {
+            const int k = i / n_rates, r = i % n_rates;
             const cell *c = &settings[k]->cells[r][m], *base = &settings[k]->cells[r][0];
             if (!c->n || !base->n || compare(c, base, &d, &p) <= 0) continue;
             printf("| %s | %s | %g |", settings[k]->net, settings[k]->init, rates[r]);
             print_loss(base), print_loss(c);
             printf(" %.3gx | %.2g |\n", exp(d), p);
         }
+    }
+    if (!found) fail("no run has this method", name);
 }
 
 // ---------------------------------------------------------------------------------------------------------------- plots
@@ -404,18 +408,18 @@ int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
     if (!strcmp(command, "harm") && argc > 2) {
         print_harm(argc - 2, argv + 2);
-    } else if (!strcmp(command, "worse") && argc == 4) {
-        print_worse(argv[2], argv[3]);
+    } else if (!strcmp(command, "worse") && argc > 3) {
+        print_worse(argv[2], argc - 3, argv + 3);
     } else if (!strcmp(command, "plot") && argc >= 4 && argc < 4 + MAX_METHODS) {
         read_file(argv[2]);
         plot(argv[3], argc - 4, argv + 4);
     } else if (!strcmp(command, "table") && argc == 4) {
-        read_file(argv[2]);
-        const int rate = find_rate(atof(argv[3]));
-        if (rate < 0) fail("no run has this learning rate", argv[3]);
+        read_file(argv[3]);
+        const int rate = find_rate(atof(argv[2]));
+        if (rate < 0) fail("no run has this learning rate", argv[2]);
         for (int k = 0; k < n_settings; k++) print_table(settings[k], rate);
     } else {
-        fprintf(stderr, "usage: report table FILE.csv LR | harm FILE.csv... | worse FILE.csv METHOD | plot FILE.csv TITLE [METHOD...]\n");
+        fprintf(stderr, "usage: report table LR FILE.csv | harm FILE.csv... | worse METHOD FILE.csv... | plot FILE.csv TITLE [METHOD...]\n");
         return 2;
     }
     return ferror(stdout) || fflush(stdout) ? 1 : 0;

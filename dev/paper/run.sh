@@ -225,20 +225,20 @@ moons | fc-depth | allconv | autoencoder | scale | held-out | cost)
     mkdir -p "$out" "$results"
     if [ "$1" = cost ]; then cost; else experiment "$1"; fi
     ;;
-table | harm | worse) # for README.md: table NAME LR, harm NAME..., worse NAME METHOD; needs make build/c/dev/paper/report
-    [ $# -ge 2 ] || { echo "usage: sh dev/paper/run.sh table NAME LR | harm NAME... | worse NAME METHOD" >&2; exit 2; }
-    command=$1 third=
-    [ "$1" = harm ] || third=${3:-}
+table | harm | worse) # for README.md: table LR NAME, harm NAME..., worse METHOD NAME...; needs make build/c/dev/paper/report
+    command=$1 argument=
+    [ "$1" = harm ] || { argument=${2:-} && shift; }
     shift
     files=
     for name in "$@"; do
-        [ -n "$third" ] && [ "$name" = "$third" ] && continue
-        [ -f "$results/$name.csv" ] || { echo "$name: not measured yet"; exit 0; }
-        files="$files $results/$name.csv"
-        sed -n '1s/^# \(.*\)/\1/p' "$results/$name.csv" | sed "s/^/$name: /; s/$/; $(grep -vc '^#\|^experiment' "$results/$name.csv") runs\n/"
+        csv=$results/$name.csv
+        [ -f "$csv" ] || { echo "$name: not measured yet"; exit 0; }
+        files="$files $csv"
+        [ "$command" = worse ] || echo "$name: $(sed -n '1s/^# //p' "$csv"); $(grep -vc '^#\|^experiment' "$csv") runs"
     done
+    echo
     # shellcheck disable=SC2086
-    build/c/dev/paper/report "$command" $files ${third:+"$third"}
+    build/c/dev/paper/report "$command" $argument $files
     ;;
 cost-table) # medians of the three runs
     [ -f "$results/cost$suffix.csv" ] || { echo "not measured yet"; exit 0; }
