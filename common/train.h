@@ -516,12 +516,14 @@ static inline int train_fail(train_run *r, const char *message) {
 
 // Reports that `what` is not finite after `step` steps; names the last good checkpoint. Returns 1.
 static inline int train_diverged(train_run *r, const char *what, int64_t step) {
-    char text[2 * LOG_PATH];
+    char text[2 * LOG_PATH], hint[128] = "";
+    if (r->first_rescaling.trace_ratio > 1.1)  // what rescaling gains below the best learning rate it takes above it (dev/paper)
+        snprintf(hint, sizeof hint, ", or --rescale-max-trace 1 (rescaling multiplied the trace of G by %.2g)", r->first_rescaling.trace_ratio);
     if (step == 0)
         snprintf(text, sizeof text, "%s is not finite before the first step: the initial weights are too large", what);
     else
-        snprintf(text, sizeof text, "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s", what,
-                 (long long)step, r->options->lr, r->last_checkpoint[0] ? "; last good checkpoint: " : "", r->last_checkpoint);
+        snprintf(text, sizeof text, "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s%s", what,
+                 (long long)step, r->options->lr, hint, r->last_checkpoint[0] ? "; last good checkpoint: " : "", r->last_checkpoint);
     return train_fail(r, text);
 }
 
@@ -584,14 +586,15 @@ static inline int train_rescale(train_run *r, int first) {
     if (r->rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) return train_fail(r, report.message);
     if (first) r->first_rescaling = report, r->output_moved = moved;
     r->rescalings++, r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
-    char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION];
+    char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION], trace[48] = "";
+    if (report.trace_ratio > 0) snprintf(trace, sizeof trace, ", trace of G times %.2f", report.trace_ratio);
     log_progress_line(&r->progress,
                       "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
-                      "solve %s, apply %s; max |log lambda| %.2f, %d of %d units pinned; outputs moved by %.1e",
+                      "solve %s, apply %s; max |log lambda| %.2f%s, %d of %d units pinned; outputs moved by %.1e",
                       r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report.objective_before,
                       report.objective_after, report.grad_inf, report.iterations, report.sweeps,
                       log_duration(diag, report.seconds_diag_g), log_duration(solve, report.seconds_solve),
-                      log_duration(apply, report.seconds_apply), report.max_abs_log_lambda, report.pinned_units, report.units,
+                      log_duration(apply, report.seconds_apply), report.max_abs_log_lambda, trace, report.pinned_units, report.units,
                       moved);
     r->mark = log_seconds();
     return 0;

@@ -44,10 +44,10 @@ check 'diverged runs have learned nothing' says '| 2 ± 0 (3 of 3 learned nothin
 check 'never' says '| same | 0.1 | 1 ± 0 | never |'
 check 'harm' quietly "$report" harm "$work/a.csv"
 # t = mean / (s / sqrt 3) of ln 0.5, ln 0.55, ln 0.45: 12.01, p = 0.0069. At 0.2: ln (2 / 1.5), without spread: worse, certainly
-check 'better once, worse once' says '| fast | 2 | 1 | 0 | 1 | 1 | 0.5x | 1.33x | 1, 0, 0 |'
-check 'half a percent is equal' says '| same | 2 | 0 | 2 | 0 | 0 | 1x | 1x | 0, 1, 0 |'
+check 'better once, worse once' says '| fast | 0, 0, 0 | 1, 0, 0 | 0, 0, 1 | 1, 0, 1 | 1 | 0.5x | 1.33x | 1, 0, 0 |'
+check 'half a percent is equal' says '| same | 0, 0, 0 | 0, 1, 0 | 0, 1, 0 | 0, 2, 0 | 0 | 1x | 1x | 0, 1, 0 |'
 # ln 1.05, ln 1.2, ln 1.35: mean 0.1771, s 0.1257, t = 2.44, p = 0.135
-check 'three scattered seeds prove nothing' says '| noisy | 1 | 0 | 1 | 0 | 0 | 1x | 1x | 0, 1, 0 |'
+check 'three scattered seeds prove nothing' says '| noisy | 0, 0, 0 | 0, 1, 0 | 0, 0, 0 | 0, 1, 0 | 0 | 1x | 1x | 0, 1, 0 |'
 check 'worse' quietly "$report" worse fast "$work/a.csv"
 check 'where it is worse' says '| net | uniform | 0.2 | 1.5 ± 0 | 2 ± 0 (3 of 3 learned nothing) | 1.33x | 0 |'
 check 'plot' quietly "$report" plot "$work/a.csv" 'a < b'

@@ -279,7 +279,7 @@ fi
 # The 124M preset: one step of 4 sequences of 64 tokens, with 8 GiB of address space.
 # shellcheck disable=SC2046
 shard "$work/many.bin" 20240520 1 600 $(awk 'BEGIN { for (i = 0; i < 600; i++) print i * 7919 % 50257 }')
-large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 0 --rescale pathcond --report $work/r.json"
+large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 1steps --rescale pathcond --report $work/r.json"
 printf '%s\n' $large >>"$work/used"
 (ulimit -v 8388608 && OMP_NUM_THREADS=2 && "$trainer" $large) >"$work/out" 2>"$work/err"
 check '124M: a step in less than 8 GiB' eval '[ $? -eq 0 ] && less "$(number "$work/r.json" peak_memory_mib)" 8192'

@@ -14,6 +14,7 @@
 //     time          epochs (or steps) until the method is down at the baseline's final loss (same seed, baseline at its best rate, or at the
 //                   rate asked for) over those of the run, the curve c1..c20 interpolated; mean over the seeds [95 % interval, Student's t].
 //                   Where some seeds never get there: the mean of the others, and how many they are.
+//     harm          numbers `better, equal, worse` at learning rates below, at and above the baseline's best one.
 //     better/worse  paired differences of log c20 against `none` at the same net, initialisation and learning rate, two-sided t-test at
 //                   95 %, and a mean ratio of more than 1 %. `certain`: worse also after Holm's correction for the number of settings.
 #include <math.h>
@@ -241,7 +242,7 @@ static void print_table(const setting *s, int rate) {
 
 enum { MAX_CELLS = 1024 };
 typedef struct tally {
-    int better, equal, worse, best_better, best_equal, best_worse, n;
+    int count[4][3], n;                  // better, equal, worse: at rates below, at and above the baseline's best, and each at its own best
     double largest_gain, largest_harm;   // of the mean log ratio to `none`, where it is significant
     double p[MAX_CELLS];                 // of every setting, 1 where the method's mean is better
 } tally;
@@ -260,19 +261,17 @@ static int compare(const cell *c, const cell *base, double *d, double *p) {
 
 static void add_to_tally(tally *t, const setting *s, int method) {
     double d, p;
+    const int best = best_rate(s, 0), own = best_rate(s, method);
     for (int r = 0; r < n_rates; r++) {
         if (!s->cells[r][method].n || !s->cells[r][0].n) continue;
         const int sign = compare(&s->cells[r][method], &s->cells[r][0], &d, &p);
         if (t->n == MAX_CELLS) fail("more than 1024 settings", methods[method]);
         t->p[t->n++] = d > 0.01 ? p : 1;
-        t->better += sign < 0, t->equal += sign == 0, t->worse += sign > 0;
+        t->count[r < best ? 0 : r == best ? 1 : 2][sign + 1]++;
         if (sign < 0) t->largest_gain = fmin(t->largest_gain, d);
         if (sign > 0) t->largest_harm = fmax(t->largest_harm, d);
     }
-    const int rate = best_rate(s, method);
-    if (!s->cells[rate][method].n) return;
-    const int sign = compare(&s->cells[rate][method], &s->cells[best_rate(s, 0)][0], &d, &p);
-    t->best_better += sign < 0, t->best_equal += sign == 0, t->best_worse += sign > 0;
+    if (s->cells[own][method].n) t->count[3][compare(&s->cells[own][method], &s->cells[best][0], &d, &p) + 1]++;
 }
 
 // How many of n p-values are below 5 % by Holm's procedure, which holds the chance of a single false one to 5 %.
@@ -294,12 +293,19 @@ static void print_harm(int n_files, char **files) {
             for (int k = 0; k < n_settings; k++) add_to_tally(t, settings[k], m);
         }
     }
-    printf("| method | settings | better | equal | worse | certain | largest gain | largest harm | better, equal, worse, each at its best rate |\n");
+    printf("| method | below | at | above | all | certain | largest gain | largest harm | each at its best rate |\n");
     printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (int m = 0; m < n_all; m++) {
         tally *t = &tallies[m];
-        printf("| %s | %d | %d | %d | %d | %d | %.2gx | %.3gx | %d, %d, %d |\n", all[m], t->n, t->better, t->equal, t->worse, certain(t->p, t->n),
-               exp(t->largest_gain), exp(t->largest_harm), t->best_better, t->best_equal, t->best_worse);
+        printf("| %s |", all[m]);
+        for (int k = 0; k < 4; k++) {
+            const int *c = t->count[k];
+            int sum[3];
+            for (int i = 0; i < 3; i++) sum[i] = t->count[0][i] + t->count[1][i] + t->count[2][i];
+            if (k == 3) printf(" %d, %d, %d | %d | %.2gx | %.3gx |", sum[0], sum[1], sum[2], certain(t->p, t->n), exp(t->largest_gain), exp(t->largest_harm));
+            printf(" %d, %d, %d |", c[0], c[1], c[2]);
+        }
+        printf("\n");
     }
 }
 

@@ -67,9 +67,9 @@ lists() {
     moons) inits="uniform normal" ;;
     fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated enorm-20 enorm-step" ;;
     allconv) needs=cifar10 methods="none pathcond sweeps10 within weights trace enorm-step" ;;
-    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace repeated enorm-step" ;;
-    scale) needs=fashion-mnist methods="none pathcond within trace enorm" ;;
-    held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond trace control" ;;
+    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace trace1.5 repeated enorm-step" ;;
+    scale) needs=fashion-mnist methods="none pathcond sweeps10 bound1 within trace trace1.5 enorm" ;;
+    held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond sweeps10 bound1 trace trace1.5 control" ;;
     esac
     nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates} methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
 }
