@@ -60,7 +60,8 @@
 //         attention           values: rows of W_v enter, columns of W_o leave a group of linear units; queries and keys:
 //                             rows of W_q enter, rows of W_k leave (flags RESCALE_ROWS_LEAVE)
 //     flags: RESCALE_UNCOUNTED  scaled, but left out of F, p and n_h, and of a bias also its paths where the header computes
-//     diag(G);  RESCALE_ROWS_LEAVE  the rows leave `enters` (row r is divided by lambda);  RESCALE_COLS_ENTER  the columns enter `leaves` (an embedding that writes a stream).
+//     diag(G);  RESCALE_ROWS_LEAVE  the rows leave `enters` (row r is divided by lambda);  RESCALE_COLS_ENTER  the columns enter
+//     `leaves` (an embedding that writes a stream).
 //     reference / reference_each: r > 0 for the tensor, or per parameter [n_out][n_in][kernel].
 //     moment1 / moment2: optimizer state of the tensor (SGD momentum or Adam's m; Adam's v), same shape and memory; it is
 //     divided by the factor (by its square) that multiplies the parameter, so that training goes on consistently.
@@ -126,7 +127,7 @@ enum {  // status codes
     RESCALE_ERROR_DEVICE        // a CUDA call failed
 };
 enum { RESCALE_PATHCOND, RESCALE_ENORM };   // method
-enum { RESCALE_NEWTON, RESCALE_SWEEPS, RESCALE_UNIT_SWEEPS };    // solver
+enum { RESCALE_NEWTON, RESCALE_SWEEPS, RESCALE_UNIT_SWEEPS };  // solver
 enum { RESCALE_RELU, RESCALE_LEAKY_RELU, RESCALE_IDENTITY, RESCALE_GELU, RESCALE_SILU, RESCALE_TANH, RESCALE_SIGMOID };
 enum { RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN };  // role of a tensor
 enum { RESCALE_UNCOUNTED = 1, RESCALE_ROWS_LEAVE = 2, RESCALE_COLS_ENTER = 4 };  // flags

@@ -420,11 +420,13 @@ static inline void train_count_paths(const train_options *o, rescale_tensor *t, 
         if (o->rescale_paths && t[i].role == RESCALE_BIAS) t[i].flags |= RESCALE_UNCOUNTED;
 }
 
-// Largest |after - before| relative to the largest |before|, n outputs in host memory.
+// Largest |after - before| relative to the largest |before|, n outputs in host memory; infinity where one of them is NaN.
 static inline double train_relative_difference(const float *before, const float *after, size_t n) {
     double difference = 0, largest = 0;
     for (size_t i = 0; i < n; i++) {
-        difference = fmax(difference, fabs((double)after[i] - before[i]));
+        const double d = fabs((double)after[i] - before[i]);
+        if (isnan(d)) return INFINITY;
+        difference = fmax(difference, d);
         largest = fmax(largest, fabs((double)before[i]));
     }
     return difference > 0 ? difference / largest : 0;

@@ -350,6 +350,9 @@ diverges() { # diverges WHAT OPTIONS
     check "$label: says that it diverged" complains diverged
 }
 diverges 'diverging' --lr 1e30 --epochs 3
+check 'diverging: how much rescaling multiplied the trace of G' complains ', or --rescale-max-trace 1 (rescaling multiplied the trace of G by '
+diverges 'diverging as initialised' --lr 1e30 --epochs 3 --rescale none
+check 'diverging as initialised: no word about rescaling' not complains trace
 diverges 'diverging, AdamW' --lr 1e30 --epochs 3 --optimizer adamw
 diverges 'diverging, infinite weights' --lr 1e38 --epochs 3 --log-dir "$work/div" --checkpoint-every 1steps
 check 'weights that are not finite are no checkpoint' is "$(newest "$work/div")" ''

@@ -50,17 +50,17 @@ lists() {
     case $1-$size in
     moons-quick) nets="2-8x5-2 2-32x5-2" seeds="1 2 3 4 5" rates="0.001 0.01 0.1 0.3 1" ;;
     moons-full) nets="2-2x5-2 2-4x5-2 2-8x5-2 2-16x5-2 2-32x5-2" rates="0.0001 0.001 0.01 0.1 0.3 1" ;;
-    fc-depth-quick) nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5" rates="0.001 0.01 0.1 0.3" ;;
+    fc-depth-quick) nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5" rates="0.001 0.01 0.1 0.3 1" ;;
     fc-depth-full)
-        nets='' inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3"
+        nets='' inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3 1"
         for data in cifar10 fashion; do for k in 3 4 5 6 7 8; do nets="$nets $data-500x$k $data-500x$k-bn"; done; done
         ;;
     allconv-quick) nets="allconv/4 allconv/8-bn small/2" rates="0.02 0.05 0.1" ;;
     allconv-full) nets="allconv allconv-bn small" inits="uniform normal" rates="0.001 0.01 0.05 0.1" ;;
-    autoencoder-quick) nets="mnist-100-30 mnist-32-4 fashion-100-30 fashion-32-4" rates="0.1 0.3 1 3" ;;
-    autoencoder-full) nets="mnist-100-30 mnist-64-8 mnist-32-4 fashion-100-30 fashion-64-8 fashion-32-4" inits="uniform normal" rates="0.01 0.03 0.1 0.3 1 3" ;;
-    scale-quick) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.3 uniform uniformx3" rates="0.001 0.01 0.1 1" ;;
-    scale-full) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.1 uniformx0.3 uniform uniformx3 uniformx10" rates="0.001 0.01 0.1 1" ;;
+    autoencoder-quick) nets="mnist-100-30 mnist-32-4 fashion-100-30 fashion-32-4" rates="0.1 0.3 1 3 10" ;;
+    autoencoder-full) nets="mnist-100-30 mnist-64-8 mnist-32-4 fashion-100-30 fashion-64-8 fashion-32-4" inits="uniform normal" rates="0.01 0.03 0.1 0.3 1 3 10" ;;
+    scale-quick) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.3 uniform uniformx3" rates="0.01 0.03 0.1 0.3 1 3" ;;
+    scale-full) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.1 uniformx0.3 uniform uniformx3 uniformx10" rates="0.001 0.003 0.01 0.03 0.1 0.3 1 3" ;;
     held-out-*) nets="moons:2-16x3-2 fc-depth:fashion-300x4 autoencoder:mnist-64-8 scale:trapezoid allconv:small/4" inits="uniform normal" rates="0.02 0.1 0.5" seeds="11 12 13 14 15" ;;
     esac
     case $1 in
