@@ -173,7 +173,8 @@ typedef struct rescale_options {
     double enorm_c;      // ENorm's depth penalty c, 1 = none
     double strength;     // 1: u is the optimum; 0 to 1: that part of it
     int within;          // 1: the mean of u over the free units of every group is taken out: no layer as a whole grows or shrinks
-    double max_trace;    // >= 1: F is minimised where sum of diag(G) / r is at most that many times what it was; Newton only; 0 = anywhere
+    double max_trace;    // >= 1: F is minimised where sum of diag(G) / r is at most that many times what it was (to a thousandth, and
+                         // before pow2 rounding); Newton only; 0 (default) = anywhere
     int dry_run;         // 1: solve and report, change no parameter
     int on_device;       // 1: tensors are in device memory
     int general;         // 1: always use conjugate gradients, also where the Woodbury solve applies
@@ -187,7 +188,8 @@ typedef struct rescale_report {
     char message[256];         // "" or one line that names the tensor or group
     double objective_before, objective_after;  // F (PathCond) or the sum of squared weights (ENorm)
     double trace_ratio;        // sum of diag(G) / r after over before (PathCond): about how much faster the first steps are at one rate
-    double grad_inf;           // max over units of |dF/du|, projected at bounds: the certificate (before pow2 rounding)
+    double grad_inf;           // max over units of |dF/du|, projected at bounds: the certificate (before pow2 rounding). Where max_trace
+                               // binds: of F + mu log S, times p / (p + mu)
     double grad_tolerance;     // 1e-8 * max(1, max |n_h|): what grad_inf has to be below to be called the optimum
     int converged;             // grad_inf <= grad_tolerance
     int iterations;            // Newton steps on all units
@@ -274,6 +276,7 @@ typedef struct rsc_solver {
     int units;
     long long parameters;        // counted parameters
     double p;                    // as many; more where the trace is bounded
+    double trace;                // S as initialised
     double *u, *x, *trial;       // [units] u, exp(u), a trial u
     double *leave, *enter;       // [units] O_h and I_h
     double *count;               // [units] n_h
@@ -623,6 +626,7 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
         !(o->strength >= 0 && o->strength <= 1) || !(o->max_trace == 0 || (o->max_trace >= 1 && o->max_trace <= DBL_MAX)))
         wrong = "tolerance, iterations, sweeps, max_log, enorm_c, strength or max_trace out of range";
     if (o->max_trace > 0 && (o->method != RESCALE_PATHCOND || o->solver != RESCALE_NEWTON)) wrong = "max_trace needs PathCond and Newton's method";
+    if (o->within && (o->max_log > 0 || o->max_trace > 0)) wrong = "within excludes max_log and max_trace";
 #ifndef RESCALE_HAS_DEVICE
     if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
@@ -1284,6 +1288,7 @@ static inline void rsc_newton(rsc_solver *s) {
     for (int i = 0; i < s->net->n_tensors; i++) woodbury = woodbury && s->energy[i].kind != RSC_MATRIX;
     double F = rsc_evaluate(s, s->u), grad_inf, n_max = 1;
     for (int h = 0; h < s->units; h++) n_max = fmax(n_max, fabs(s->count[h]));
+    n_max *= s->p / (double)s->parameters;  // a larger p multiplies the gradient, and its rounding errors
     for (int round = 0; round < 2; round++) {
         rsc_block_sweep(s);
         F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
@@ -1382,17 +1387,20 @@ static inline int rsc_enorm(rsc_solver *s) {
 
 // ----------------------------------------------------------------------------------------------------- PathCond, apply
 
-// Minimises F where S <= limit, from the optimum: with a multiplier that is F with a larger p. S falls as p grows; bisection of
-// log p until S is within a thousandth of the limit.
+// Minimises F where S <= limit, from the optimum: with a multiplier mu, F + mu log S is F with p + mu in place of p, and S falls as
+// mu grows. Bisection of log p until S is at most a thousandth below the limit; where nothing but u = 0 is within it, that.
 static inline void rsc_bound_trace(rsc_solver *s, double limit) {
     double low = 0, high = INFINITY, at = 1;  // log of p over the number of parameters
-    for (int k = 0; k < 60 && at < 64 && !(s->total <= limit && s->total >= 0.999 * limit); k++) {
+    for (int k = 0; k < 60 && at < 32 && !(s->total <= limit && s->total >= 0.999 * limit); k++) {
         s->p = (double)s->parameters * exp(at);
         rsc_newton(s);
         if (s->total > limit) low = at;
         else high = at;
         at = high < INFINITY ? 0.5 * (low + high) : 2 * at;
     }
+    if (s->total <= limit) return;
+    for (int h = 0; h < s->units; h++) s->u[h] = 0;
+    s->p = 1e30 * (double)s->parameters;  // the certificate then is that of S alone
 }
 
 // diag(G), then the solver the options ask for; u ends in s->u.
@@ -1406,7 +1414,8 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     const double solve = rsc_seconds();
     r->seconds_diag_g = solve - start;
     r->objective_before = rsc_evaluate(s, s->u);
-    const double trace = s->total, limit = s->options->max_trace * trace;
+    const double limit = s->options->max_trace * s->total;
+    s->trace = s->total;
     if (!(s->total > 0) || !(s->total <= DBL_MAX))
         return rsc_error(r, RESCALE_ERROR_RANGE, "network", "diag(G) is zero everywhere or overflows");
     double n_max = 1;
@@ -1418,10 +1427,10 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     if (s->options->solver != RESCALE_NEWTON)
         for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
     else rsc_newton(s);
-    if (limit > 0 && s->total > limit) rsc_bound_trace(s, limit);
-    rsc_evaluate(s, s->u), r->grad_inf = rsc_gradient(s, s->u);
+    if (limit > 0 && s->total > limit * (1 + 1e-9)) rsc_bound_trace(s, limit);
+    rsc_evaluate(s, s->u), r->grad_inf = rsc_gradient(s, s->u) * (double)s->parameters / s->p;
     s->p = (double)s->parameters;
-    r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / trace;
+    r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
     return RESCALE_OK;
 }
 
@@ -1464,7 +1473,7 @@ static inline void rsc_moderate(rsc_solver *s) {
         for (int h = s->first[g]; h < s->first[g + 1]; h++)
             if (s->fixed[h] != 1) sum += s->u[h], free_units++;
         for (int h = s->first[g]; h < s->first[g + 1]; h++)
-            if (s->fixed[h] != 1) s->u[h] = o->strength * (s->u[h] - (o->within && free_units ? sum / free_units : 0));
+            if (s->fixed[h] != 1) s->u[h] = o->strength * (s->u[h] - (o->within ? sum / free_units : 0));
     }
 }
 
@@ -1485,7 +1494,7 @@ static inline int rsc_apply(rsc_solver *s) {
     }
     for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
     if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) {
-        r->trace_ratio /= s->total, r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio *= s->total;
+        r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
     } else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
     for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, (int)rint(0.5 * s->u[h] / log(2.0))) : exp(0.5 * s->u[h]);
     if (o->u) memcpy(o->u, s->u, (size_t)s->units * sizeof(double));

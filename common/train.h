@@ -180,6 +180,8 @@ static inline void train_check_options(const char *program, train_options *o, co
     if (o->rescale_max_trace != 0 && o->rescale_max_trace < 1) cli_usage_error(program, "--rescale-max-trace: expected 0, or 1 and more");
     if (o->rescale_max_trace != 0 && (o->rescale == RESCALE_BY_ENORM || o->rescale_solver))
         cli_usage_error(program, "--rescale-max-trace needs --rescale pathcond and --rescale-solver newton");
+    if (o->rescale_within && (o->rescale_max_trace != 0 || o->rescale_max_log != 0))
+        cli_usage_error(program, "--rescale-within excludes --rescale-max-log and --rescale-max-trace");
     if (o->resume) o->log_dir = o->resume;
 }
 
@@ -473,6 +475,7 @@ typedef struct train_run {
     int64_t first_step;          // where this process started (resume)
     int64_t fetched;             // steps whose loss has been fetched and logged
     double step_seconds, mark;   // time spent in steps; clock at the last mark
+    double first_loss;           // of the first step fetched here; 0: not yet. -1: it has been said that the loss exploded
     double loss, train_loss, test_loss, test_accuracy;
     rescale_report first_rescaling;  // right after initialisation
     double output_moved;         // by it
@@ -516,11 +519,30 @@ static inline int train_fail(train_run *r, const char *message) {
     return 1;
 }
 
+// What else than a smaller learning rate may help: a rescaling that multiplies the trace of G makes the first steps larger (dev/paper).
+static inline void train_hint(const train_run *r, char *hint, size_t size) {
+    *hint = '\0';
+    if (r->first_rescaling.trace_ratio > 1.1 && !r->options->rescale_solver)
+        snprintf(hint, size, ", or --rescale-max-trace 1 (rescaling multiplied the trace of G by %.2g)", r->first_rescaling.trace_ratio);
+}
+
+// Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper) runs that learn stay below five times,
+// those that exceed fifty end at a constant output or diverge.
+static inline void train_watch(train_run *r, int64_t step) {
+    char hint[128];
+    if (r->first_loss == 0) r->first_loss = r->loss;
+    if (r->first_loss < 0 || r->loss <= 10 * r->first_loss) return;
+    train_hint(r, hint, sizeof hint);
+    if (!r->options->quiet)
+        fprintf(stderr, "%s: warning: loss %.3g at step %lld, %.2g times the first: few runs recover, try a smaller --lr than %g%s\n", r->program,
+                r->loss, (long long)step, r->loss / r->first_loss, r->options->lr, hint);
+    r->first_loss = -1;
+}
+
 // Reports that `what` is not finite after `step` steps; names the last good checkpoint. Returns 1.
 static inline int train_diverged(train_run *r, const char *what, int64_t step) {
-    char text[2 * LOG_PATH], hint[128] = "";
-    if (r->first_rescaling.trace_ratio > 1.1)  // what rescaling gains below the best learning rate it takes above it (dev/paper)
-        snprintf(hint, sizeof hint, ", or --rescale-max-trace 1 (rescaling multiplied the trace of G by %.2g)", r->first_rescaling.trace_ratio);
+    char text[2 * LOG_PATH], hint[128];
+    train_hint(r, hint, sizeof hint);
     if (step == 0)
         snprintf(text, sizeof text, "%s is not finite before the first step: the initial weights are too large", what);
     else
@@ -547,6 +569,7 @@ static inline int train_fetch_losses(train_run *r) {
         const int64_t s = r->fetched;
         r->loss = ring[s % TRAIN_LOSS_RING];
         if (!isfinite(r->loss)) return train_diverged(r, "the loss", s + 1);
+        train_watch(r, s + 1);
         log_row row = log_row_make(s + 1, (double)(s + 1) / (double)r->steps_per_epoch, "step", r->loss);
         row.lr = train_learning_rate(r->options, s, r->total_steps);
         row.ms = 1e3 * seconds, row.samples_per_s = r->batch * r->units_per_sample / seconds;
@@ -585,7 +608,10 @@ static inline int train_evaluate(train_run *r) {
 static inline int train_rescale(train_run *r, int first) {
     rescale_report report;
     double moved = 0;  // measured where it is told: four passes, which a quiet run that rescales at every step would notice
-    if (r->rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) return train_fail(r, report.message);
+    if (r->rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) {
+        const int diverged = !first && (report.status == RESCALE_ERROR_NON_FINITE || report.status == RESCALE_ERROR_RANGE);
+        return diverged ? train_diverged(r, "a weight, or diag(G) of a rescaling,", r->step) : train_fail(r, report.message);
+    }
     if (first) r->first_rescaling = report, r->output_moved = moved;
     r->rescalings++, r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
     char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION], trace[48] = "";

@@ -132,6 +132,7 @@ bad_options() {
     refuses 2 --rescale-solver "$@" --rescale-solver unit
     refuses 2 --rescale-max-trace "$@" --rescale-max-trace 0.5
     refuses 2 --rescale-max-trace "$@" --rescale pathcond --rescale-max-trace 1 --rescale-solver sweeps
+    refuses 2 --rescale-within "$@" --rescale-within --rescale-max-log 1
     refuses 2 --rescale-max-trace "$@" --rescale enorm --rescale-max-trace 1
     refuses 2 --rescale "$@" --rescale maybe
     refuses 2 --optimizer "$@" --optimizer adam

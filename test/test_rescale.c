@@ -267,12 +267,12 @@ static rsc_solver open_solver(const rescale_net *net, const rescale_options *o, 
 
 // The optimum where S = sum g exp(B u) may grow by a factor only: S is at the limit, and dS/du, in loops over single parameters, is a
 // positive multiple of n_h (the conditions of Karush, Kuhn and Tucker, sufficient here since S is convex), larger than S / p.
-static void check_bounded_trace(const mlp *m, double factor) {
+static void check_bounded_trace(const mlp *m, double factor, int general) {
     double *g = mlp_diag_g(m), u[64], slope[64] = {0}, count[64] = {0}, before = 0, S = 0;
     problem pr = problem_of(&m->net, g);
     rescale_options o = dry();
     const rescale_report free_one = solve(&m->net, o, u);
-    o.max_trace = factor;
+    o.max_trace = factor, o.general = general;
     const rescale_report r = solve(&m->net, o, u);
     for (int i = 0; i < pr.q.n_params; i++) {
         const int in = pr.enter[i], out = pr.leave[i];
@@ -284,7 +284,7 @@ static void check_bounded_trace(const mlp *m, double factor) {
     const double ratio = S / before;
     test_close_d("trace ratio", &r.trace_ratio, &ratio, 1, 1e-9, 0);
     if (free_one.trace_ratio <= factor) {
-        CHECK(r.trace_ratio == free_one.trace_ratio && r.objective_after == free_one.objective_after, "no bound that matters: the optimum");
+        CHECK(fabs(r.trace_ratio / free_one.trace_ratio - 1) < 1e-6 && fabs(r.objective_after - free_one.objective_after) <= 1e-9 * fabs(r.objective_after), "no bound that matters: the optimum");
     } else {
         double dot = 0, n2 = 0, off = 0, largest = 0;
         CHECK(ratio <= factor * (1 + 1e-9) && ratio >= 0.999 * factor, "the trace is at its bound");
@@ -293,7 +293,25 @@ static void check_bounded_trace(const mlp *m, double factor) {
         CHECK(dot > 0 && off <= 1e-6 * largest && dot / n2 < S / pr.q.n_params, "the gradient of S is a multiple of n");
         CHECK(r.converged && r.objective_after < r.objective_before && r.objective_after > free_one.objective_after, "F between");
     }
+    o.max_log = 0.05;
+    const rescale_report both = solve(&m->net, o, u);
+    CHECK(both.trace_ratio <= factor * (1 + 1e-9) && both.max_abs_log_lambda <= 0.05 * (1 + 1e-12), "both bounds hold");
     problem_free(&pr), free(g);
+}
+
+// A net whose S is least as it is, though F is not: 2-1-1, all weights 1, S = 2 / x + 2 x, optimum x = 2^-1/2. Nothing may move.
+static void check_least_trace(void) {
+    const int dims[] = {2, 1, 1};
+    double u;
+    mlp *m = mlp_new(dims, 2, 0, 0, 0);
+    for (size_t i = 0; i < m->p; i++) m->theta[i] = 1;
+    rescale_options o = dry();
+    rescale_report r = solve(&m->net, o, &u);
+    CHECK(fabs(u + 0.5 * log(2.0)) < 1e-9 && fabs(r.trace_ratio - 0.75 * sqrt(2.0)) < 1e-9, "worked out by hand");
+    o.max_trace = 1;
+    r = solve(&m->net, o, &u);
+    CHECK(r.converged && r.trace_ratio <= 1 + 1e-9 && fabs(u) < 1e-4, "no room: u = 0");
+    mlp_free(m);
 }
 
 static void check_golden(const GoldenMlp *want) {
@@ -334,7 +352,7 @@ static void check_golden(const GoldenMlp *want) {
         test_close_d("mean of u in a group", &sum, &zero, 1, 0, 1e-12);
     }
     test_close_d("differences within groups", u, within, n, 0, 1e-8);
-    for (int k = 0; k < 3; k++) check_bounded_trace(m, k == 0 ? 1 : k == 1 ? 1.02 : 50);
+    for (int k = 0; k < 6; k++) check_bounded_trace(m, k % 3 == 0 ? 1 : k % 3 == 1 ? 1.02 : 50, k / 3);
     // Biases that do not count begin no paths: the same u as with biases of zero.
     static rescale_tensor t[32];
     rescale_net weights = m->net;
@@ -1129,6 +1147,7 @@ static void check_errors(void) {
     EXPECT("trace", o.max_trace = 0.5, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("trace NaN", o.max_trace = NAN, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("trace and sweeps", (o.max_trace = 1, o.solver = RESCALE_SWEEPS), o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "max_trace");
+    EXPECT("within a bound", (o.within = 1, o.max_log = 1), o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "within");
     EXPECT("sweeps", o.sweeps = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("bound", o.max_log = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("enorm_c", o.enorm_c = 0, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
@@ -1277,6 +1296,7 @@ int main(void) {
     }
     check_references(0);
     check_references(1);
+    check_least_trace();
     check_certificates();
     check_dead_units();
     check_non_finite();

@@ -351,6 +351,10 @@ diverges() { # diverges WHAT OPTIONS
 }
 diverges 'diverging' --lr 1e30 --epochs 3
 check 'diverging: how much rescaling multiplied the trace of G' complains ', or --rescale-max-trace 1 (rescaling multiplied the trace of G by '
+run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 1 --batch-size 0 --steps 5
+check 'the loss explodes: one warning' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "warning: loss " && complains "times the first"'
+run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 0.3 --batch-size 0 --steps 5
+check 'a hump is no explosion' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
 diverges 'diverging as initialised' --lr 1e30 --epochs 3 --rescale none
 check 'diverging as initialised: no word about rescaling' not complains trace
 diverges 'diverging, AdamW' --lr 1e30 --epochs 3 --optimizer adamw

@@ -11,10 +11,12 @@
 // twentieth at the lowest rate. Seeds pair the runs: a seed fixes the initial weights and the order of samples for all methods.
 //
 //     final loss    mean over seeds ± standard deviation of c20. A method's best learning rate has the lowest mean.
-//     time          epochs (or steps) until the method is down at the baseline's final loss (same seed, baseline at its best rate, or at the
-//                   rate asked for) over those of the run, the curve c1..c20 interpolated; mean over the seeds [95 % interval, Student's t].
-//                   Where some seeds never get there: the mean of the others, and how many they are.
-//     harm          numbers `better, equal, worse` at learning rates below, at and above the baseline's best one.
+//     time          epochs (or steps) until the method is first down at the baseline's final loss (same seed, baseline at its best rate, or at
+//                   the rate asked for), the curve c1..c20 interpolated, over those until the baseline itself first is; geometric mean
+//                   over the seeds [95 % interval, Student's t of the logarithms]. Where some seeds never get there: the mean of the
+//                   others, and how many they are.
+//     harm          numbers `better, equal, worse`, settings being nets, initialisations and learning rates; `ratio`: geometric mean over the
+//                   settings of the final loss over the baseline's; `above 1.05x`: settings where the mean over seeds is.
 //     better/worse  paired differences of log c20 against `none` at the same net, initialisation and learning rate, two-sided t-test at
 //                   95 %, and a mean ratio of more than 1 %. `certain`: worse also after Holm's correction for the number of settings.
 #include <math.h>
@@ -26,7 +28,7 @@
 enum { CURVE = 20, MAX_SEEDS = 16, NAME = 48, MAX_RATES = 16, MAX_METHODS = 24, MAX_SETTINGS = 64 };
 
 typedef struct run {
-    int seed;
+    int seed, failed;
     double accuracy, max_log, curve[CURVE];
 } run;
 typedef struct cell {             // one method at one learning rate
@@ -72,6 +74,12 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static const run *run_of_seed(const cell *c, int seed) {
+    for (int i = 0; i < c->n; i++)
+        if (c->runs[i].seed == seed) return &c->runs[i];
+    return NULL;
+}
+
 // The next field of a CSV row; empty at its end.
 static const char *field(char **at) {
     char *begin = *at, *end = begin + strcspn(begin, ",\r\n");
@@ -109,13 +117,17 @@ static void read_file(const char *path) {
             }
             cell *c = &settings[k]->cells[find_rate(lr)][find(methods, &n_methods, MAX_METHODS, field(&at))];
             if (c->n == MAX_SEEDS) fail("more than 16 seeds", path);
+            const int seed = atoi(field(&at));
+            if (run_of_seed(c, seed)) fail("two runs of one method, net, initialisation, learning rate and seed", path);
             run *r = &c->runs[c->n++];
-            r->seed = atoi(field(&at));
+            r->seed = seed;
             field(&at), field(&at), field(&at);  // steps, train_loss, test_loss
             r->accuracy = atof(field(&at)), r->max_log = atof(field(&at));
             field(&at), field(&at), field(&at);  // trace_ratio, rescale_seconds, train_seconds
             for (int i = 0; i < CURVE; i++) {
-                r->curve[i] = atof(field(&at));
+                const char *value = field(&at);
+                if (!*value) fail("a row with fewer than 34 fields", path);
+                r->curve[i] = atof(value);
                 if (!(r->curve[i] > 0)) r->curve[i] = isfinite(r->curve[i]) ? 1e-12 : INFINITY;  // nan; a loss that fp32 rounds to zero
             }
         }
@@ -126,11 +138,12 @@ static void read_file(const char *path) {
     for (int k = 0; k < n_settings; k++) {
         setting *s = settings[k];
         for (int i = 0; i < s->cells[0][0].n; i++) s->nothing += s->cells[0][0].runs[i].curve[0] / s->cells[0][0].n;
+        if (!(s->nothing > 0 && s->nothing < INFINITY)) fail("`none` is missing or diverges at the lowest learning rate", path);
         for (int c = 0; c < n_rates * n_methods; c++) {
             cell *at = &s->cells[c / n_methods][c % n_methods];
             for (int i = 0; i < at->n; i++) {
                 double *final = &at->runs[i].curve[CURVE - 1];
-                at->failed += *final >= 0.99 * s->nothing;
+                at->runs[i].failed = *final >= 0.99 * s->nothing, at->failed += at->runs[i].failed;
                 *final = fmin(*final, s->nothing);
             }
         }
@@ -138,11 +151,6 @@ static void read_file(const char *path) {
 }
 
 static double final_loss(const run *r) { return r->curve[CURVE - 1]; }
-static const run *run_of_seed(const cell *c, int seed) {
-    for (int i = 0; i < c->n; i++)
-        if (c->runs[i].seed == seed) return &c->runs[i];
-    return NULL;
-}
 static double mean(const double *x, int n) {
     double sum = 0;
     for (int i = 0; i < n; i++) sum += x[i] / n;
@@ -161,9 +169,10 @@ static double half_interval(const double *x, int n) {
 // Two-sided p-value of the mean of n values being zero, Student's t: the finite series for whole degrees of freedom.
 static double p_value(const double *x, int n) {
     const int freedom = n - 1;
+    if (n < 2) return 1;
     const double s = deviation(x, n), t = fabs(mean(x, n)) * sqrt(n) / s, theta = atan(t / sqrt(freedom)), c2 = cos(theta) * cos(theta);
     double term = freedom % 2 ? cos(theta) : 1, sum = freedom == 1 ? 0 : term;
-    if (n < 2 || mean(x, n) == 0) return 1;
+    if (mean(x, n) == 0) return 1;
     if (s == 0) return 0;
     for (int k = freedom % 2 ? 3 : 2; k < freedom; k += 2) term *= c2 * (k - 1) / k, sum += term;
     return fmax(0, 1 - (freedom % 2 ? 2 / M_PI * (theta + sin(theta) * sum) : sin(theta) * sum));
@@ -191,23 +200,23 @@ static double time_to(const run *r, double target) {
     return 0;
 }
 
-// A cell of the table: the time to the baseline's final loss.
+// A cell of the table: the time to the baseline's final loss, relative to the baseline's own.
 static void print_time(const cell *c, const cell *base) {
-    double time[MAX_SEEDS];
+    double log_time[MAX_SEEDS];
     int n = 0, pairs = 0;
     for (int i = 0; i < c->n; i++) {
         const run *b = run_of_seed(base, c->runs[i].seed);
-        if (!b) continue;
+        if (!b || b->failed) continue;
+        const double time = time_to(&c->runs[i], final_loss(b));
         pairs++;
-        time[n] = time_to(&c->runs[i], final_loss(b));
-        n += time[n] > 0;
+        if (time > 0) log_time[n++] = log(time / time_to(b, final_loss(b)));
     }
-    if (!pairs) printf(" |");
-    else if (c == base) printf(" 1 |");
-    else if (base->failed) printf(" baseline learns nothing |");
+    if (!c->n) printf(" |");
+    else if (!pairs) printf(" baseline learns nothing |");
     else if (!n) printf(" never |");
-    else if (n < pairs || n < 2) printf(" %.2f (%d of %d) |", mean(time, n), n, pairs);
-    else printf(" %.2f [%.2f, %.2f] |", mean(time, n), fmax(0, mean(time, n) - half_interval(time, n)), mean(time, n) + half_interval(time, n));
+    else if (n < pairs || n < 2) printf(" %.2f (%d of %d) |", exp(mean(log_time, n)), n, pairs);
+    else if (c == base) printf(" 1 |");
+    else printf(" %.2f [%.2f, %.2f] |", exp(mean(log_time, n)), exp(mean(log_time, n) - half_interval(log_time, n)), exp(mean(log_time, n) + half_interval(log_time, n)));
 }
 static void print_loss(const cell *c) {
     double loss[MAX_SEEDS] = {0};
@@ -217,9 +226,14 @@ static void print_loss(const cell *c) {
     printf(" |");
 }
 
+static void print_rule(int columns) {
+    while (columns--) printf(" ---: |");
+    printf("\n");
+}
+
 static void print_table(const setting *s, int rate) {
     printf("%s, %s\n\n| method | best lr | final loss | time | test accuracy | max log λ | final loss at lr %g | time |\n", s->net, s->init, rates[rate]);
-    printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    printf("| --- |"), print_rule(7);
     for (int m = 0; m < n_methods; m++) {
         const int best = best_rate(s, m);
         const cell *c = &s->cells[best][m];
@@ -242,7 +256,10 @@ static void print_table(const setting *s, int rate) {
 
 enum { MAX_CELLS = 1024 };
 typedef struct tally {
-    int count[4][3], n;                  // better, equal, worse: at rates below, at and above the baseline's best, and each at its own best
+    int count[5][3];                     // better, equal, worse: where the baseline learns nothing at any rate; at rates below, at and above
+                                         // its best; each at its own best rate
+    int n, above_5;                      // settings; those with a mean ratio above 1.05
+    double log_ratio;                    // summed over the settings
     double largest_gain, largest_harm;   // of the mean log ratio to `none`, where it is significant
     double p[MAX_CELLS];                 // of every setting, 1 where the method's mean is better
 } tally;
@@ -255,23 +272,24 @@ static int compare(const cell *c, const cell *base, double *d, double *p) {
         const run *b = run_of_seed(base, c->runs[i].seed);
         if (b) x[n++] = log(final_loss(&c->runs[i])) - log(final_loss(b));
     }
-    *d = n ? mean(x, n) : 0, *p = n > 1 ? p_value(x, n) : 1;
-    return fabs(*d) <= 0.01 || *p >= 0.05 ? 0 : *d > 0 ? 1 : -1;
+    *d = n ? mean(x, n) : 0, *p = p_value(x, n);
+    return fabs(*d) <= 0.01 || !(*p < 0.05) ? 0 : *d > 0 ? 1 : -1;
 }
 
 static void add_to_tally(tally *t, const setting *s, int method) {
     double d, p;
-    const int best = best_rate(s, 0), own = best_rate(s, method);
+    const int best = best_rate(s, 0), own = best_rate(s, method), nothing = s->cells[best][0].failed == s->cells[best][0].n;
     for (int r = 0; r < n_rates; r++) {
         if (!s->cells[r][method].n || !s->cells[r][0].n) continue;
         const int sign = compare(&s->cells[r][method], &s->cells[r][0], &d, &p);
         if (t->n == MAX_CELLS) fail("more than 1024 settings", methods[method]);
         t->p[t->n++] = d > 0.01 ? p : 1;
-        t->count[r < best ? 0 : r == best ? 1 : 2][sign + 1]++;
+        t->count[nothing ? 0 : r < best ? 1 : r == best ? 2 : 3][sign + 1]++;
+        t->log_ratio += d, t->above_5 += d > log(1.05);
         if (sign < 0) t->largest_gain = fmin(t->largest_gain, d);
         if (sign > 0) t->largest_harm = fmax(t->largest_harm, d);
     }
-    if (s->cells[own][method].n) t->count[3][compare(&s->cells[own][method], &s->cells[best][0], &d, &p) + 1]++;
+    if (s->cells[own][method].n) t->count[4][compare(&s->cells[own][method], &s->cells[best][0], &d, &p) + 1]++;
 }
 
 // How many of n p-values are below 5 % by Holm's procedure, which holds the chance of a single false one to 5 %.
@@ -293,19 +311,14 @@ static void print_harm(int n_files, char **files) {
             for (int k = 0; k < n_settings; k++) add_to_tally(t, settings[k], m);
         }
     }
-    printf("| method | below | at | above | all | certain | largest gain | largest harm | each at its best rate |\n");
-    printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    printf("| method | settings | baseline learns nothing | below its best rate | at | above | certain | ratio | above 1.05x | largest gain | largest harm | each at its best rate |\n");
+    printf("| --- |"), print_rule(11);
     for (int m = 0; m < n_all; m++) {
         tally *t = &tallies[m];
-        printf("| %s |", all[m]);
-        for (int k = 0; k < 4; k++) {
-            const int *c = t->count[k];
-            int sum[3];
-            for (int i = 0; i < 3; i++) sum[i] = t->count[0][i] + t->count[1][i] + t->count[2][i];
-            if (k == 3) printf(" %d, %d, %d | %d | %.2gx | %.3gx |", sum[0], sum[1], sum[2], certain(t->p, t->n), exp(t->largest_gain), exp(t->largest_harm));
-            printf(" %d, %d, %d |", c[0], c[1], c[2]);
-        }
-        printf("\n");
+        printf("| %s | %d |", all[m], t->n);
+        for (int k = 0; k < 4; k++) printf(" %d, %d, %d |", t->count[k][0], t->count[k][1], t->count[k][2]);
+        printf(" %d | %.2fx | %d | %.2gx | %.3gx | %d, %d, %d |\n", certain(t->p, t->n), exp(t->log_ratio / t->n), t->above_5, exp(t->largest_gain),
+               exp(t->largest_harm), t->count[4][0], t->count[4][1], t->count[4][2]);
     }
 }
 

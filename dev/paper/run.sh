@@ -3,18 +3,23 @@
 #
 #     [QUICK=1] sh dev/paper/run.sh NAME       trains what is not there yet, then writes dev/paper/results/NAME[_full].csv
 #
-# QUICK=1: minutes on two processors, smaller nets and fewer samples; without it the sizes of the paper, for a GPU. As many runs at once as
-# there are processors (JOBS=N for another number), each on one thread on a CPU. A finished run leaves one row in out/paper/ and
-# is not repeated; one that was stopped begins anew. A run that diverges is a result (inf); any other error stops the experiment.
+#     NETS="..." INITS="..." RATES="..." METHODS="..." SEEDS="..."    only these; then it is NAME[_full]_part.csv
+#     JOBS=N     runs at once (default: processors), each on THREADS=N threads (default 1)
+#     OUT=DIR    rows of finished runs (default out/paper/experiments);  RESULTS=DIR    CSV files (default dev/paper/results)
+#
+# QUICK=1: minutes on two processors, smaller nets and fewer samples; without it the sizes of the paper, for a GPU. A finished run leaves
+# one row and is not repeated, unless its command line has changed; one that was stopped begins anew. A run that diverges is a result
+# (inf); any other error stops the experiment.
 #
 # A configuration is NET INIT LR METHOD SEED. For a seed, all methods have the same initial weights and the same batches.
-# A part only: NETS="..." INITS="..." RATES="..." METHODS="..." SEEDS="..."; other folders: OUT, RESULTS. Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
+# Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
 out=${OUT:-out/paper/experiments} results=${RESULTS:-dev/paper/results}
 quick=${QUICK:-0}
 [ "$quick" = 1 ] && size=quick || size=full
 jobs=${JOBS:-$(nproc)}
 suffix=
 [ "$size" = quick ] || suffix=_full
+[ -z "${NETS:-}${INITS:-}${RATES:-}${METHODS:-}${SEEDS:-}" ] || suffix=${suffix}_part
 
 # method_flags METHOD STEPS: what it is on the command line; STEPS of the run.
 method_flags() {
@@ -48,8 +53,8 @@ lists() {
     methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm enorm-20 enorm-step"
     [ "$size" = quick ] && seeds="1 2 3"
     case $1-$size in
-    moons-quick) nets="2-8x5-2 2-32x5-2" seeds="1 2 3 4 5" rates="0.001 0.01 0.1 0.3 1" ;;
-    moons-full) nets="2-2x5-2 2-4x5-2 2-8x5-2 2-16x5-2 2-32x5-2" rates="0.0001 0.001 0.01 0.1 0.3 1" ;;
+    moons-quick) nets="2-8x5-2 2-32x5-2" seeds="1 2 3 4 5" rates="0.001 0.01 0.1 0.3 1 3" ;;
+    moons-full) nets="2-2x5-2 2-4x5-2 2-8x5-2 2-16x5-2 2-32x5-2" rates="0.0001 0.001 0.01 0.1 0.3 1 3" ;;
     fc-depth-quick) nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5" rates="0.001 0.01 0.1 0.3 1" ;;
     fc-depth-full)
         nets='' inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3 1"
@@ -59,16 +64,16 @@ lists() {
     allconv-full) nets="allconv allconv-bn small" inits="uniform normal" rates="0.001 0.01 0.05 0.1" ;;
     autoencoder-quick) nets="mnist-100-30 mnist-32-4 fashion-100-30 fashion-32-4" rates="0.1 0.3 1 3 10" ;;
     autoencoder-full) nets="mnist-100-30 mnist-64-8 mnist-32-4 fashion-100-30 fashion-64-8 fashion-32-4" inits="uniform normal" rates="0.01 0.03 0.1 0.3 1 3 10" ;;
-    scale-quick) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.3 uniform uniformx3" rates="0.01 0.03 0.1 0.3 1 3" ;;
+    scale-quick) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.3 uniform uniformx3" rates="0.001 0.01 0.03 0.1 0.3 1 3" ;;
     scale-full) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.1 uniformx0.3 uniform uniformx3 uniformx10" rates="0.001 0.003 0.01 0.03 0.1 0.3 1 3" ;;
-    held-out-*) nets="moons:2-16x3-2 fc-depth:fashion-300x4 autoencoder:mnist-64-8 scale:trapezoid allconv:small/4" inits="uniform normal" rates="0.02 0.1 0.5" seeds="11 12 13 14 15" ;;
+    held-out-*) nets="moons:2-16x3-2 fc-depth:fashion-300x4 autoencoder:mnist-64-8 scale:trapezoid allconv:small/4" inits="uniform normal" rates="0.02 0.1 0.5 2" seeds="11 12 13 14 15" ;;
     esac
     case $1 in
     moons) inits="uniform normal" ;;
-    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated enorm-20 enorm-step" ;;
-    allconv) needs=cifar10 methods="none pathcond sweeps10 within weights trace enorm-step" ;;
-    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace trace1.5 repeated enorm-step" ;;
-    scale) needs=fashion-mnist methods="none pathcond sweeps10 bound1 within trace trace1.5 enorm" ;;
+    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm-20 enorm-step" ;;
+    allconv) needs=cifar10 methods="none pathcond sweeps10 within weights trace control enorm-step" ;;
+    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace trace1.5 repeated control enorm-step" ;;
+    scale) needs=fashion-mnist methods="none pathcond sweeps10 bound1 within trace trace1.5 control enorm" ;;
     held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond bound1 trace trace1.5 control" ;;
     esac
     nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates} methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
@@ -135,23 +140,27 @@ run_flags() {
 
 # value KEY: a number of the report $json
 value() { sed -n "s/.*\"$1\": \([^,]*\),*$/\1/p" "$json" | head -n 1 | sed 's/null/nan/'; }
-machine() { echo "$(nproc) processors ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), $(date +%F), commit $(git describe --always --dirty)"; }
+machine() {
+    gpu=$(nvidia-smi -L 2>/dev/null | head -n 1)
+    echo "${gpu:+$gpu, }$(nproc) processors ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), $(date +%F)"
+}
 
 # one EXPERIMENT NET INIT LR METHOD SEED: one run, one row
 one() {
     dir=$out/$size/$1/$(echo "$2" | tr / _)/$3/$4/$5
     row=$dir/$6.row
-    [ -s "$row" ] && return 0
-    mkdir -p "$dir"
-    temporary=$dir/$6.part$$ # a name of its own: what a killed runner left behind may still be running
     run_flags "$@"
     method=$(method_flags "$5" "$steps") || return 255
+    sum=$(echo "$flags $method $steps" | cksum | cut -d ' ' -f 1)
+    [ -s "$row" ] && [ "$(sed 's/.*,//' "$row")" = "$sum" ] && return 0
+    mkdir -p "$dir"
+    temporary=$dir/$6.part$$ # a name of its own: what a killed runner left behind may still be running
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=${THREADS:-1} $flags $method --lr "$4" --seed "$6" --steps $steps --quiet \
         --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --report "$temporary.json" 2>"$temporary.err"
     status=$?
-    if [ $status -ne 0 ] && ! grep -q "diverged\|not finite\|not a number" "$temporary.err"; then
-        [ $status -gt 128 ] || { cat "$temporary.err" >&2; echo "run.sh: $*: exit status $status" >&2; }
+    if [ $status -ne 0 ] && ! { [ $status -eq 1 ] && grep -q diverged "$temporary.err"; }; then
+        [ $status -eq 130 ] || [ $status -eq 143 ] || { cat "$temporary.err" >&2; echo "run.sh: $*: exit status $status" >&2; }
         return 255 # xargs stops
     fi
     json=$temporary.json
@@ -161,10 +170,10 @@ one() {
     else
         set -- "$@" inf inf 0 0 nan 0 0
     fi
-    awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status '
-    $3 == "step" { k = int(($1 - 1) * 20 / steps); sum[k] += $4; n[k]++ }
-    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", failed || !n[k] ? "inf" : sprintf("%.5g", sum[k] / n[k]); print "" }' "$temporary/log.csv" >"$temporary.row" &&
-        mv "$temporary.row" "$row" && rm -rf "$temporary" "$json" "$temporary.err"
+    awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status -v sum="$sum" -v commit="$(git describe --always --dirty)" '
+    $3 == "step" { k = int(($1 - 1) * 20 / steps); total[k] += $4; n[k]++ }
+    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", failed || !n[k] ? "inf" : sprintf("%.5g", total[k] / n[k]); print "," commit "," sum }' "$temporary/log.csv" >"$temporary.new" &&
+        mv "$temporary.new" "$row" && rm -rf "$temporary" "$json" "$temporary.err"
 }
 
 experiment() {
@@ -181,25 +190,26 @@ experiment() {
         done
     done >"$out/$size-$1.list" || return
     xargs -P "$jobs" -L 1 sh "$0" one <"$out/$size-$1.list" || { echo "run.sh: $1 is not complete; the same command goes on" >&2; return 1; }
-    find "$out/$size/$1" -name '*.part*' -prune -exec rm -rf {} +
+    find "$out/$size/$1" -name '*.part*' -prune ! -newer "$out/$size-$1.list" -exec rm -rf {} + # of runs that were stopped before
     csv=$results/$1$suffix.csv
+    while read -r e net init lr method seed; do cat "$out/$size/$e/$(echo "$net" | tr / _)/$init/$lr/$method/$seed.row"; done <"$out/$size-$1.list" >"$csv.rows"
     {
-        echo "# $size, $(machine)"
+        echo "# $size, $(machine), commits of the runs: $(awk -F, '{ print $(NF - 1) }' "$csv.rows" | sort -u | tr '\n' ' ')"
         printf 'experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,rescale_seconds,train_seconds'
         for k in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do printf ',c%d' $k; done
         echo
-        while read -r e net init lr method seed; do cat "$out/$size/$e/$(echo "$net" | tr / _)/$init/$lr/$method/$seed.row"; done <"$out/$size-$1.list"
-    } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
+        awk -F, -v OFS=, '{ for (i = 8; i <= 14; i++) if ($i ~ /^[-+.0-9e]+$/) $i = sprintf("%.6g", $i); NF -= 2; print }' "$csv.rows"
+    } >"$csv.part" && rm "$csv.rows" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
 # cost: what rescaling takes, beside a training step. Columns: net,parameters,diag_g,solve,apply (seconds),newton_steps,step (seconds per
-# step at batch 128, mean of 5), peak_memory_mib. All processors, three runs each (full: also nets of up to a billion parameters).
+# step at batch 128, mean of 10), peak_memory_mib. All processors, three runs each (full: also nets of up to a billion parameters).
 cost() {
     csv=$results/cost$suffix.csv
     nets="mlp-256x3 mlp-512x5 mlp-512x20 mlp-1024x5 mlp-2048x5 mlp-4096x3 mlp-4096x6 cnn-small cnn-allconv cnn-resnet18"
-    [ "$size" = quick ] || nets="$nets mlp-512x50 mlp-8192x5 mlp-16384x4"
+    [ "$quick" = 1 ] || nets="$nets mlp-512x50 mlp-8192x5 mlp-16384x4"
     {
-        echo "# $size, $(machine)"
+        echo "# $size, $(machine), commit $(git describe --always --dirty)"
         echo "net,parameters,diag_g,solve,apply,newton_steps,step,peak_memory_mib"
         for net in $nets; do
             case $net in
@@ -209,8 +219,8 @@ cost() {
             for seed in 1 2 3; do
                 json=$out/cost.json
                 # shellcheck disable=SC2086
-                $flags --data images --limit 640 --limit-test 128 --lr 1e-4 --seed $seed --steps 5 --rescale pathcond --eval-every 0 --quiet --report "$json" || return
-                echo "$net,$(value parameters),$(value seconds_diag_g),$(value seconds_solve),$(value seconds_apply),$(value iterations),$(awk "BEGIN { print $(value step_seconds) / 5 }"),$(value peak_memory_mib)"
+                $flags --data images --limit 640 --limit-test 128 --lr 1e-4 --seed $seed --steps 10 --rescale pathcond --eval-every 0 --quiet --report "$json" || return
+                echo "$net,$(value parameters),$(value seconds_diag_g),$(value seconds_solve),$(value seconds_apply),$(value iterations),$(awk "BEGIN { print $(value step_seconds) / 10 }"),$(value peak_memory_mib)"
             done
         done
     } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
