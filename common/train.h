@@ -519,11 +519,11 @@ static inline int train_fail(train_run *r, const char *message) {
     return 1;
 }
 
-// What else than a smaller learning rate may help: a rescaling that multiplies the trace of G makes the first steps larger (dev/paper).
+// What else than a smaller learning rate may help: in dev/paper, rescaling fails where the baseline trains only beyond |log lambda| = 1.
 static inline void train_hint(const train_run *r, char *hint, size_t size) {
     *hint = '\0';
-    if (r->first_rescaling.trace_ratio > 1.1 && !r->options->rescale_solver)
-        snprintf(hint, size, ", or --rescale-max-trace 1 (rescaling multiplied the trace of G by %.2g)", r->first_rescaling.trace_ratio);
+    if (r->first_rescaling.max_abs_log_lambda > 1.001)
+        snprintf(hint, size, ", or --rescale-max-log 1 (rescaling went to |log lambda| = %.2g)", r->first_rescaling.max_abs_log_lambda);
 }
 
 // Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper) runs that learn stay below five times,

@@ -350,13 +350,13 @@ diverges() { # diverges WHAT OPTIONS
     check "$label: says that it diverged" complains diverged
 }
 diverges 'diverging' --lr 1e30 --epochs 3
-check 'diverging: how much rescaling multiplied the trace of G' complains ', or --rescale-max-trace 1 (rescaling multiplied the trace of G by '
+check 'diverging: what else may help' complains ', or --rescale-max-log 1 (rescaling went to |log lambda| = '
 run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 1 --batch-size 0 --steps 5
 check 'the loss explodes: one warning' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "warning: loss " && complains "times the first"'
 run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 0.3 --batch-size 0 --steps 5
 check 'a hump is no explosion' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
 diverges 'diverging as initialised' --lr 1e30 --epochs 3 --rescale none
-check 'diverging as initialised: no word about rescaling' not complains trace
+check 'diverging as initialised: no word about rescaling' not complains lambda
 diverges 'diverging, AdamW' --lr 1e30 --epochs 3 --optimizer adamw
 diverges 'diverging, infinite weights' --lr 1e38 --epochs 3 --log-dir "$work/div" --checkpoint-every 1steps
 check 'weights that are not finite are no checkpoint' is "$(newest "$work/div")" ''

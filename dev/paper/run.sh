@@ -71,7 +71,7 @@ lists() {
     case $1 in
     moons) inits="uniform normal" ;;
     fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm-20 enorm-step" ;;
-    allconv) needs=cifar10 methods="none pathcond sweeps10 within weights trace control enorm-step" ;;
+    allconv) needs=cifar10 methods="none pathcond sweeps10 bound1 within weights trace control enorm-step" ;;
     autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace trace1.5 repeated control enorm-step" ;;
     scale) needs=fashion-mnist methods="none pathcond sweeps10 bound1 within trace trace1.5 control enorm" ;;
     held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond bound1 trace trace1.5 control" ;;
