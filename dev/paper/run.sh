@@ -70,11 +70,11 @@ lists() {
     esac
     case $1 in
     moons) inits="uniform normal" ;;
-    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm-20 enorm-step" ;;
-    allconv) needs=cifar10 methods="none pathcond sweeps10 bound1 within weights trace control enorm-step" ;;
-    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace trace1.5 repeated control enorm-step" ;;
-    scale) needs=fashion-mnist methods="none pathcond sweeps10 bound1 within trace trace1.5 control enorm" ;;
-    held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond bound1 trace trace1.5 control" ;;
+    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps10 bound1 within weights trace repeated enorm-20 enorm-step" ;;
+    allconv) needs=cifar10 methods="none pathcond sweeps10 bound1 weights trace enorm-step" ;;
+    autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace repeated enorm-step" ;;
+    scale) needs=fashion-mnist methods="none pathcond bound1 within trace control enorm" ;;
+    held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond bound1 trace control" ;;
     esac
     nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates} methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
 }
