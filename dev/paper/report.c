@@ -137,10 +137,13 @@ static void read_file(const char *path) {
     if (!n_settings || strcmp(methods[0], "none")) fail("no runs, or none of method `none` first", path);
     for (int k = 0; k < n_settings; k++) {
         setting *s = settings[k];
-        for (int i = 0; i < s->cells[0][0].n; i++) s->nothing += s->cells[0][0].runs[i].curve[0] / s->cells[0][0].n;
+        int lowest = 0;
+        while (lowest < n_rates - 1 && !s->cells[lowest][0].n) lowest++;
+        const cell *c = &s->cells[lowest][0];
+        for (int i = 0; i < c->n; i++) s->nothing += c->runs[i].curve[0] / c->n;
         if (!(s->nothing > 0 && s->nothing < INFINITY)) fail("`none` is missing or diverges at the lowest learning rate", path);
-        for (int c = 0; c < n_rates * n_methods; c++) {
-            cell *at = &s->cells[c / n_methods][c % n_methods];
+        for (int j = 0; j < n_rates * n_methods; j++) {
+            cell *at = &s->cells[j / n_methods][j % n_methods];
             for (int i = 0; i < at->n; i++) {
                 double *final = &at->runs[i].curve[CURVE - 1];
                 at->runs[i].failed = *final >= 0.99 * s->nothing, at->failed += at->runs[i].failed;
@@ -365,9 +368,9 @@ static void plot_panel(const setting *s, int x0, int y0) {
     plot_text(stdout, s->net), printf(", "), plot_text(stdout, s->init);
     printf("</text>\n");
     for (int e = -13; e < 4; e++)
-        for (int d = 1; d < 10; d++) {
-            const double v = d * pow(10, e), span = y_hi - y_lo;
-            if (log10(v) < y_lo || log10(v) > y_hi || (span > 2 && d > 1) || (span > 0.8 && d != 1 && d != 2 && d != 5)) continue;
+        for (int d = 10; d < 100; d++) {
+            const double v = 0.1 * d * pow(10, e), span = y_hi - y_lo;
+            if (log10(v) < y_lo || log10(v) > y_hi || (span > 0.25 && d % 10) || (span > 0.8 && d != 10 && d != 20 && d != 50) || (span > 2 && d > 10)) continue;
             printf("<line class=\"grid\" x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\"/>\n", x0, Y_OF(v), x0 + PANEL_W, Y_OF(v));
             printf("<text class=\"tick\" text-anchor=\"end\" x=\"%d\" y=\"%.1f\">%g</text>\n", x0 - 6, Y_OF(v) + 4, v);
         }

@@ -282,7 +282,7 @@ plots) # of every experiment with a CSV file
         name=$(basename "$csv" .csv)
         case $name in moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
         build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" \
-            none pathcond sweeps10 trace within enorm enorm-step >"$results/$name.svg" || exit
+            none pathcond sweeps10 trace within enorm enorm-step >"$results/$name.svg.part" && mv "$results/$name.svg.part" "$results/$name.svg" || exit
     done
     ;;
 *)
