@@ -39,6 +39,7 @@ method_flags() {
     control) echo "--rescale pathcond --rescale-strength 0.001" ;;                           # next to nothing: what chance does
     enorm) echo "--rescale enorm" ;;                                                         # its optimum, once
     enorm-step) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 --rescale-every 1steps" ;;  # as its authors run it
+    enorm-epoch) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 --rescale-every 1epochs" ;;
     enorm-20) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 $often" ;;    # one cycle, 20 times
     *) echo "unknown method $1" >&2; return 1 ;;
     esac
@@ -70,7 +71,7 @@ lists() {
     esac
     case $1 in
     moons) inits="uniform normal" ;;
-    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps10 bound1 within weights trace repeated enorm-20 enorm-step" ;;
+    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps10 bound1 within weights trace repeated enorm-epoch enorm-step" ;;
     allconv) needs=cifar10 methods="none pathcond sweeps10 bound1 weights trace enorm-step" ;;
     autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace repeated enorm-step" ;;
     scale) needs=fashion-mnist methods="none pathcond bound1 within trace control enorm" ;;
