@@ -527,9 +527,10 @@ static inline void train_hint(const train_run *r, char *hint, size_t size) {
 }
 
 // Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper) runs that learn stay below five times,
-// those that exceed fifty end at a constant output or diverge.
+// those that exceed fifty end at a constant output or diverge. Trained weights have small and scattered losses: not watched.
 static inline void train_watch(train_run *r, int64_t step) {
     char hint[128];
+    if (r->options->load || r->options->resume) return;
     if (r->first_loss == 0) r->first_loss = r->loss;
     if (r->first_loss < 0 || r->loss <= 10 * r->first_loss) return;
     train_hint(r, hint, sizeof hint);

@@ -261,9 +261,10 @@ table | harm | worse) # for README.md: table LR NAME, harm NAME..., worse METHOD
     # shellcheck disable=SC2086
     build/c/dev/paper/report "$command" $argument $files
     ;;
-cost-table) # medians of the three runs
-    [ -f "$results/cost$suffix.csv" ] || { echo "not measured yet"; exit 0; }
-    sed -n '1s/^# \(.*\)/\1\n/p' "$results/cost$suffix.csv"
+cost-table) # NAME (cost, cost_full): medians of the three runs
+    csv=$results/${2:-cost}.csv
+    [ -f "$csv" ] || { echo "not measured yet"; exit 0; }
+    sed -n '1s/^# \(.*\)/\1\n/p' "$csv"
     echo "| net | parameters | diag(G) ms | solve ms | apply ms | Newton steps | step ms | rescaling, steps | rescaling, epochs of 50,000 | peak MiB |"
     echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     awk -F, '
@@ -276,12 +277,12 @@ cost-table) # medians of the three runs
             all = x[3] + x[4] + x[5]
             printf "| %s | %d | %.2f | %.2f | %.2f | %d | %.1f | %.2f | %.5f | %d |\n", order[j], x[2], 1e3 * x[3], 1e3 * x[4], 1e3 * x[5], x[6], 1e3 * x[7], all / x[7], all / x[7] * 128 / 50000, x[8]
         }
-    }' "$results/cost$suffix.csv"
+    }' "$csv"
     ;;
 plots) # of every experiment with a CSV file
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
-        case $name in moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
+        case $name in *_part) continue ;; moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
         build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" \
             none pathcond sweeps10 trace within enorm enorm-step >"$results/$name.svg.part" && mv "$results/$name.svg.part" "$results/$name.svg" || exit
     done
