@@ -958,14 +958,51 @@ static inline double rsc_clip(double v, double bound) { return v > bound ? bound
 
 // ------------------------------------------------------------------------------------------------------ block sweeps
 
-// Minimises F exactly over all units of one group, the rest fixed. With c = n_h / p, B = O_h / x_h, C = I_h x_h:
-//     x_h = (c S + sqrt(c^2 S^2 + 4 B C)) / (2 B) within the bound,   S = D + sum_h (B x_h + C / x_h),
-// one scalar equation in S, decreasing, solved by safeguarded Newton. RESCALE_UNIT_SWEEPS instead takes the units in turn, each
-// with the others fixed: D then is S without this unit, and S = D + B x_h + C / x_h makes the equation quadratic in x_h.
+static inline double rsc_within(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+// The units of a group together, the rest fixed. With c = n_h / p, B = O_h / x_h, C = I_h x_h (in s->leave and s->enter):
+//     x_h = (c S + sqrt(c^2 S^2 + 4 B C)) / (2 B) within the bound,   S = rest + sum_h (B x_h + C / x_h),
+// one scalar equation in S, decreasing, solved by safeguarded Newton from the S given.
+static inline void rsc_update_together(rsc_solver *s, int group, double rest, double S, double low, double high) {
+    double lower = 0, upper = INFINITY;
+    for (int it = 0; it < 100; it++) {
+        double value = rest - S, slope = -1;
+        for (int h = s->first[group]; h < s->first[group + 1]; h++) {
+            const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / s->p * S;
+            const double root = hypot(cS, 2 * sqrt(B) * sqrt(C)), x = cS >= 0 ? (cS + root) / (2 * B) : 2 * C / (root - cS);
+            if (s->fixed[h] != 1 && x > low && x < high) {
+                value += root, slope += cS * cS / (S * root), s->x[h] = x;
+                continue;
+            }
+            if (s->fixed[h] != 1) s->x[h] = rsc_within(x, low, high);
+            value += B * s->x[h] + C / s->x[h];
+        }
+        if (value > 0) lower = S;
+        else upper = S;
+        double next = S - value / slope;
+        if (fabs(next - S) <= 1e-15 * S) break;
+        if (!(next > lower && next < upper)) next = upper < INFINITY ? 0.5 * (lower + upper) : 2 * lower;
+        S = next;
+    }
+}
+
+// The units of a group in turn, each with all others fixed: with D, S without this unit, S = D + B x + C / x is quadratic in x.
+static inline void rsc_update_in_turn(rsc_solver *s, int group, double S, double low, double high) {
+    for (int h = s->first[group]; h < s->first[group + 1]; h++) {
+        if (s->fixed[h] == 1) continue;
+        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / s->p, D = S - B * s->x[h] - C / s->x[h];
+        const double root = hypot(c * D, 2 * sqrt((1 - c) * B) * sqrt((1 + c) * C));
+        s->x[h] = rsc_within(c >= 0 ? (c * D + root) / (2 * (1 - c) * B) : 2 * (1 + c) * C / (root - c * D), low, high);
+        S = D + B * s->x[h] + C / s->x[h];
+    }
+}
+
+// Minimises F over the units of one group.
 static inline void rsc_block_update(rsc_solver *s, int group) {
     const rescale_net *net = s->net;
     const int first = s->first[group], end = s->first[group + 1];
-    double rest = 0, S = 0;
+    const double low = exp(-s->bound), high = exp(s->bound);
+    double rest = 0, S;
     for (int i = 0; i < net->n_tensors; i++)
         if (rsc_touches(s->energy + i, net->tensor + i, group) && net->tensor[i].enters == net->tensor[i].leaves) return;
     for (int h = first; h < end; h++) s->leave[h] = s->enter[h] = 0;
@@ -979,39 +1016,8 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
         S += s->leave[h] + s->enter[h];
         s->leave[h] /= s->x[h], s->enter[h] *= s->x[h];  // B and C
     }
-    const double low = exp(-s->bound), high = exp(s->bound);
-    double lower = 0, upper = INFINITY;
-    for (int h = first; h < end && s->options->solver == RESCALE_UNIT_SWEEPS; h++) {  // one unit, S as its predecessors left it
-        if (s->fixed[h] == 1) continue;
-        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / s->p, D = S - B * s->x[h] - C / s->x[h];
-        const double root = hypot(c * D, 2 * sqrt((1 - c) * B) * sqrt((1 + c) * C));
-        s->x[h] = c >= 0 ? (c * D + root) / (2 * (1 - c) * B) : 2 * (1 + c) * C / (root - c * D);
-        s->x[h] = s->x[h] < low ? low : s->x[h] > high ? high : s->x[h];
-        S = D + B * s->x[h] + C / s->x[h];
-    }
-    for (int it = 0; it < 100 && s->options->solver != RESCALE_UNIT_SWEEPS; it++) {
-        double value = rest - S, slope = -1;
-        for (int h = first; h < end; h++) {
-            const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / s->p * S;
-            if (s->fixed[h] == 1) {
-                value += B * s->x[h] + C / s->x[h];
-                continue;
-            }
-            const double root = hypot(cS, 2 * sqrt(B) * sqrt(C)), x = cS >= 0 ? (cS + root) / (2 * B) : 2 * C / (root - cS);
-            if (x > low && x < high) {
-                value += root, slope += cS * cS / (S * root), s->x[h] = x;
-            } else {
-                s->x[h] = x <= low ? low : high;
-                value += B * s->x[h] + C / s->x[h];
-            }
-        }
-        if (value > 0) lower = S;
-        else upper = S;
-        double next = S - value / slope;
-        if (fabs(next - S) <= 1e-15 * S) break;
-        if (!(next > lower && next < upper)) next = upper < INFINITY ? 0.5 * (lower + upper) : 2 * lower;
-        S = next;
-    }
+    if (s->options->solver == RESCALE_UNIT_SWEEPS) rsc_update_in_turn(s, group, S, low, high);
+    else rsc_update_together(s, group, rest, S, low, high);
     for (int h = first; h < end; h++)
         s->u[h] = s->x[h] <= low ? -s->bound : s->x[h] >= high ? s->bound : log(s->x[h]);
     for (int i = 0; i < net->n_tensors; i++)
