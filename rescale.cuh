@@ -313,9 +313,9 @@ static inline size_t rsc_columns(const rescale_tensor *t) { return (size_t)t->n_
 static inline size_t rsc_size(const rescale_tensor *t) { return (size_t)t->n_out * rsc_columns(t); }
 
 #ifdef _OPENMP  // `work`, the number of elements touched, is a variable at the place of use
-#define RSC_PARALLEL_FOR _Pragma("omp parallel for schedule(static) if (work > 32768)")
+#define RSC_PARALLEL_FOR (void)work; _Pragma("omp parallel for schedule(static) if (work > 32768)")
 #else
-#define RSC_PARALLEL_FOR
+#define RSC_PARALLEL_FOR (void)work;
 #endif
 
 // ------------------------------------------------------------------------------------- passes over the tensors: host
@@ -360,7 +360,6 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
 // y[o] = sum_i W[o][i]^2 x[i], W [rows][columns].
 static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size_t columns, const double *x, double *y) {
     const size_t work = rows * columns;
-    (void)work;
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < rows; o++) {
         const rescale_real *w = W + o * columns;
@@ -376,7 +375,6 @@ static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size
 // y[i] = sum_o W[o][i]^2 x[o]: a strip of columns at a time, so that threads share nothing.
 static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size_t columns, const double *x, double *y) {
     const size_t strip = 128, n_strips = (columns + strip - 1) / strip, work = rows * columns;
-    (void)work;
     RSC_PARALLEL_FOR
     for (size_t s = 0; s < n_strips; s++) {
         const size_t first = s * strip, width = first + strip <= columns ? strip : columns - first;
@@ -396,7 +394,6 @@ static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size
 static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *reference_each, size_t n_out, size_t n_in,
                                    size_t kernel, const double *row, const double *column, double *M) {
     const size_t work = n_out * n_in * kernel;
-    (void)work;
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < n_out; o++)
         for (size_t i = 0; i < n_in; i++) {
@@ -413,7 +410,6 @@ static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *re
 // W[o][c] *= row[o] * column[c].
 static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, const double *row, const double *column) {
     const size_t work = rows * columns;
-    (void)work;
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < rows; o++) {
         rescale_real *w = W + o * columns;
@@ -1434,9 +1430,10 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
         for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
     else rsc_newton(s);
     if (limit > 0 && s->total > limit * (1 + 1e-9)) rsc_bound_trace(s, limit);
-    rsc_evaluate(s, s->u), r->grad_inf = rsc_gradient(s, s->u) * (double)s->parameters / s->p;
+    const double F = rsc_evaluate(s, s->u), p = s->p;
+    r->grad_inf = rsc_gradient(s, s->u) * (double)s->parameters / p;
     s->p = (double)s->parameters;
-    r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
+    r->objective_after = p == s->p ? F : rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
     return RESCALE_OK;
 }
 
