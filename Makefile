@@ -143,7 +143,7 @@ bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefi
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
 
 # The experiments of dev/paper (its Makefile is the way in); QUICK=1 is for a CPU.
-PAPER := moons fc-depth allconv autoencoder scale held-out cost
+PAPER := moons fc-depth allconv autoencoder scale held-out cost explosions
 .PHONY: $(PAPER:%=paper-%)
 $(PAPER:%=paper-%): train_mlp train_cnn
 	@sh dev/paper/run.sh $(@:paper-%=%)

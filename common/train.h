@@ -526,8 +526,8 @@ static inline void train_hint(const train_run *r, char *hint, size_t size) {
         snprintf(hint, size, ", or --rescale-max-log 1 (rescaling went to |log lambda| = %.2g)", r->first_rescaling.max_abs_log_lambda);
 }
 
-// Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper) runs that learn stay below five times,
-// those that exceed fifty end at a constant output or diverge. Trained weights have small and scattered losses: not watched.
+// Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper, explosions) 75 runs that learned stayed
+// below six times, and of 15 that did not 14 exceeded 36 times. Trained weights have small and scattered losses: not watched.
 static inline void train_watch(train_run *r, int64_t step) {
     char hint[128];
     if (r->options->load || r->options->resume) return;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# run.sh -- the experiments: make -C dev/paper moons | fc-depth | allconv | autoencoder | scale | held-out | cost | all
+# run.sh -- the experiments: make -C dev/paper moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions | all
 #
 #     [QUICK=1] sh dev/paper/run.sh NAME       trains what is not there yet, then writes dev/paper/results/NAME[_full].csv
 #
@@ -237,14 +237,41 @@ cost() {
     } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
+# explosions: how high the loss of a step goes, over that of the first, in runs that learn and in runs that do not: 2-32x5-2 on moons, where
+# the trainers' warning comes from. Columns: init,lr,method,seed,peak (over the first loss),learned (last loss below half the first).
+explosions() {
+    csv=$results/explosions$suffix.csv log=$out/explosions
+    lists moons
+    {
+        echo "# $size, $(machine), commit $(git describe --always --dirty)"
+        echo "init,lr,method,seed,peak,learned"
+        for init in $inits; do
+            run_flags moons 2-32x5-2 "$init"
+            for lr in 0.1 0.3 1; do
+                for method in none pathcond trace; do
+                    for seed in $seeds; do
+                        rm -rf "$log"
+                        # shellcheck disable=SC2046,SC2086
+                        OMP_NUM_THREADS=1 $flags $(method_flags $method $steps) --lr $lr --seed "$seed" --steps $steps --quiet --eval-every 0 \
+                            --checkpoint-every 0 --log-dir "$log" 2>"$log.err" || grep -q diverged "$log.err" || { cat "$log.err" >&2; return 1; }
+                        awk -F, -v head="$init,$lr,$method,$seed" -v failed="$(grep -c diverged "$log.err")" '
+                        $3 == "step" { if (!n++) first = $4; last = $4; if ($4 + 0 > peak + 0) peak = $4 }
+                        END { printf "%s,%.3g,%d\n", head, peak / first, !failed && last < first / 2 }' "$log/log.csv"
+                    done
+                done
+            done
+        done
+    } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
+}
+
 case ${1:-} in
 one)
     shift
     one "$@"
     ;;
-moons | fc-depth | allconv | autoencoder | scale | held-out | cost)
+moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions)
     mkdir -p "$out" "$results"
-    if [ "$1" = cost ]; then cost; else experiment "$1"; fi
+    case $1 in cost | explosions) "$1" ;; *) experiment "$1" ;; esac
     ;;
 table | harm | worse) # for README.md: table LR NAME, harm NAME..., worse METHOD NAME...; needs make build/c/dev/paper/report
     command=$1 argument=
@@ -279,6 +306,17 @@ cost-table) # NAME (cost, cost_full): medians of the three runs
         }
     }' "$csv"
     ;;
+explosions-table)
+    csv=$results/explosions.csv
+    [ -f "$csv" ] || { echo "not measured yet"; exit 0; }
+    sed -n '1s/^# \(.*\)/\1\n/p' "$csv"
+    echo "| | runs | least peak | largest peak |"
+    echo "| --- | ---: | ---: | ---: |"
+    awk -F, '
+    /^#/ || $1 == "init" { next }
+    { k = $6; if (!n[k]++ || $5 + 0 < least[k]) least[k] = $5 + 0; if ($5 + 0 > largest[k]) largest[k] = $5 + 0 }
+    END { for (k = 1; k >= 0; k--) printf "| %s | %d | %.3g | %.3g |\n", k ? "learns" : "ends near its first loss, or diverges", n[k], least[k], largest[k] }' "$csv"
+    ;;
 plots) # of every experiment with a CSV file
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
@@ -288,7 +326,7 @@ plots) # of every experiment with a CSV file
     done
     ;;
 *)
-    echo "usage: [QUICK=1] sh dev/paper/run.sh moons | fc-depth | allconv | autoencoder | scale | held-out | cost" >&2
+    echo "usage: [QUICK=1] sh dev/paper/run.sh moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions" >&2
     exit 2
     ;;
 esac
