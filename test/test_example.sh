@@ -1,5 +1,6 @@
 #!/bin/sh
-# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C11, C++17 and CUDA, and runs it.
+# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C11, C++17 and CUDA, and runs it;
+# and tiny.c as C11 and C++17.
 #
 #     sh test/test_example.sh
 #
@@ -79,5 +80,17 @@ if [ -f "$work/F_first" ]; then
     # F 123.4 -> 120.0: four words
     check "F falls" awk '{ exit !($4 < $2) }' "$work/F_first"
 fi
+
+# tiny.c, compiled as its first lines say. Its table has a row for every learning rate: rate, loss as initialised, loss rescaled.
+run_tiny() {
+    check "tiny.c compiles with $1" "$@" $warn -O2 tiny.c -lm -o "$work/tiny" || return
+    check "tiny.c runs, compiled with $1" sh -c '"$1" >"$2"' sh "$work/tiny" "$work/tiny.txt" || return
+    check "tiny.c prints a row for every rate" test "$(grep -c '^ *0\.[0-9]* ' "$work/tiny.txt")" -eq 5
+    check "tiny.c: rescaling halves the loss at 0.05 and 0.1" \
+        awk '$1 == 0.05 || $1 == 0.1 { n += $3 < $2 / 2 } END { exit n != 2 }' "$work/tiny.txt"
+    check "tiny.c: rescaling keeps the outputs" awk '/^rescaling changed/ { n += $NF < 1e-6 } END { exit n != 1 }' "$work/tiny.txt"
+}
+run_tiny "${CC:-cc}" -std=c11
+run_tiny "${CXX:-c++}" -std=c++17 -x c++
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
