@@ -147,7 +147,7 @@ PAPER := moons fc-depth allconv autoencoder scale held-out cost explosions
 .PHONY: $(PAPER:%=paper-%)
 $(PAPER:%=paper-%): train_mlp train_cnn
 	@sh dev/paper/run.sh $(@:paper-%=%)
-paper-report: build/c/dev/paper/report
+paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
 tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files

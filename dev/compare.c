@@ -518,7 +518,7 @@ typedef struct {
     double y_ticks[MAX_TICKS];
     int n_ticks;
     double x_step;
-    int clipped;                                   // the accuracy of epoch 0 lies below lo
+    int clipped;                                   // an accuracy of epoch 0 lies outside of lo to hi
 } panel;
 
 static double panel_value(const panel *p, const point *q) {
@@ -534,12 +534,20 @@ static double nice_step(double range, int wanted, double least) {
     return step < least ? least : step;
 }
 
+// Pixels. The ranges end PLOT_INSET before the frame.
 static double panel_x(const panel *p, double epoch) {
-    return p->left + p->width * (epoch - p->x_lo) / (p->x_hi - p->x_lo);
+    return p->left + PLOT_INSET + (p->width - 2 * PLOT_INSET) * (epoch - p->x_lo) / (p->x_hi - p->x_lo);
 }
 static double panel_y(const panel *p, double v) {
     const double y = p->log_axis ? log10(v) : v;
-    return p->top + p->height * (1 - (y - p->lo) / (p->hi - p->lo));
+    return p->top + PLOT_INSET + (p->height - 2 * PLOT_INSET) * (1 - (y - p->lo) / (p->hi - p->lo));
+}
+
+// Whether a value has a place in the panel: all have, but for an accuracy of epoch 0 (scale_panel).
+static int in_range(const panel *p, double v) {
+    if (!known(v)) return 0;
+    const double y = p->log_axis ? log10(v) : v;
+    return y >= p->lo && y <= p->hi;
 }
 
 // Ticks at evenly spaced round values between lo and hi (of the value itself, also on a log axis).
@@ -573,7 +581,7 @@ static void log_ticks(panel *p) {
 // three or more points after epoch 0 the range is theirs.
 static void scale_panel(panel *p, const run *runs, int n) {
     double lo = HUGE_VAL, hi = -HUGE_VAL, x_hi = 0, first = HUGE_VAL;
-    double lowest = HUGE_VAL;
+    double lowest = HUGE_VAL, highest = -HUGE_VAL;
     int positive = 1, later = 0;
     for (int i = 0; i < n; i++) {
         for (int k = 0; k < runs[i].n_points; k++) {
@@ -588,6 +596,7 @@ static void scale_panel(panel *p, const run *runs, int n) {
             if (!known(v)) continue;
             if (v <= 0) positive = 0;
             if (p->what == TEST_ACCURACY && v < lowest) lowest = v;
+            if (p->what == TEST_ACCURACY && v > highest) highest = v;
             if (p->what == TEST_ACCURACY && later >= 3 && epoch == 0) continue;
             if (v < lo) lo = v;
             if (v > hi) hi = v;
@@ -608,16 +617,15 @@ static void scale_panel(panel *p, const run *runs, int n) {
     p->hi = hi + margin;
     if (p->what == TEST_ACCURACY && p->lo < 0) p->lo = 0;
     if (p->what == TEST_ACCURACY && p->hi > 100) p->hi = 100;
-    p->clipped = lowest < p->lo;
+    p->clipped = lowest < p->lo || highest > p->hi;
     if (p->log_axis) log_ticks(p);
     else linear_ticks(p, p->lo, p->hi);
 }
 
 // Grid, frame, tick labels and axis titles.
-static void draw_axes(FILE *f, const panel *p, const char *heading) {
+static void draw_axes(FILE *f, const panel *p, const char *y_title) {
     const double right = p->left + p->width, bottom = p->top + p->height;
     char text[40];
-    fprintf(f, "<text class=\"heading\" x=\"%.1f\" y=\"%.1f\">%s</text>\n", p->left, p->top - 12, heading);
     for (int i = 0; i < p->n_ticks; i++) {
         const double v = p->y_ticks[i], y = panel_y(p, v);
         snprintf(text, sizeof text, "%.6g", v);                // 0.30000000000000004 is 0.3
@@ -632,13 +640,10 @@ static void draw_axes(FILE *f, const panel *p, const char *heading) {
         fprintf(f, "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">%.6g</text>\n", x, bottom + 18,
                 epoch);
     }
-    if (p->clipped) {
-        fprintf(f, "<text class=\"note\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">epoch 0 is below this range</text>\n",
-                right, p->top - 12);
-    }
+    if (p->clipped) plot_label(f, "note", "end", right, p->top - 10, "epoch 0 is outside of this range");
     fprintf(f, "<path class=\"axis\" d=\"M%.1f %.1fV%.1fH%.1f\"/>\n", p->left, p->top, bottom, right);
-    fprintf(f, "<text class=\"label\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">epoch</text>\n", p->left + p->width / 2,
-            bottom + 38);
+    plot_x_title(f, p->left + p->width / 2, bottom + 38, "epoch");
+    plot_y_title(f, p->left - 52, p->top + p->height / 2, y_title);
 }
 
 // The curve of one run: a line, broken where a value is missing, and at most about a dozen markers, which are
@@ -647,13 +652,13 @@ static void draw_curve(FILE *f, const panel *p, const run *r, int index, int n) 
     int drawn = 0, pen_down = 0;
     for (int k = 0; k < r->n_points; k++) {
         const double v = panel_value(p, &r->points[k]);
-        if (!known(v) || (p->clipped && r->points[k].epoch == 0 && v < p->lo)) {
+        if (!in_range(p, v)) {
             pen_down = 0;
             continue;
         }
-        if (!drawn++) fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"", plot_color(index),
-                              *plot_dash(index) ? plot_dash(index) : "none");
+        if (!drawn) plot_open_curve(f, index);
         fprintf(f, "%s%.2f %.2f", pen_down ? "L" : "M", panel_x(p, r->points[k].epoch), panel_y(p, v));
+        drawn = 1;
         pen_down = 1;
     }
     if (!drawn) return;
@@ -661,36 +666,26 @@ static void draw_curve(FILE *f, const panel *p, const run *r, int index, int n) 
     const int stride = (r->n_points + 11) / 12, offset = stride * index / n;
     for (int k = offset; k < r->n_points; k += stride) {
         const double v = panel_value(p, &r->points[k]);
-        if (!known(v)) continue;
-        const double y = panel_y(p, v);
-        if (y <= p->top + p->height + 1) plot_marker(f, index, panel_x(p, r->points[k].epoch), y);
+        if (in_range(p, v)) plot_marker(f, index, panel_x(p, r->points[k].epoch), panel_y(p, v));
     }
 }
 
-// One panel with all curves.
-static void draw_panel(FILE *f, panel *p, const run *runs, int n, int id, double target) {
-    const char *heading = p->what == TEST_ACCURACY ? "Test accuracy" : p->what == TEST_LOSS ? "Test loss" : "Training loss";
+// One panel with all curves. target: of the training loss, LOG_NA for none.
+static void draw_panel(FILE *f, panel *p, const run *runs, int n, double target) {
+    const char *heading = p->what == TEST_ACCURACY ? "Test accuracy" : "Training loss";
     char text[96];
+    if (p->what == TEST_LOSS) heading = "Test loss";
     scale_panel(p, runs, n);
     snprintf(text, sizeof text, "%s%s", heading, p->log_axis ? " (log scale)" : "");
     draw_axes(f, p, text);
-    fprintf(f, "<clipPath id=\"area%d\"><rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/></clipPath>\n", id,
-            p->left - 5, p->top - 5, p->width + 10, p->height + 5);
-    fprintf(f, "<g clip-path=\"url(#area%d)\">\n", id);
-    const int in_view = p->what == TRAIN_LOSS && known(target) && (target > 0 || !p->log_axis);
-    const double y = in_view ? panel_y(p, target) : -1;
-    if (y >= p->top && y <= p->top + p->height) {
-        fprintf(f, "<line class=\"target\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", p->left, y,
-                p->left + p->width, y);
+    const int target_shown = p->what == TRAIN_LOSS && (target > 0 || !p->log_axis) && in_range(p, target);
+    if (target_shown) {
+        const double right = p->left + p->width, y = panel_y(p, target);
+        fprintf(f, "<line class=\"target\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", p->left, y, right, y);
+        plot_label(f, "note", "start", right + 8, y - 2, "target");
+        plot_label(f, "note", "start", right + 8, y + 12, cell(text, sizeof text, target));
     }
     for (int i = 0; i < n; i++) draw_curve(f, p, &runs[i], i, n);
-    fputs("</g>\n", f);
-    if (y >= p->top && y <= p->top + p->height) {
-        const double x = p->left + p->width + 8;
-        cell(text, sizeof text, target);
-        fprintf(f, "<text class=\"note\" x=\"%.1f\" y=\"%.1f\">target</text>\n", x, y - 2);
-        fprintf(f, "<text class=\"note\" x=\"%.1f\" y=\"%.1f\">%s</text>\n", x, y + 12, text);
-    }
 }
 
 enum { WIDTH = 960, PLOT_HEIGHT = 300, LEGEND_ROW = 24 };
@@ -710,14 +705,7 @@ static int draw_legend(FILE *f, const run *runs, int n, double left, double top)
             y += LEGEND_ROW;
             rows++;
         }
-        if (f) {
-            fprintf(f, "<path class=\"curve\" stroke=\"%s\" stroke-dasharray=\"%s\" d=\"M%.1f %.1fh36\"/>\n", plot_color(i),
-                    *plot_dash(i) ? plot_dash(i) : "none", x, y);
-            plot_marker(f, i, x + 18, y);
-            fprintf(f, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">", x + 44, y + 4.5);
-            plot_text(f, runs[i].name);
-            fputs("</text>\n", f);
-        }
+        if (f) plot_legend_entry(f, i, x, y, runs[i].name);
         x += legend_width(&runs[i]);
     }
     return rows;
@@ -731,29 +719,23 @@ static int have_test(const run *runs, int n) {
     return 0;
 }
 
-// Two panels: training loss, and test accuracy or (test_loss != 0, or no accuracies) test loss. Without a test set: one wide panel.
+// Two panels: training loss, and test accuracy or (test_loss != 0, or no accuracies) test loss. Without a test set:
+// one wide panel.
 static void write_svg(FILE *f, const run *runs, int n, const char *title, double target, int test_loss) {
-    const double left = 70, title_height = title ? 40 : 14;
+    const double left = 76, title_height = title ? 40 : 14;
     const int rows = draw_legend(NULL, runs, n, left, 0);
-    const double top = title_height + 16 + rows * LEGEND_ROW + 34, height = top + PLOT_HEIGHT + 54;
+    const double top = title_height + 16 + rows * LEGEND_ROW + 20, height = top + PLOT_HEIGHT + 54;
     const int panels = have_test(runs, n) ? 2 : 1;
-    const double width = panels == 2 ? (WIDTH - left - 24 - 120) / 2 : WIDTH - left - 80;
+    const double width = panels == 2 ? (WIDTH - left - 24 - 136) / 2 : WIDTH - left - 80;
     panel loss = {.left = left, .top = top, .width = width, .height = PLOT_HEIGHT, .what = TRAIN_LOSS};
     panel test = loss;
-    test.left = left + width + 120;
+    test.left = left + width + 136;
     test.what = have_accuracy(runs, n) && !test_loss ? TEST_ACCURACY : TEST_LOSS;
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" "
-               "role=\"img\">\n<title>", WIDTH, height, WIDTH, height);
-    plot_text(f, title ? title : "Training runs compared");
-    fputs("</title>\n<style>\n" PLOT_STYLE "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n", f);
-    if (title) {
-        fprintf(f, "<text class=\"title\" x=\"%.1f\" y=\"34\">", left);
-        plot_text(f, title);
-        fputs("</text>\n", f);
-    }
+    plot_begin(f, WIDTH, height, title ? title : "Training runs compared");
+    if (title) plot_label(f, "title", "start", left, 34, title);
     draw_legend(f, runs, n, left, title_height + 20);
-    draw_panel(f, &loss, runs, n, 1, target);
-    if (panels == 2) draw_panel(f, &test, runs, n, 2, LOG_NA);
+    draw_panel(f, &loss, runs, n, target);
+    if (panels == 2) draw_panel(f, &test, runs, n, LOG_NA);
     fputs("</svg>\n", f);
 }
 

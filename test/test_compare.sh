@@ -136,7 +136,8 @@ for text in '>Three runs</text>' '>none</text>' '>pathcond</text>' '>diverged</t
     '>Test accuracy</text>' '>epoch</text>' '>target</text>' '>0.5000</text>' '>100</text>' '>60%</text>'; do
     check "compare.svg has $text" has plots/here/compare.svg "$text"
 done
-check "three curves in two panels and the legend" [ "$(grep -c 'class="curve"' plots/here/compare.svg)" -eq 9 ]
+check "three curves in two panels and the legend" [ "$(grep -c 'class="curve ' plots/here/compare.svg)" -eq 9 ]
+check "titles, colours, markers" picture plots/here/compare.svg
 check "no temporary file is left" none plots
 cp plots/here/compare.svg first.svg
 run 0 --title "Three runs" --out plots/here none=none pathcond=pathcond diverged=diverged
@@ -184,6 +185,17 @@ check "names in the CSV file" has auto/compare.csv '^"a <b> & ""c"", d",0.25,0.0
 printf '%s\n0,0,train,2.3,0.1,n/a,n/a,n/a,n/a\n0,0,test,2.3,0.1,n/a,n/a,n/a,n/a\n' $header >point/log.csv
 run 0 --out point p=point
 check "the plot of one point" svg point/compare.svg
+check "its titles, colours, markers" picture point/compare.svg
+mkdir perfect
+{ printf '%s\n0,0,train,2.3,0.1,n/a,n/a,n/a,n/a\n' $header
+  for i in 0 1 2 3 4; do printf '%d,%d,test,2.3,%s,n/a,n/a,n/a,n/a\n' $i $i "$(echo "1 0 0.5 1 1" | cut -d' ' -f$((i + 1)))"; done; } >perfect/log.csv
+run 0 --out perfect p=perfect
+check "accuracies of 0 and 100 %: the markers are whole" picture perfect/compare.svg
+{ printf '%s\n' $header
+  for i in 0 1 2 3 4; do printf '%d,%d,test,2.3,%s,n/a,n/a,n/a,n/a\n' $i $i "$(echo "0.9 0.1 0.2 0.3 0.2" | cut -d' ' -f$((i + 1)))"; done; } >perfect/log.csv
+run 0 --out perfect p=perfect
+check "an epoch 0 above the others is left out" picture perfect/compare.svg
+check "and the plot says so" has perfect/compare.svg '>epoch 0 is outside of this range</text>'
 printf '%s\n5,1,test,2,0,n/a,n/a,n/a,n/a\n' $header >testonly/log.csv
 run 0 --out testonly p=testonly none=none
 check "a baseline without training loss" has out '^target: none, run p has no training loss$'
@@ -193,6 +205,7 @@ printf '%s\n0,0,train,1,n/a,n/a,n/a,n/a,n/a\n1,1,train,0,n/a,n/a,n/a,n/a,n/a\n2,
     >zero/log.csv
 run 0 --out zero p=zero
 check "losses that are not positive" svg zero/compare.svg
+check "their titles, colours, markers" picture zero/compare.svg
 check "get a linear axis" has zero/compare.svg '>Training loss</text>'
 check "without a test set there is one panel" hasnt zero/compare.svg '>Test '
 run 0 --out testloss --test-loss none=none
@@ -207,6 +220,7 @@ for i in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16; do runs="$runs run_num
 # shellcheck disable=SC2086
 run 0 --out sixteen $runs
 check "the plot of sixteen runs" svg sixteen/compare.svg
+check "its titles, colours, markers" picture sixteen/compare.svg
 # shellcheck disable=SC2086
 fails 2 "expected at most 16 arguments (NAME=LOGDIR ...), 'x=none' is one more (see --help)" $runs x=none
 

@@ -1,9 +1,9 @@
 #!/bin/sh
 # test_paper.sh -- dev/paper: the runner repeats nothing and resumes, the report's statistics against values worked out by hand.
 #
-#     sh test/test_paper.sh build/c/dev/paper/report       in the repository's root, with ./train_mlp built
+#     sh test/test_paper.sh build/c/dev/paper/report       in the repository's root, with ./train_mlp and build/c/dev/compare built
 report=$1
-if [ $# -ne 1 ] || [ ! -x "$report" ] || [ ! -x ./train_mlp ]; then
+if [ $# -ne 1 ] || [ ! -x "$report" ] || [ ! -x ./train_mlp ] || [ ! -x build/c/dev/compare ]; then
     echo "usage: sh $0 REPORT (in the repository's root, after make)" >&2
     exit 2
 fi
@@ -11,6 +11,13 @@ fi
 export OMP_NUM_THREADS=1 LC_ALL=C
 says() { grep -q -F -e "$1" "$work/out"; }
 complains() { grep -q -F -e "$1" "$work/err"; }
+env_shared() {
+    SHARED=1
+    "$@"
+    found=$?
+    SHARED=0
+    return $found
+}
 quietly() { "$@" >"$work/out" 2>"$work/err"; }
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -49,10 +56,43 @@ check 'better once, worse once' says '| fast | 2 | 0, 0, 0 | 0, 0, 0 | 1, 0, 0 |
 check 'half a percent is equal' says '| same | 2 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 1, 0 | 0 | 1.00x | 0 | 1x | 1x | 0, 1, 0 |'
 # ln 1.05, ln 1.2, ln 1.35: mean 0.1771, s 0.1257, t = 2.44, p = 0.135
 check 'three scattered seeds prove nothing' says '| noisy | 1 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 0, 0 | 0 | 1.19x | 1 | 1x | 1x | 0, 1, 0 |'
+check 'runs that learned nothing are counted' says '| 1, 0, 0 | 3 | 0 |'
+# two settings: p = 0.025; Student's t with 2 and 4 degrees of freedom: 6.205 and 3.495
+check 'what certain asks for' says '`certain` in 2 settings starts at p = 0.025: |t| = 6.21 with three seeds, 3.5 with five.'
 check 'worse' quietly "$report" worse fast "$work/a.csv"
 check 'where it is worse' says '| net | uniform | 0.2 | 1.5 ± 0 | 2 ± 0 (3 of 3 learned nothing) | 1.33x | 0 |'
 check 'plot' quietly "$report" plot "$work/a.csv" 'a < b'
-check 'the plot is closed, its title quoted' eval 'says "a &lt; b" && [ "$(tail -n 1 "$work/out")" = "</svg>" ] && [ "$(grep -c "class=\"curve\"" "$work/out")" -eq 8 ]'
+check 'the plot is closed, its title quoted' eval 'says "a &lt; b" && [ "$(tail -n 1 "$work/out")" = "</svg>" ] && [ "$(grep -c "class=\"curve " "$work/out")" -eq 8 ]'
+check 'its titles, colours, markers' picture "$work/out"
+quietly "$report" plot "$work/a.csv" lists none,fast none,same,nonesuch
+check 'two lists of methods: two panels of two curves, two legends' eval \
+    '[ "$(grep -c "class=\"axis\"" "$work/out")" -eq 2 ] && [ "$(grep -c "class=\"curve " "$work/out")" -eq 8 ]'
+check 'the other methods are left out' not says noisy
+check 'titles, colours, markers of two columns' picture "$work/out"
+# A curve goes through the median: two seeds of three as good as the baseline, one that diverged.
+{ grep ',none,' "$work/a.csv"; csv net odd 0.1 1 2 1; csv net odd 0.1 2 2 inf; csv net odd 0.1 3 2 1; } >"$work/b.csv"
+quietly "$report" plot "$work/b.csv" median none,odd
+check 'the median of 1, 1 and a run that diverged is 1' is \
+    "$(sed '/<g class="legend">/,/<\/g>/d' "$work/out" | awk '/class="(marker|cross) / { sub(/.*M/, ""); split($0, at, /[ m]/); y[++n] = at[2] }
+        END { print n, y[1] == y[3] }')" '3 1'
+check 'its bar ends at the loss of a run that learned nothing' is \
+    "$(awk '/class="target"/ { sub(/.*y1="/, ""); sub(/".*/, ""); y = $0 } /class="range s0"/ { sub(/.*V/, ""); sub(/".*/, ""); print $0 == y }' "$work/out")" 1
+quietly "$report" overview fast,same 'a > b' "$work/a.csv"
+check 'overview: titles, colours, markers' env_shared picture "$work/out"
+check 'its rows' says '>net, uniform</text>'
+# The best rate is the lowest: nothing is below it. 0.2 is above.
+check 'summary' quietly "$report" summary fast "$work/a.csv"
+check 'no rate is below the best' says '| e | 1 | 0, 0, 0 | 1.00x | 1, 0, 0 | 0.50x | 3 | 0 |'
+# The same with the baseline at its best at 0.4: below it, the mean of the logarithms at 0.1 and at 0.2 per seed, ln 0.5 / 2 and so on
+{ cat "$work/a.csv"; for seed in 1 2 3; do csv net none 0.4 $seed 2 0.5; csv net fast 0.4 $seed 2 0.5; csv net same 0.4 $seed 2 0.6; done; } >"$work/b.csv"
+quietly "$report" summary same "$work/b.csv"
+check 'rates below the best count once per net' says '| e | 1 | 0, 1, 0 | 1.00x | 0, 0, 1 | 1.20x | 0 | 0 |'
+check 'best' quietly "$report" best fast "$work/a.csv"
+check 'both at their own best rate' says '| net | uniform | 0.1 | 1 ± 0 | 0.1 | 0.5 ± 0.05 | 0.498x | 0.0069 |'
+check 'above' quietly "$report" above 1.1 noisy "$work/a.csv"
+check 'a ratio counts without significance, too' says '| net | uniform | 0.1 | 1 ± 0 | 1.2 ± 0.15 | 1.19x | 0.13 |'
+quietly "$report" above 1.2 noisy "$work/a.csv"
+check 'and is left out below the limit' not says '| net | uniform |'
 refused() { # STATUS TEXT COMMAND...
     wanted=$1 text=$2
     shift 2
@@ -63,6 +103,12 @@ refused() { # STATUS TEXT COMMAND...
 refused 1 nothere "$report" harm "$work/nothere.csv"
 refused 1 0.7 "$report" table 0.7 "$work/a.csv"
 refused 1 slow "$report" worse slow "$work/a.csv"
+refused 1 slow "$report" best slow "$work/a.csv"
+refused 1 slow "$report" above 1.4 slow "$work/a.csv"
+refused 1 little "$report" above little fast "$work/a.csv"
+refused 1 slow "$report" summary slow "$work/a.csv"
+refused 1 slow,slower "$report" plot "$work/a.csv" title none slow,slower
+refused 1 slow,slower "$report" overview slow,slower title "$work/a.csv"
 refused 2 usage "$report" table "$work/a.csv"
 sed '1s/,[^,]*$/,/' "$work/a.csv" >"$work/b.csv"
 refused 1 34 "$report" harm "$work/b.csv"
@@ -71,6 +117,22 @@ refused 1 'two runs' "$report" harm "$work/b.csv"
 sed '/,none,/s/,2,[^c]*$/,inf/' "$work/a.csv" >"$work/b.csv"
 grep -v ',none,' "$work/a.csv" >"$work/b.csv"
 refused 1 none "$report" harm "$work/b.csv"
+
+# What is committed is what the commands make of the CSV files.
+committed=dev/paper/results
+mkdir "$work/committed"
+cp "$committed"/*.csv "$work/committed"
+check 'plots' env OUT="$work/curves" RESULTS="$work/committed" sh dev/paper/run.sh plots
+for svg in "$committed"/*.svg; do
+    check "$svg is current (make -C dev/paper report)" same "$svg" "$work/committed/${svg##*/}"
+    case $svg in */overview.svg) SHARED=1 ;; *) SHARED=0 ;; esac
+    check "$svg: titles, colours, markers" picture "$svg"
+done
+SHARED=0
+for svg in dev/kernels/results/*/*.svg; do check "$svg: titles, colours, markers" picture "$svg"; done
+cp dev/paper/README.md "$work/README.md"
+check 'tables' sh dev/tables.sh "$work/README.md"
+check 'the tables of dev/paper/README.md are current' same dev/paper/README.md "$work/README.md"
 
 # ------------------------------------------------------------------------------------------------------------- runner
 export QUICK=1 OUT="$work/runs" RESULTS="$work/results" NETS=2-8x5-2 INITS="uniform" RATES="0.01 10" METHODS="none sweeps10 trace" SEEDS="1 2" JOBS=2

@@ -169,7 +169,7 @@ one() {
         set -- "$@" "$(value final_train_loss)" "$(value final_test_loss)" "$(value final_test_accuracy)" "$(value max_abs_log_lambda)" \
             "$(value trace_ratio)" "$(value seconds)" "$(value step_seconds)"
     else
-        set -- "$@" inf inf 0 0 nan 0 0
+        set -- "$@" inf inf 0 nan nan 0 0 # it leaves no report: what is not known is nan
     fi
     awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status -v sum="$sum" -v commit="$(git describe --always --dirty)" '
     $3 == "step" { k = int(($1 - 1) * 20 / steps); total[k] += $4; n[k]++ }
@@ -264,6 +264,24 @@ explosions() {
     } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
+# plot_curves NAME TITLE [OPTION]: results/NAME.svg from results/NAME.csv, the compare.csv of a run
+plot_curves() {
+    csv=$results/$1.csv logs=$out/curves/$1 runs=
+    [ -f "$csv" ] || return 0
+    for run in $(sed '1d; s/,.*//' "$csv" | uniq); do # the curves as logs that dev/compare reads
+        mkdir -p "$logs/$run" || return
+        awk -F, -v run="$run" '
+        BEGIN { print "step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s" }
+        $1 == run { print "0," $2 ",train," $3 ",n/a,n/a,n/a,n/a,n/a"; print "0," $2 ",test," $4 "," $5 ",n/a,n/a,n/a,n/a" }
+        ' "$csv" >"$logs/$run/log.csv" || return
+        runs="$runs $run=$logs/$run"
+    done
+    title=$2 name=$1
+    shift 2
+    # shellcheck disable=SC2086
+    build/c/dev/compare "$@" --title "$title" --out "$logs" $runs >/dev/null && cp "$logs/compare.svg" "$results/$name.svg"
+}
+
 case ${1:-} in
 one)
     shift
@@ -273,16 +291,19 @@ moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions)
     mkdir -p "$out" "$results"
     case $1 in cost | explosions) "$1" ;; *) experiment "$1" ;; esac
     ;;
-table | harm | worse) # for README.md: table LR NAME, harm NAME..., worse METHOD NAME...; needs make build/c/dev/paper/report
+table | harm | worse | best | above | summary) # for README.md: table LR NAME, harm NAME..., above RATIO METHOD NAME..., worse, best, summary
+    # METHOD NAME...; needs make build/c/dev/paper/report
     command=$1 argument=
     [ "$1" = harm ] || { argument=${2:-} && shift; }
+    [ "$command" != above ] || { argument="$argument ${2:-}" && shift; }
     shift
     files=
     for name in "$@"; do
         csv=$results/$name.csv
         [ -f "$csv" ] || { echo "$name: not measured yet"; exit 0; }
         files="$files $csv"
-        [ "$command" = worse ] || echo "$name: $(sed -n '1s/^# //p' "$csv"); $(grep -vc '^#\|^experiment' "$csv") runs"
+        case $command in table | harm) ;; *) continue ;; esac
+        echo "$name: $(sed -n '1s/^# //p' "$csv"); $(grep -vc '^#\|^experiment' "$csv") runs"
     done
     echo
     # shellcheck disable=SC2086
@@ -317,13 +338,32 @@ explosions-table)
     { k = $6; if (!n[k]++ || $5 + 0 < least[k]) least[k] = $5 + 0; if ($5 + 0 > largest[k]) largest[k] = $5 + 0 }
     END { for (k = 1; k >= 0; k--) printf "| %s | %d | %.3g | %.3g |\n", k ? "learns" : "ends near its first loss, or diverges", n[k], least[k], largest[k] }' "$csv"
     ;;
-plots) # of every experiment with a CSV file
+plots) # of every experiment with a CSV file, of make run and of the language models; needs make build/c/dev/paper/report compare
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
-        case $name in *_part) continue ;; moons* | fc-depth* | allconv* | autoencoder* | scale* | held-out*) ;; *) continue ;; esac
-        build/c/dev/paper/report plot "$csv" "$name: training loss at the end, mean and range over seeds" \
-            none pathcond sweeps10 trace within enorm enorm-step >"$results/$name.svg.part" && mv "$results/$name.svg.part" "$results/$name.svg" || exit
+        # every plot has the baseline, the default and the bounded optimum
+        case $name in
+        *_part) continue ;;
+        moons*) lists="none,pathcond,bound1,trace none,pathcond,sweeps10,within none,pathcond,enorm,enorm-step" ;;
+        fc-depth*) lists="none,pathcond,bound1,trace none,pathcond,weights,repeated none,pathcond,enorm-epoch,enorm-step" ;;
+        allconv*) lists=none,pathcond,bound1,enorm-step ;;
+        autoencoder*) lists="none,pathcond,bound1,trace none,pathcond,sweeps10,enorm-step" ;;
+        scale*) lists=none,pathcond,bound1,enorm ;;
+        held-out*) lists=none,pathcond,bound1,trace ;;
+        *) continue ;;
+        esac
+        # shellcheck disable=SC2086
+        build/c/dev/paper/report plot "$csv" "$name: training loss at the end" $lists >"$results/$name.svg.part" &&
+            mv "$results/$name.svg.part" "$results/$name.svg" || exit
     done
+    overview_of="moons fc-depth allconv autoencoder scale held-out" files=
+    for name in $overview_of; do [ ! -f "$results/$name.csv" ] || files="$files $results/$name.csv"; done
+    # shellcheck disable=SC2086
+    [ -z "$files" ] || { build/c/dev/paper/report overview pathcond,bound1 "Loss after rescaling, over the loss without" $files \
+        >"$results/overview.svg.part" && mv "$results/overview.svg.part" "$results/overview.svg"; } || exit
+    plot_curves make_run "MLP on fashion-mnist: not rescaled, PathCond, ENorm" || exit
+    plot_curves make_shakespeare "tiny transformer on shakespeare: cross-entropy in nats per byte" --test-loss || exit
+    RESULTS=$results sh dev/paper/shakespeare.sh plot
     ;;
 *)
     echo "usage: [QUICK=1] sh dev/paper/run.sh moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions" >&2

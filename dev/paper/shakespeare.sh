@@ -11,7 +11,7 @@
 # Columns of the CSV: lr, sets, seed, mean training loss of the last 100 steps, validation loss and accuracy at the end, steps until the mean training
 # loss of 100 steps is at or below the last one of `none` with the same seed and rate (0: not within the run), max |log lambda|.
 # shakespeare_curves.csv: lr, sets, step, mean training loss of the 50 steps up to it, mean and standard deviation over the seeds.
-trainer=${TRAINER:-./train_gpt_style} out=out/paper/shakespeare csv=dev/paper/results/shakespeare.csv
+trainer=${TRAINER:-./train_gpt_style} out=out/paper/shakespeare csv=${RESULTS:-dev/paper/results}/shakespeare.csv
 steps=1000 seeds=${SEEDS:-"1 2 3"} rates="1e-3 3e-3 1e-2" all="none mlp vo qk ln all"
 
 one() { # one LR SETS SEED
@@ -89,7 +89,7 @@ elif [ "${1:-}" = plot ]; then
         done
         # shellcheck disable=SC2086
         build/c/dev/compare --title "tiny Shakespeare, AdamW, lr $lr: mean training loss over 3 seeds" --out "$out/curves/$lr" $runs >/dev/null || exit
-        cp "$out/curves/$lr/compare.svg" "dev/paper/results/shakespeare_$lr.svg"
+        cp "$out/curves/$lr/compare.svg" "${csv%.csv}_$lr.svg"
     done
 elif [ "${1:-}" = table ]; then
     [ -f "$csv" ] || { echo "not measured yet"; exit 0; }
