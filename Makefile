@@ -151,7 +151,7 @@ paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
 tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files
-	@sh dev/tables.sh README.md dev/kernels/README.md dev/paper/README.md
+	@sh dev/tables.sh README.md doc/results.md dev/kernels/README.md dev/paper/README.md
 
 gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
 	@sh dev/gpu_check.sh
