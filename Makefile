@@ -6,6 +6,7 @@
 # Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
 
 SHELL := /bin/sh
+export LC_ALL := C # the same sorting, numbers and messages in every locale
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

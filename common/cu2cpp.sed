@@ -6,6 +6,8 @@
 # Comments, strings and character constants stay as they are. What looks like one of the two but cannot be rewritten
 # becomes a line `#error cu2cpp: why`. Lines are never added or removed. Raw strings R"(...)" are not understood.
 #
+# Where a pattern has a / its delimiter is #, because BusyBox's sed ends a pattern at a / in brackets.
+#
 # How: a newline in the pattern space is the cursor; what is left of it is done. The hold space is "comment" between
 # the lines of a block comment and empty elsewhere.
 
@@ -25,8 +27,8 @@ x
 : code
 /\n$/b finish
 # white space, numbers (' separates digits), punctuation that starts nothing
-s/\n([[:space:]]+|[0-9]([A-Za-z0-9_.]|'[A-Za-z0-9])*|[^[:alnum:][:space:]_"'/<]+)/\1\
-/
+s#\n([[:space:]]+|[0-9]([A-Za-z0-9_.]|'[A-Za-z0-9])*|[^[:alnum:][:space:]_"'/<]+)#\1\
+#
 t code
 # strings and character constants; one that does not end on its line takes the rest of it
 s/\n("([^"\\]|\\.)*"|'([^'\\]|\\.)+')/\1\
@@ -53,11 +55,11 @@ s/\n(<+)/\1\
 /
 t code
 # comments
-s/\n(\/\/.*)/\1\
-/
+s#\n(//.*)#\1\
+#
 t finish
-s/\n(\/\*([^*]|\*+[^*/])*\*+\/)/\1\
-/
+s#\n(/\*([^*]|\*+[^*/])*\*+/)#\1\
+#
 t code
 /\n\/\*/{
     x
@@ -71,8 +73,8 @@ t code
 b finish
 
 : comment
-s/\n(([^*]|\*+[^*/])*\*+\/)/\1\
-/
+s#\n(([^*]|\*+[^*/])*\*+/)#\1\
+#
 t leave
 b finish
 : leave

@@ -8,6 +8,7 @@
 # rewritten by cu2cpp.sed; everything else, the line numbers included, is unchanged. Exit status: 0 done; 1 the source
 # holds a launch or a shared array that cannot be rewritten, named on stderr as file:line, and nothing is written;
 # 2 usage.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 case $# in 1) ;; *)
     echo "usage: sh common/cu2cpp.sh SOURCE.cu >RESULT.cpp" >&2
     exit 2

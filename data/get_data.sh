@@ -6,6 +6,7 @@
 # download. A file is unpacked and checked in DIR/NAME/.tmp.PID and only then renamed, so that a name never stands for
 # half a file; a download that was cut off stays as DIR/NAME/.part.* and is continued by the next run.
 
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 usage() {
     cat <<'END'
 usage: sh data/get_data.sh [--dest DIR] NAME...

@@ -6,6 +6,7 @@
 #     CUDNN_DEFS, CUDNN_LIBS   cuDNN, a ceiling in dev/kernels, where nvcc finds it
 # Environment: CC, CXX, NVCC; OPENBLAS=0 and ZLIB=0 leave the library out, OPENBLAS=1 asks for it. Unset, OpenBLAS is used when present,
 # but not on processors with AVX-512, where the built-in matrix product is faster than the one in distributions (make bench).
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 CC=${CC:-cc} CXX=${CXX:-c++}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT

@@ -4,6 +4,7 @@
 # Builds for the local GPU, runs all tests there, compares short training runs with the CPU build, runs compute-sanitizer on
 # small configurations, prints the benchmark tables. Results in out/gpu/. Ends with `N passed, N failed, N skipped`.
 # Exit status 77 without a GPU or without nvcc.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 if ! command -v "${NVCC:-nvcc}" >/dev/null 2>&1 || ! nvidia-smi -L >/dev/null 2>&1; then
     echo "gpu-check: needs nvcc and a GPU (nvidia-smi -L finds none)"
     exit 77

@@ -5,6 +5,7 @@
 #
 # Data: Fashion-MNIST through data/get_data.sh; where no source can be reached, the built-in synthetic images.
 # Results in out/: METHOD/log.csv and METHOD/report.json, compare.csv, compare.svg (loss and accuracy by epoch).
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 trainer=$1 compare=$2
 if [ $# -lt 2 ]; then
     echo "usage: sh dev/run.sh TRAINER COMPARE [OPTION...] (run make run)" >&2

@@ -5,6 +5,7 @@
 #
 # Data through data/get_data.sh; where no source can be reached, the built-in grammar. Results in out/shakespeare/: log.csv, report.json, checkpoints,
 # model.safetensors, compare.svg (training and validation loss by epoch).
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 trainer=$1 compare=$2 out=out/shakespeare
 if [ $# -lt 2 ]; then
     echo "usage: sh dev/shakespeare.sh TRAINER COMPARE [OPTION...] (run make shakespeare)" >&2

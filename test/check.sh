@@ -7,6 +7,7 @@
 #     picture FILE                whether a plot of dev/plot.h is whole: light and dark colours, both axes of every panel titled (with
 #                                 SHARED=1 the panels share the vertical one), no number that is none, every marker inside its frame
 #     summary                     the last line `N passed, N failed, N skipped`; returns the exit status of the test
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' HUP INT TERM

@@ -10,6 +10,7 @@
 #     says TEXT, complains TEXT       stdout, stderr of the last run has the text
 # and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared, no_room, interrupted,
 # again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
     echo "usage: sh $0 TRAINER [COMPARE]" >&2
     exit 2
@@ -19,7 +20,7 @@ trainer=$(CDPATH='' cd -- "$(dirname -- "$1")" && pwd)/$(basename -- "$1")
 program=$(basename -- "$1")
 compare=${2:-}
 . "$root/test/check.sh"
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive LC_ALL=C
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 unset CUDA_CPU_ORDER
 
 says() { grep -q -F -e "$1" "$work/out"; }

@@ -2,6 +2,7 @@
 # fuzz.sh -- a short fuzz of every file reader: mutated files, deterministic, under AddressSanitizer and UBSan when they work.
 #
 #     sh test/fuzz.sh [ITERATIONS [SEED]]          (make fuzz)
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 n=${1:-5000} seed=${2:-1} failed=0 passed=0
 dir=build/fuzz
 mkdir -p "$dir"

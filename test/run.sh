@@ -6,6 +6,7 @@
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 device=$1 host=$2
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
 if [ $# -lt 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then
@@ -55,6 +56,7 @@ for source in test/test_*.cu; do
     run "$name" "$device/test/$name"
 done
 [ $# -eq 0 ] || run dev/kernels sh dev/kernels/run.sh test "$device" "$@"
+run test_scripts sh test/test_scripts.sh
 run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"

@@ -11,6 +11,7 @@
 #    a compiler may contract a b + c d in two ways, and need not choose the same one inside and outside of a vectorised loop;
 # 3. every kernel variant of dev/kernels, sanitized, in forward, reverse and random order: the same checks pass, with the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 passed=0 failed=0 skipped=0
 # verdict STATUS WHAT: counts a program that ended with this status, its output in $dir/log
 verdict() {

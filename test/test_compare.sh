@@ -2,6 +2,7 @@
 # test_compare.sh -- dev/compare.c on made-up logs: the exact table and CSV files, the plot, and every error.
 #
 #     sh test/test_compare.sh build/c/dev/compare
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 compare=$1
 if [ $# -ne 1 ] || [ ! -x "$compare" ]; then
     echo "usage: sh test/test_compare.sh COMPARE_PROGRAM (run make test)" >&2

@@ -2,6 +2,7 @@
 # test_cuda_cpu_errors.sh BUILD -- are mistakes in CUDA code reported? BUILD holds test_cuda_cpu_errors (CPU build) and,
 # where the compiler has sanitizers, test_cuda_cpu_errors_san (AddressSanitizer and UBSan). Also checks what cu2cpp.sh
 # refuses. Run it from the root of the repository. The last line is `N passed, N failed, N skipped`.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 build=${1:?usage: sh test/test_cuda_cpu_errors.sh BUILD}
 dir=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
 trap 'rm -rf "$dir"' EXIT

@@ -6,6 +6,7 @@
 #
 # With every compiler found: cc and c++, clang and clang++, nvcc for sm_80 and sm_90 (compiled only; it runs where there is a
 # GPU). All warnings are errors. The runs have to print the same F. Last line: N passed, N failed, N skipped.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT

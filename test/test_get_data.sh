@@ -4,6 +4,7 @@
 # Most checks run a copy of the script whose table has the checksums of tiny files made here, whose addresses are looked
 # up in a folder by stand-ins for curl and wget, and whose PATH has nothing but what each case allows.
 
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$(dirname -- "$0")/check.sh"
 

@@ -2,13 +2,14 @@
 # test_paper.sh -- dev/paper: the runner repeats nothing and resumes, the report's statistics against values worked out by hand.
 #
 #     sh test/test_paper.sh build/c/dev/paper/report       in the repository's root, with ./train_mlp and build/c/dev/compare built
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 report=$1
 if [ $# -ne 1 ] || [ ! -x "$report" ] || [ ! -x ./train_mlp ] || [ ! -x build/c/dev/compare ]; then
     echo "usage: sh $0 REPORT (in the repository's root, after make)" >&2
     exit 2
 fi
 . test/check.sh
-export OMP_NUM_THREADS=1 LC_ALL=C
+export OMP_NUM_THREADS=1
 says() { grep -q -F -e "$1" "$work/out"; }
 complains() { grep -q -F -e "$1" "$work/err"; }
 env_shared() {

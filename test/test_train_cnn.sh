@@ -6,6 +6,7 @@
 # Uses the built-in data sets and tiny files written by test/damage.c, so nothing is downloaded. python3, with torch and
 # safetensors, adds checks. What it shares with the tests of other trainers is in check_trainer.sh.
 
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 . "$(dirname -- "$0")/check_trainer.sh"
 mkdir "$work/idx" "$work/cnn" "$work/cnn/cifar" "$work/cnn/grey"
 "$damage" parity "$work/idx" || exit 1

@@ -5,6 +5,7 @@
 #
 # Uses the built-in grammar and files written here. Needs POSIX tools and a C compiler; python3, with torch and safetensors, adds checks.
 # Runs on one thread, except where threads are what is compared.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 . "$(dirname -- "$0")/check_trainer.sh"
 sizes="--layers 2 --heads 2 --channels 16 --context 12"
 tiny="--data grammar --limit 200 $sizes --batch-size 8 --eval-every 0"

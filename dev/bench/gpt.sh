@@ -9,6 +9,7 @@
 #
 # Each writes dev/bench/results/gpt_WHAT.csv and prints it as a table. PYTHON=... names the interpreter that has torch; EACH: seconds per
 # row. Ours is measured before and after its peers, so that a machine that changes its speed shows. A peer that is not there is left out, visibly.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 bench=build/c/dev/bench/bench_gpt what=${1:-} results=dev/bench/results each=${EACH:-8}
 case $what in
 peers | models | layers | context) ;;

@@ -4,6 +4,7 @@
 #     sh dev/bench/run.sh DEVICE_BUILD C_BUILD [NAME]      NAME: only benchmarks whose name contains it (make bench BENCH=cnn)
 #
 # Each benchmark is followed by its peer in PyTorch (peer_torch*.py) where torch is installed.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 device=$1 host=$2 only=${3:-}
 if [ $# -lt 2 ]; then
     echo "usage: sh dev/bench/run.sh DEVICE_BUILD C_BUILD [NAME] (run make bench)" >&2

@@ -8,6 +8,7 @@
 #            whether README.md, the list and the plots are those of the code and the CSV files. Ends with `N passed, N failed, N skipped`.
 #   bench    tables on stdout; without VARIANT and SHAPE also results/DEVICE/NAME.csv, one file per program
 #   report   results/variants.txt, the tables of README.md and results/DEVICE/OPERATION.svg
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 command=$1 build=$2
 shift 2
 here=dev/kernels

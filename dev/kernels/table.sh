@@ -6,6 +6,7 @@
 # Reads results/variants.txt (the output of `list`) and, where they exist, results/cpu/*.csv and results/cuda/*.csv. A cell is the median
 # time and the percent of the floor; the fastest of a column is bold. "emulated": tensor cores, which a CPU only emulates; "not run":
 # code that no machine has run; "not measured": it runs, on the CPU build, but there are no numbers for a GPU yet.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 dir=$(dirname "$0")/results
 [ $# -eq 1 ] || { echo "usage: sh dev/kernels/table.sh OPERATION" >&2; exit 2; }
 cpu=$(grep -ls "^$1," "$dir"/cpu/*.csv) gpu=$(grep -ls "^$1," "$dir"/cuda/*.csv)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # test_broken.sh BROKEN PROGRAM -- does the harness find deliberate mistakes? BROKEN is the program of broken.cu, PROGRAM any other one of
 # dev/kernels, for its command line. The last line is `N passed, N failed, N skipped`.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 broken=$1 program=$2
 out=$(mktemp) || exit 1
 trap 'rm -f "$out"' EXIT

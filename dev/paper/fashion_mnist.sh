@@ -12,6 +12,7 @@
 # Columns of the CSV: net, lr, method, seed, training loss over the last epoch, final test accuracy, epochs until the training
 # loss is at or below the last one of `none` with the same seed and learning rate (0: not within the
 # run), max |log lambda|.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 trainer=${TRAINER:-./train_mlp} out=out/paper/fashion-mnist csv=dev/paper/results/fashion_mnist.csv
 epochs=5 seeds="1 2 3"
 

@@ -13,6 +13,7 @@
 #
 # A configuration is NET INIT LR METHOD SEED. For a seed, all methods have the same initial weights and the same batches.
 # Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 out=${OUT:-out/paper/experiments} results=${RESULTS:-dev/paper/results}
 quick=${QUICK:-0}
 [ "$quick" = 1 ] && size=quick || size=full
@@ -173,7 +174,7 @@ one() {
     fi
     awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status -v sum="$sum" -v commit="$(git describe --always --dirty)" '
     $3 == "step" { k = int(($1 - 1) * 20 / steps); total[k] += $4; n[k]++ }
-    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", failed || !n[k] ? "inf" : sprintf("%.5g", total[k] / n[k]); print "," commit "," sum }' "$temporary/log.csv" >"$temporary.new" &&
+    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", (failed || !n[k] ? "inf" : sprintf("%.5g", total[k] / n[k])); print "," commit "," sum }' "$temporary/log.csv" >"$temporary.new" &&
         mv "$temporary.new" "$row" && rm -rf "$temporary" "$json" "$temporary.err"
 }
 

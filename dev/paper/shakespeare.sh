@@ -11,6 +11,7 @@
 # Columns of the CSV: lr, sets, seed, mean training loss of the last 100 steps, validation loss and accuracy at the end, steps until the mean training
 # loss of 100 steps is at or below the last one of `none` with the same seed and rate (0: not within the run), max |log lambda|.
 # shakespeare_curves.csv: lr, sets, step, mean training loss of the 50 steps up to it, mean and standard deviation over the seeds.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 trainer=${TRAINER:-./train_gpt_style} out=out/paper/shakespeare csv=${RESULTS:-dev/paper/results}/shakespeare.csv
 steps=1000 seeds=${SEEDS:-"1 2 3"} rates="1e-3 3e-3 1e-2" all="none mlp vo qk ln all"
 

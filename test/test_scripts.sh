@@ -1,0 +1,85 @@
+#!/bin/sh
+# test_scripts.sh -- the scripts on other machines: in another locale, with BusyBox's tools, without nvcc, beside other people's programs.
+#
+#     sh test/test_scripts.sh          in the repository's root, after make train_mlp
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
+if [ ! -f common/cu2cpp.sed ] || [ ! -x ./train_mlp ]; then
+    echo "usage: sh $0 (in the repository's root, after make train_mlp)" >&2
+    exit 2
+fi
+. test/check.sh
+complains() { grep -q -F -e "$1" "$work/err"; }
+
+# ------------------------------------------------------------------------------------------------------------- locale
+
+# Every script sets LC_ALL before its first command: under git the ones that it lists, elsewhere all but those of build/ and out/.
+git ls-files -- .ci/run '*.sh' >"$work/scripts" 2>"$work/err" && [ -s "$work/scripts" ] ||
+    find . -name '*.sh' ! -path './build/*' ! -path './out/*' >"$work/scripts"
+check 'there are scripts' [ -s "$work/scripts" ]
+while read -r script; do
+    check "$script: its first command is export LC_ALL=C" eval \
+        'case $(sed -n -e "/^#/d" -e "/^[[:space:]]*$/d" -e p -e q "$script") in "export LC_ALL=C"*) true ;; *) false ;; esac'
+done <"$work/scripts"
+check 'the Makefile sets it, too' grep -q '^export LC_ALL := C' Makefile
+
+# The same bytes in a locale that writes 0,5 for 0.5, set by LC_ALL and by LANG alone.
+printf 'name,ms,n\na,2.098,3\nb,0.75,4\n' >"$work/numbers.csv"
+printf 'step,epoch,split,loss\n1,0.25,step,2.75\n2,0.5,step,1.25\n3,0.75,step,0.875\n4,1,step,0.625\n' >"$work/log.csv"
+row() { # row OUT: the losses of one run of dev/paper, without its times
+    OUT=$1 QUICK=1 sh dev/paper/run.sh one moons 2-8x5-2 uniform 0.1 none 1
+    cut -d, -f 1-12,15-34 "$1/quick/moons/2-8x5-2/uniform/0.1/none/1.row"
+}
+tables() { # tables DIR FILE: the file with its tables written anew
+    mkdir -p "$1"
+    cp "$2" "$1/README.md"
+    sh dev/tables.sh "$1/README.md"
+    cat "$1/README.md"
+}
+numbers() { # numbers DIR: prints what the scripts that handle numbers make of them; DIR holds their files
+    tables "$1" dev/kernels/README.md
+    sh dev/bench/table.sh "$work/numbers.csv" name,ms,ms/n
+    sh dev/kernels/table.sh gemm
+    sh dev/window_loss.sh "$work/log.csv" 1.5
+    row "$1/runs"
+}
+spreads() { # spreads DIR: the same of those that need awk's sqrt
+    tables "$1" README.md
+    sh dev/paper/fashion_mnist.sh table
+}
+numbers "$work/c" >"$work/expected" 2>&1
+spreads "$work/c" >"$work/expected_spreads" 2>&1
+check 'a number in a table' grep -q -F -e '| a | 2.098 | 0.70 |' "$work/expected"
+check 'a window of losses' grep -q -F -e '1.375000000,1.000' "$work/expected"
+if command -v localedef >/dev/null 2>&1 && localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >"$work/out" 2>"$work/err"; then
+    cat "$work/expected" "$work/expected_spreads" >"$work/both"
+    (export LOCPATH="$work" LC_ALL=de_DE.UTF-8 && numbers "$work/all" && spreads "$work/all") >"$work/out" 2>&1
+    check 'LC_ALL=de_DE.UTF-8: the same numbers' same "$work/both" "$work/out"
+    (unset LC_ALL && export LOCPATH="$work" LANG=de_DE.UTF-8 && numbers "$work/lang" && spreads "$work/lang") >"$work/out" 2>&1
+    check 'LANG=de_DE.UTF-8: the same numbers' same "$work/both" "$work/out"
+else
+    skip 'scripts in a German locale: localedef cannot make one here'
+fi
+
+# ------------------------------------------------------------------------------------------------------------ BusyBox
+
+if command -v busybox >/dev/null 2>&1; then
+    mkdir "$work/busybox"
+    for tool in sed awk sh; do ln -s "$(command -v busybox)" "$work/busybox/$tool"; done
+    for source in *.cu *.cuh common/*.cuh test/*.cu dev/bench/*.cu dev/kernels/*.cu; do
+        sh common/cu2cpp.sh "$source" >"$work/ours"
+        PATH=$work/busybox:$PATH sh common/cu2cpp.sh "$source" >"$work/out" 2>"$work/err"
+        check "BusyBox translates $source in the same way" same "$work/ours" "$work/out"
+    done
+    (PATH=$work/busybox:$PATH && numbers "$work/busy") >"$work/out" 2>&1
+    check 'BusyBox: the same numbers' same "$work/expected" "$work/out"
+    if busybox awk 'BEGIN { exit sqrt(4) != 2 }' 2>"$work/err"; then
+        (PATH=$work/busybox:$PATH && spreads "$work/busy") >"$work/out" 2>&1
+        check 'BusyBox: the same means and deviations' same "$work/expected_spreads" "$work/out"
+    else
+        skip "BusyBox's awk has no sqrt here: tables of means and deviations"
+    fi
+else
+    skip "BusyBox's sed, awk and sh: busybox is not installed"
+fi
+
+summary
