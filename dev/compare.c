@@ -20,6 +20,7 @@
 #include "plot.h"
 
 enum { MAX_RUNS = 16, MAX_NAME = 40 };
+static const double LARGEST = 1e300;   // of an epoch and of a loss that is drawn: differences and products stay finite
 
 // ---------------------------------------------------------------------------------------------------------------
 // Runs
@@ -96,7 +97,7 @@ static int take_row(run *r, char *line) {
         if (!field[i] || (i != SPLIT && !read_field(field[i], &value[i]))) return 0;
     }
     const int train = !strcmp(field[SPLIT], "train"), test = !strcmp(field[SPLIT], "test");
-    if (line || !known(value[EPOCH]) || value[EPOCH] < 0) return 0;
+    if (line || !known(value[EPOCH]) || value[EPOCH] < 0 || value[EPOCH] > LARGEST) return 0;
     if (!train && !test) return !strcmp(field[SPLIT], "step");
     point *p = point_at(r, value[EPOCH]);
     if (train) p->train_loss = value[LOSS];
@@ -507,7 +508,6 @@ static void write_summary(FILE *f, const run *runs, int n, double target) {
 // SVG
 
 enum { TRAIN_LOSS, TEST_ACCURACY, TEST_LOSS };     // what a panel shows
-enum { MAX_TICKS = 12 };
 
 typedef struct {
     double left, top, width, height;               // plot area, pixels
@@ -515,23 +515,20 @@ typedef struct {
     int log_axis;
     double lo, hi;                                 // y range, in log10 when log_axis
     double x_lo, x_hi;                             // epochs
-    double y_ticks[MAX_TICKS];
+    double y_ticks[PLOT_TICKS];
     int n_ticks;
     double x_step;
     int clipped;                                   // an accuracy of epoch 0 lies outside of lo to hi
 } panel;
 
+// What a panel draws of a point, LOG_NA when there is nothing to draw: accuracies in percent, and numbers from which ranges can be made.
 static double panel_value(const panel *p, const point *q) {
-    const double v = p->what == TRAIN_LOSS ? q->train_loss : p->what == TEST_LOSS ? q->test_loss : q->test_accuracy;
-    return p->what == TEST_ACCURACY && known(v) ? 100 * v : v;
-}
-
-// A step of 1, 2 or 5 times a power of ten that gives about `wanted` intervals, but not below `least`.
-static double nice_step(double range, int wanted, double least) {
-    const double raw = range / wanted, power = pow(10, floor(log10(raw)));
-    const double digits = raw / power;
-    const double step = power * (digits >= 7.5 ? 10 : digits >= 3.5 ? 5 : digits >= 1.5 ? 2 : 1);
-    return step < least ? least : step;
+    if (p->what == TEST_ACCURACY) {
+        const double a = q->test_accuracy;
+        return known(a) && a >= 0 && a <= 1 ? 100 * a : LOG_NA;
+    }
+    const double v = p->what == TRAIN_LOSS ? q->train_loss : q->test_loss;
+    return known(v) && fabs(v) <= LARGEST ? v : LOG_NA;
 }
 
 // Pixels. The ranges end PLOT_INSET before the frame.
@@ -552,12 +549,7 @@ static int in_range(const panel *p, double v) {
 
 // Ticks at evenly spaced round values between lo and hi (of the value itself, also on a log axis).
 static void linear_ticks(panel *p, double lo, double hi) {
-    double step = nice_step(hi - lo, 5, 0);
-    while ((hi - lo) / step > MAX_TICKS - 2) step *= 2;
-    p->n_ticks = 0;
-    for (double k = ceil(lo / step - 1e-9); k * step <= hi + 1e-9 * step && p->n_ticks < MAX_TICKS; k++) {
-        p->y_ticks[p->n_ticks++] = k * step + 0.0;
-    }
+    p->n_ticks = plot_ticks(p->y_ticks, lo, hi, plot_step(hi - lo, 5));
 }
 
 // Ticks of a log axis: powers of ten, with 2 and 5 between when there are few, evenly spaced values within a decade.
@@ -570,11 +562,12 @@ static void log_ticks(panel *p) {
     for (int e = (int)floor(p->lo); e <= (int)ceil(p->hi); e++) {
         for (int d = 0; d < per_decade; d++) {
             const double v = digits[d] * pow(10, e);
-            if (log10(v) < p->lo - 1e-9 || log10(v) > p->hi + 1e-9 || e % stride || p->n_ticks == MAX_TICKS) continue;
+            if (log10(v) < p->lo - 1e-9 || log10(v) > p->hi + 1e-9 || e % stride || p->n_ticks == PLOT_TICKS) continue;
             p->y_ticks[p->n_ticks++] = v;
         }
     }
-    if (p->n_ticks < 4) linear_ticks(p, pow(10, p->lo), pow(10, p->hi));
+    const double lo = pow(10, p->lo), hi = pow(10, p->hi);
+    if (p->n_ticks < 4 && lo >= DBL_MIN) linear_ticks(p, lo, hi);  // below it no digits are left to space ticks with
 }
 
 // Chooses the ranges and ticks of a panel. The accuracy before training would squeeze the rest of its curve: with
@@ -604,7 +597,7 @@ static void scale_panel(panel *p, const run *runs, int n) {
     }
     p->x_lo = x_hi > first ? (first < 0.1 * x_hi ? 0 : first) : 0;
     p->x_hi = x_hi > 0 ? x_hi : 1;
-    p->x_step = nice_step(p->x_hi - p->x_lo, 5, p->x_hi >= 2 ? 1 : 0);
+    p->x_step = fmax(plot_step(p->x_hi - p->x_lo, 5), p->x_hi >= 2 ? 1 : 0);
     p->log_axis = p->what != TEST_ACCURACY && positive && hi > 0;
     p->n_ticks = 0;
     if (lo > hi) lo = 0, hi = 1, p->log_axis = 0;              // nothing to draw
@@ -634,11 +627,13 @@ static void draw_axes(FILE *f, const panel *p, const char *y_title) {
         fprintf(f, "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%s%s</text>\n", p->left - 8, y + 4, text,
                 p->what == TEST_ACCURACY ? "%" : "");
     }
-    for (double k = ceil(p->x_lo / p->x_step - 1e-9); k * p->x_step <= p->x_hi + 1e-9 * p->x_step; k++) {
-        const double epoch = k * p->x_step + 0.0, x = panel_x(p, epoch);    // + 0.0: no "-0"
+    double epochs[PLOT_TICKS];
+    const int n_epochs = plot_ticks(epochs, p->x_lo, p->x_hi, p->x_step);
+    for (int i = 0; i < n_epochs; i++) {
+        const double x = panel_x(p, epochs[i]);
         fprintf(f, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", x, p->top, x, bottom);
         fprintf(f, "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">%.6g</text>\n", x, bottom + 18,
-                epoch);
+                epochs[i]);
     }
     if (p->clipped) plot_label(f, "note", "end", right, p->top - 10, "epoch 0 is outside of this range");
     fprintf(f, "<path class=\"axis\" d=\"M%.1f %.1fV%.1fH%.1f\"/>\n", p->left, p->top, bottom, right);

@@ -1,13 +1,42 @@
-// plot.h -- what the programs that write SVG plots share: head, style (light and dark), colours, dashes and markers of
-// series, text.
+// plot.h -- what the programs that write SVG plots share: head, style (light and dark), ticks, colours, dashes and
+// markers of series, text.
 //
 // A series has the class s0 to s7, which sets `color`; curves, markers and ranges draw with currentColor. So the style
 // sheet alone decides the colours, and its last rules are for viewers who prefer a dark scheme.
 #pragma once
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 
 // Free pixels between the frame of a plot and its outermost points: a marker there is not cut.
 #define PLOT_INSET 7.0
+
+enum { PLOT_TICKS = 12 };  // of an axis, at most
+
+// A step of 1, 2 or 5 times a power of ten that gives about `wanted` intervals, at most 9 for 5. Positive and finite for
+// every range >= 0.
+static inline double plot_step(double range, int wanted) {
+    const double raw = range / wanted;
+    if (!(raw >= DBL_MIN)) return DBL_MIN;
+    if (!(raw <= 0.1 * DBL_MAX)) return 0.1 * DBL_MAX;
+    const double power = pow(10, floor(log10(raw))), digits = raw / power;
+    if (digits >= 7.5) return 10 * power;
+    if (digits >= 3.5) return 5 * power;
+    return digits >= 1.5 ? 2 * power : power;
+}
+
+// The multiples of step from lo to hi, increasing, at most PLOT_TICKS. Returns their number. An integer counts them, for
+// a sum of floating-point numbers may stay where it is: 1e17 + 5 is 1e17.
+static inline int plot_ticks(double *ticks, double lo, double hi, double step) {
+    const double first = ceil(lo / step - 1e-9);
+    int n = 0;
+    for (int i = 0; i < PLOT_TICKS; i++) {
+        const double v = (first + i) * step + 0.0;  // + 0.0: no "-0"
+        if (!(v <= hi + 1e-9 * step)) break;
+        if (n == 0 || v > ticks[n - 1]) ticks[n++] = v;
+    }
+    return n;
+}
 
 enum { PLOT_COLORS = 8 };
 

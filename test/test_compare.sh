@@ -225,6 +225,30 @@ check "its titles, colours, markers" picture sixteen/compare.svg
 # shellcheck disable=SC2086
 fails 2 "expected at most 16 arguments (NAME=LOGDIR ...), 'x=none' is one more (see --help)" $runs x=none
 
+# Numbers at the ends of what a double holds: every loop ends, and the plot is a plot.
+# extreme EPOCH1 LOSS1 EPOCH2 LOSS2
+extreme() {
+    rm -rf extreme
+    mkdir extreme
+    printf '%s\n0,%s,train,%s,0.5,n/a,n/a,n/a,n/a\n1,%s,train,%s,0.5,n/a,n/a,n/a,n/a\n' $header "$1" "$2" "$3" "$4" >extreme/log.csv
+    (ulimit -c 0 && ulimit -t 5 && ulimit -f 2000 && exec "$compare" --out extreme e=extreme) >out 2>err
+    check "epochs $1 and $3, losses $2 and $4: exit status" [ $? -eq 0 ]
+    check "epochs $1 and $3, losses $2 and $4: the plot" svg extreme/compare.svg
+    check "epochs $1 and $3, losses $2 and $4: a few ticks" is "$(grep -c 'class="tick"' extreme/compare.svg | sed 's/^[1-4]\{0,1\}[0-9]$/few/')" few
+}
+extreme 1e17 2 100000000000000032 1
+extreme 9007199254740993 2 9007199254740999 1
+extreme 0 1e-322 1 1e-322
+extreme 0 1e-322 1 3e-322
+extreme 0 5e-324 1 1e300
+extreme 0 1e308 1 -1e308
+extreme 0 -1e-320 1 0
+extreme 0 -1e300 1 1e300
+extreme 0 1.0000000000000002 1 1
+extreme 0 -1e17 1 -100000000000000032
+extreme 0 1 5e-324 2
+extreme 1e299 1 1e300 2
+
 # The seconds of all rescalings, when a report has them.
 mkdir total
 cp none/log.csv total
@@ -256,7 +280,7 @@ fails 1 "bad/log.csv: the log has no evaluation yet" a=bad
 printf 'epoch,loss\n1,2\n' >bad/log.csv
 fails 1 "bad/log.csv: not a training log, its first line should be $header" a=bad
 for row in rubbish '' 1,1,train,1,1,1,1,1 1,1,train,1,1,1,1,1,1,1 1,1,valid,1,1,1,1,1,1 1,1,train,1x,1,1,1,1,1 \
-    1,,train,1,1,1,1,1,1 1,-1,train,1,1,1,1,1,1 1,nan,train,1,1,1,1,1,1 ,1,train,1,1,1,1,1,1 '1,1,train,1,1,1,1,1,\0011'; do
+    1,,train,1,1,1,1,1,1 1,-1,train,1,1,1,1,1,1 1,nan,train,1,1,1,1,1,1 1,1e301,train,1,1,1,1,1,1 ,1,train,1,1,1,1,1,1 '1,1,train,1,1,1,1,1,\0011'; do
     # shellcheck disable=SC2059 # one of the rows has a control character
     { echo $header; echo 1,1,train,1,1,1,1,1,1; printf "$row\n"; } >bad/log.csv
     fails 1 "bad/log.csv: line 3 is not a row of the log" a=bad

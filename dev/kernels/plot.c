@@ -4,7 +4,7 @@
 //
 // x: the shapes, in the order of their floor. y: time of the floor over the measured time, in percent, on a logarithmic
 // axis; a variant at 100 is as fast as memory or the best matrix product allow. Exit status 1 when the file has no row
-// of the operation.
+// of the operation, or a percentage of it is no positive number.
 #include "../plot.h"
 #include <math.h>
 #include <stdlib.h>
@@ -46,6 +46,10 @@ static int read_rows(const char *path, const char *operation) {
         const int got = sscanf(line, "%63[^,],%63[^,],%63[^,],%63[^,],%d,%lf,%lf,%lf,%d,%lf,%lf,%lf,%lf", op, variant,
                                precision, shape, &block, &ms, &p10, &p90, &runs, &rate, &gflops, &floor_ms, &percent);
         if (got != 13 || strcmp(op, operation) || n_points == MAX_POINTS) continue;
+        if (!(percent >= 1e-300 && percent <= 1e300)) {
+            fprintf(stderr, "plot: %s: percent of %s, %s: expected a positive number, got %g\n", path, op, variant, percent);
+            exit(1);
+        }
         point *p = &points[n_points];
         snprintf(p->variant, sizeof p->variant, "%s", variant);
         snprintf(p->shape, sizeof p->shape, "%s", shape);
@@ -77,7 +81,7 @@ static void draw_axes(const scale *s, int levels) {
     static const int digits[3] = {1, 2, 5};
     const double bottom = TOP + HEIGHT, right = LEFT + PLOT_WIDTH;
     char text[32];
-    for (double e = s->y_lo; e <= s->y_hi; e++) {
+    for (int e = (int)s->y_lo; e <= s->y_hi; e++) {
         for (int d = 0; d < 3; d++) {
             const double v = digits[d] * pow(10, e), y = y_of(s, v);
             if (log10(v) > s->y_hi || (s->y_hi - s->y_lo > 3.2 && d > 0)) continue;

@@ -97,6 +97,14 @@ test)
             echo "0 passed, 1 failed, 0 skipped" >>"$log/out"
         fi
         add "kernels: a short benchmark" 0
+        right=0
+        for percent in 0 -1 nan inf; do # which have no place on a logarithmic axis
+            echo "x,a,fp32,8,1,1,1,1,1,1,1,1,$percent" >"$log/csv"
+            (ulimit -t 5 && ulimit -f 2000 && exec "build/c/$here/plot" "$log/csv" x x) >"$log/svg" 2>"$log/out"
+            [ $? -eq 1 ] && [ "$(grep -c 'percent of x, a: expected a positive number' "$log/out")" -eq 1 ] && right=$((right + 1))
+        done
+        echo "$right passed, $((4 - right)) failed, 0 skipped" >"$log/out"
+        add "kernels: percentages that cannot be drawn" 0
         # What is generated is what is committed.
         list_all "$@" >"$log/variants.txt"
         cp "$here/README.md" "$log/README.md"
