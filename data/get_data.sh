@@ -3,9 +3,9 @@
 #
 # A data set is complete when every file in its rows of table() is there with the right SHA-256. What is missing is
 # taken from the first source that has it: a packed copy beside it, a folder on this machine, a system package, a
-# download. A file is unpacked and checked in DIR/NAME/.tmp.PID and only then renamed, so that a name never stands for
-# half a file; a download that was cut off stays as DIR/NAME/.part.* and is continued by the next run.
-
+# download. A file is downloaded, unpacked and checked in a new folder DIR/NAME/.tmp.PID.* of this user alone, and only then
+# renamed: a name never stands for half a file, and nothing is written through a link that somebody has put in its place. A
+# download that was cut off stays as DIR/NAME/.part.* and is continued by the next run.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 usage() {
     cat <<'END'
@@ -72,9 +72,31 @@ say() { printf '%s\n' "$*"; }
 warn() { printf '%s\n' "get_data.sh: $*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Removes what this run has not finished.
+# keep_parts FOLDER: downloads that were cut off, in a folder of temporary files, become $dest/.part.*.
+keep_parts() {
+    for cut in "$1"/.part.*; do
+        if [ -f "$cut" ] && [ ! -L "$cut" ] && [ -s "$cut" ]; then
+            rm -rf "$dest/${cut##*/}"
+            mv -f "$cut" "$dest/${cut##*/}"
+        fi
+    done
+}
+
+# take_part PART: the download $tmp/PART begins with what an earlier run has left of it in $dest. It is copied, for that file
+# may have other names; a link is dropped.
+take_part() {
+    if [ ! -L "$dest/$1" ] && [ ! -e "$dest/$1" ]; then return 0; fi
+    mv -f "$dest/$1" "$tmp/left"
+    if [ -f "$tmp/left" ] && [ ! -L "$tmp/left" ]; then cat "$tmp/left" >"$tmp/$1"; fi
+    rm -rf "$tmp/left"
+}
+
+# Removes what this run has not finished, apart from downloads that can be continued.
 cleanup() {
-    if [ -n "$tmp" ]; then rm -rf "$tmp"; fi
+    if [ -n "$tmp" ]; then
+        keep_parts "$tmp"
+        rm -rf "$tmp"
+    fi
     tmp=
 }
 
@@ -125,6 +147,11 @@ accept() {
     if [ "$found" != "$3" ]; then
         warn "$4: wrong content: expected sha256 $3, found $found"
         rm -f "$tmp/$2"
+        return 1
+    fi
+    if [ -L "$dest/$2" ]; then rm -f "$dest/$2"; fi # mv would follow a link to a folder
+    if [ -d "$dest/$2" ]; then
+        warn "$dest/$2: cannot be written: it is a folder"
         return 1
     fi
     if ! message=$(mv -f "$tmp/$2" "$dest/$2" 2>&1); then
@@ -245,7 +272,8 @@ fetch_archive() {
 # get URL DOWNLOAD KIND FILE: downloads one address, the file DOWNLOAD, and puts FILE (for an archive: every file) in
 # place. What was continued and turns out wrong is downloaded once more from the start. Returns as download() does.
 get() {
-    part=$dest/.part.$source.$2
+    part=$tmp/.part.$source.$2
+    take_part ".part.$source.$2"
     continued=no
     if [ -s "$part" ]; then continued=yes; fi
     say "$name: downloading $1"
@@ -323,19 +351,22 @@ fetch() {
         say "$name: already there, checksums good ($dest)"
         return 0
     fi
-    if ! message=$(mkdir -p "$dest" 2>&1) || ! message=$(mkdir "$dest/.tmp.$$" 2>&1); then
+    if ! message=$(mkdir -p "$dest" 2>&1) || ! message=$(mktemp -d "$dest/.tmp.$$.XXXXXX" 2>&1); then
         warn "$dest: cannot be written: $message"
         return 1
     fi
-    tmp=$dest/.tmp.$$
+    tmp=$message
     for old in "$dest"/.tmp.*; do # left by a run that was killed
-        if [ "$old" != "$tmp" ] && ! kill -0 "${old##*.}" 2>/dev/null; then rm -rf "$old"; fi
+        pid=${old##*/.tmp.}
+        if [ "$old" = "$tmp" ] || kill -0 "${pid%%.*}" 2>/dev/null; then continue; fi
+        if [ ! -L "$old" ]; then keep_parts "$old"; fi
+        rm -rf "$old"
     done
     folder=$(table | sed -n "s/^$name|\([^|]*\)|.*/\1/p" | sed -n '1p')
     if from_folder "$dest" "$dest" || from_data "$folder" || from_package || from_urls; then
-        rm -f "$dest"/.part.*
-        say "$name: ready, checksums good ($dest)"
         cleanup
+        rm -rf "$dest"/.part.*
+        say "$name: ready, checksums good ($dest)"
         return 0
     fi
     cleanup
@@ -393,6 +424,10 @@ if [ -z "$wanted" ]; then
 fi
 if ! have sha256sum && ! have shasum; then
     warn "sha256sum not found: install coreutils"
+    exit 1
+fi
+if ! have mktemp; then
+    warn "mktemp not found: install coreutils"
     exit 1
 fi
 trap cleanup EXIT

@@ -28,7 +28,7 @@ while IFS='|' read -r name folder file sum; do
 done <"$work/rows"
 sed "s#^package_dir=.*#package_dir=$work/package#" "$script" >"$script.new" && mv "$script.new" "$script"
 
-for tool in sh sed cat gzip xz tar mkdir rm mv rmdir sha256sum dirname grep tr; do
+for tool in sh sed cat gzip xz tar mkdir mktemp rm mv rmdir sha256sum dirname grep tr; do
     path=$(command -v "$tool") && ln -s "$path" "$work/bin/$tool"
 done
 
@@ -118,11 +118,13 @@ run --dest "$work/nogzip" mnist
 mv "$work/gzip" "$work/bin/gzip"
 check 'gzip missing: exit 1' is $status 1
 check 'gzip missing: what to install' says 'gzip not found: install gzip'
-mv "$work/bin/sha256sum" "$work/sha256sum"
-run mnist
-mv "$work/sha256sum" "$work/bin/sha256sum"
-check 'sha256sum missing: exit 1' is $status 1
-check 'sha256sum missing: what to install' says 'sha256sum not found: install coreutils'
+for tool in sha256sum mktemp; do
+    mv "$work/bin/$tool" "$work/$tool"
+    run mnist
+    mv "$work/$tool" "$work/bin/$tool"
+    check "$tool missing: exit 1" is $status 1
+    check "$tool missing: what to install" says "$tool not found: install coreutils"
+done
 
 rm -rf "$work/data/mnist" "$work/source/mnist"
 run mnist
@@ -238,9 +240,9 @@ if [ ! -f "$from" ] || [ "$have" -ge "$(wc -c <"$from")" ]; then
     echo "the server said no" >&2
     exit "$refused"
 fi
-if [ "$MODE" = interrupt ]; then
+if [ "$MODE" = TERM ] || [ "$MODE" = KILL ]; then
     head -c 20 "$from" >"$out"
-    kill -TERM "$PPID"
+    kill -s "$MODE" "$PPID"
     exit 18
 fi
 tail -c "+$((have + 1))" "$from" >>"$out"
@@ -296,7 +298,7 @@ downloads() {
     check "$1, offline: leaves nothing" none "$work/data/mnist"
 
     fill "$s3"
-    MODE=interrupt run mnist
+    MODE=TERM run mnist
     check "$1, interrupted: exit 143" is $status 143
     check "$1, interrupted: said" says 'interrupted; run it again to continue'
     check "$1, interrupted: nothing under the final names" none "$work/data/mnist/train-images-idx3-ubyte"
@@ -307,6 +309,44 @@ downloads() {
     check "$1, continued: from where it was" is "$(sed -n '1s/ .*//p' "$work/log")" 20
     check "$1, continued: content" \
         same "$work/data/mnist/train-images-idx3-ubyte" "$work/good/mnist/train-images-idx3-ubyte"
+
+    rm -rf "$work/data/mnist"
+    MODE=KILL run mnist
+    check "$1, killed: exit 137" is $status 137
+    : >"$work/log"
+    run mnist
+    check "$1, after a kill: exit 0" is $status 0
+    check "$1, after a kill: from where it was" is "$(sed -n '1s/ .*//p' "$work/log")" 20
+    check "$1, after a kill: nothing else is left" is "$(files "$work/data/mnist")" 4
+
+    # What somebody else has put where a download or a file will be: a link, another name of a file, a folder, a link to one.
+    for how in 'ln -s' ln; do
+        for name in .part.1.train-images-idx3-ubyte.gz train-images-idx3-ubyte; do
+            rm -rf "$work/data/mnist"
+            mkdir "$work/data/mnist"
+            printf 'precious' >"$work/victim"
+            $how "$work/victim" "$work/data/mnist/$name"
+            run mnist
+            check "$1, $how $name: exit 0" is $status 0
+            check "$1, $how $name: what it leads to is intact" is "$(cat "$work/victim")" precious
+            check "$1, $how $name: content" \
+                same "$work/data/mnist/train-images-idx3-ubyte" "$work/good/mnist/train-images-idx3-ubyte"
+        done
+    done
+    for name in .part.1.train-images-idx3-ubyte.gz train-images-idx3-ubyte; do
+        rm -rf "$work/data/mnist" "$work/folder"
+        mkdir "$work/data/mnist" "$work/folder"
+        ln -s "$work/folder" "$work/data/mnist/$name"
+        run mnist
+        check "$1, link to a folder $name: exit 0" is $status 0
+        check "$1, link to a folder $name: it is still empty" is "$(files "$work/folder")" 0
+    done
+    rm -rf "$work/data/mnist"
+    mkdir -p "$work/data/mnist/train-images-idx3-ubyte"
+    run mnist
+    check "$1, a folder in the place of a file: exit 1" is $status 1
+    check "$1, a folder in the place of a file: said" says 'train-images-idx3-ubyte: cannot be written: it is a folder'
+    rm -rf "$work/data/mnist"
 
     for junk in 'other bytes' "$(cat "$work/rows")"; do # a part that does not fit, a part longer than the file
         rm -rf "$work/data/mnist"
