@@ -16,6 +16,13 @@ DEVICE ?= $(shell command -v $(NVCC) >/dev/null 2>&1 && nvidia-smi -L >/dev/null
 ifeq ($(filter cpu cuda,$(DEVICE)),)
 $(error DEVICE must be cpu or cuda, not '$(DEVICE)')
 endif
+# A CUDA build, and nvcc-check, need nvcc: said once, before anything is built.
+NEEDS_NVCC := $(filter-out help clean gpu-check train_gpt_style compare build/c/%,$(if $(filter cuda,$(DEVICE)),$(or $(MAKECMDGOALS),all),$(filter nvcc-check build/nvcc/%,$(MAKECMDGOALS))))
+ifneq ($(NEEDS_NVCC),)
+ifeq ($(shell command -v $(firstword $(NVCC)) 2>/dev/null),)
+$(error no nvcc '$(NVCC)': install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu)
+endif
+endif
 B := build/$(DEVICE)
 
 # What this machine has (compilers' flags, OpenBLAS, zlib) is probed once, by dev/configure.sh.

@@ -82,4 +82,19 @@ else
     skip "BusyBox's sed, awk and sh: busybox is not installed"
 fi
 
+# --------------------------------------------------------------------------------------------------------------- nvcc
+
+# no_nvcc ARGUMENTS: make says so in one line, and has built nothing
+no_nvcc() {
+    ${MAKE:-make} --no-print-directory "$@" NVCC=no-such-nvcc >"$work/out" 2>"$work/err"
+    status=$?
+    check "make $* without nvcc: exit 2" is $status 2
+    check "make $* without nvcc: one line" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && [ ! -s "$work/out" ]'
+    check "make $* without nvcc: what to do" complains "no nvcc 'no-such-nvcc': install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu"
+}
+no_nvcc DEVICE=cuda train_mlp
+no_nvcc DEVICE=cuda
+no_nvcc nvcc-check
+check 'make help without nvcc' eval '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
+
 summary
