@@ -20,7 +20,7 @@ while read -r script; do
     check "$script: its first command is export LC_ALL=C" eval \
         'case $(sed -n -e "/^#/d" -e "/^[[:space:]]*$/d" -e p -e q "$script") in "export LC_ALL=C"*) true ;; *) false ;; esac'
 done <"$work/scripts"
-check 'the Makefile sets it, too' grep -q '^export LC_ALL := C' Makefile
+check 'the Makefile sets it, too' grep -q '^export LC_ALL := C$' Makefile
 
 # The same bytes in a locale that writes 0,5 for 0.5, set by LC_ALL and by LANG alone.
 printf 'name,ms,n\na,2.098,3\nb,0.75,4\n' >"$work/numbers.csv"
@@ -96,5 +96,45 @@ no_nvcc DEVICE=cuda train_mlp
 no_nvcc DEVICE=cuda
 no_nvcc nvcc-check
 check 'make help without nvcc' eval '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
+
+# -------------------------------------------------------------------------------------------------------------- peers
+
+# llmc STATUS TEXT ARGUMENTS...: dev/bench/peer_llmc.py times $program, in a PATH whose compilers leave a trace
+llmc() {
+    want=$1 text=$2
+    shift 2
+    PATH=$work/compilers:$PATH LLMC_PROGRAM=$program python3 dev/bench/peer_llmc.py "$@" >"$work/out" 2>"$work/err"
+    check "peer_llmc.py, '$text': exit status" is $? "$want"
+    check "peer_llmc.py, '$text': said" grep -q -F -e "$text" "$work/out" "$work/err"
+    check "peer_llmc.py, '$text': nothing is compiled" [ ! -e "$work/compiled" ]
+}
+if command -v python3 >/dev/null 2>&1; then
+    mkdir "$work/compilers"
+    for tool in cc gcc clang make git; do
+        printf '#!/bin/sh\necho "$0 $*" >>"%s/compiled"\nexit 1\n' "$work" >"$work/compilers/$tool"
+        chmod +x "$work/compilers/$tool"
+    done
+    cat >"$work/peer" <<'END'
+#!/bin/sh
+[ -s gpt2_124M.bin ] && [ -s dev/data/tinyshakespeare/tiny_shakespeare_val.bin ] || exit 3
+bytes=$(wc -c <dev/data/tinyshakespeare/tiny_shakespeare_train.bin)
+echo "train dataset num_batches: $(((bytes - 1024) / 2 / (2 * 16)))"
+echo 'step 0: train loss 5.5 (took 900.0 ms)'
+echo 'step 1: train loss 5.5 (took 30.0 ms)'
+echo 'step 2: train loss 5.4 (took 20.0 ms)'
+echo 'step 3: train loss 5.3 (took 25.5 ms)'
+END
+    chmod +x "$work/peer"
+    program=$work/peer
+    llmc 0 'llm.c train_gpt2.c,1,2,8,16,2,64,2,3,25.50,20.00,30.00,1255,' 1 2 8 16 2 64
+    llmc 1 'expected 64 batches of 4 x 16 tokens, found' 1 2 8 16 4 64
+    llmc 2 'usage: LLMC_PROGRAM=PROGRAM' 1 2 8
+    program=$work/nothing
+    llmc 1 'nothing: no program that can be run'
+    program=
+    llmc 77 'LLMC_PROGRAM is not set'
+else
+    skip 'dev/bench/peer_llmc.py: no python3'
+fi
 
 summary

@@ -2,19 +2,20 @@
 # gpt.sh -- train_gpt_style.c beside PyTorch and llm.c in one run, and how it scales.
 #
 #     make build/c/dev/bench/bench_gpt
-#     sh dev/bench/gpt.sh peers [LLM.C_FOLDER]     6 layers, 6 heads, 384 channels, T 256, B 8, vocabulary 256: ours, PyTorch, llm.c, ours again
-#     sh dev/bench/gpt.sh models                   the tiny, small and 124M presets
-#     sh dev/bench/gpt.sh layers                   2 to 16 layers
-#     sh dev/bench/gpt.sh context                  T 128 to 2,048 at the same number of tokens
+#     sh dev/bench/gpt.sh peers       6 layers, 6 heads, 384 channels, T 256, B 8, vocabulary 256: ours, PyTorch, llm.c, ours again
+#     sh dev/bench/gpt.sh models      the tiny, small and 124M presets
+#     sh dev/bench/gpt.sh layers      2 to 16 layers
+#     sh dev/bench/gpt.sh context     T 128 to 2,048 at the same number of tokens
 #
-# Each writes dev/bench/results/gpt_WHAT.csv and prints it as a table. PYTHON=... names the interpreter that has torch; EACH: seconds per
-# row. Ours is measured before and after its peers, so that a machine that changes its speed shows. A peer that is not there is left out, visibly.
+# Each writes dev/bench/results/gpt_WHAT.csv and prints it as a table. PYTHON=... names the interpreter that has torch;
+# LLMC_PROGRAM=... a program that you have built from llm.c's train_gpt2.c (peer_llmc.py); EACH: seconds per row. Ours is measured before and
+# after its peers, so that a machine that changes its speed shows. A peer that is not there is left out, visibly.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 bench=build/c/dev/bench/bench_gpt what=${1:-} results=dev/bench/results each=${EACH:-8}
 case $what in
 peers | models | layers | context) ;;
 *)
-    echo "usage: sh dev/bench/gpt.sh peers [LLM.C_FOLDER] | models | layers | context" >&2
+    echo "usage: sh dev/bench/gpt.sh peers | models | layers | context" >&2
     exit 2
     ;;
 esac
@@ -28,7 +29,7 @@ rows() {
 case $what in
 peers)
     "$bench" small "$each" >"$csv.1" && "${PYTHON:-python3}" dev/bench/peer_torch_gpt.py "$each" >"$csv.2"
-    "${PYTHON:-python3}" dev/bench/peer_llmc.py "${2:-/nowhere}" "${LLMC_STEPS:-4}" >"$csv.3"
+    "${PYTHON:-python3}" dev/bench/peer_llmc.py >"$csv.3"
     "$bench" small "$each" >"$csv.4" || exit
     {
         sed -n '/^#/p' "$csv.1"

@@ -1,31 +1,36 @@
 #!/usr/bin/env python3
-"""peer_llmc.py -- the training step of llm.c's train_gpt2.c on the model of bench_gpt, for comparison in the same run.
+"""peer_llmc.py -- times the steps of a program that you have built from llm.c's train_gpt2.c, on the model of bench_gpt.
 
-    python3 dev/bench/peer_llmc.py LLM.C_FOLDER [STEPS [LAYERS HEADS CHANNELS CONTEXT BATCH VOCABULARY]]
+    LLMC_PROGRAM=PROGRAM python3 dev/bench/peer_llmc.py [LAYERS HEADS CHANNELS CONTEXT BATCH VOCABULARY]
 
-LLM.C_FOLDER is a checkout of https://github.com/karpathy/llm.c, outside this repository. Its train_gpt2.c takes its batch size, its context and
-its number of steps from constants in main, and its model from a checkpoint file; so a copy with other constants is compiled in a temporary
-folder (cc -O3 -march=native -fopenmp), beside a checkpoint of that shape with random weights and shards of random tokens. Its model
-has GELU where ours has ReLU. One CSV row on stdout; a step is what it times itself: batch, forward, zero_grad, backward, update.
-Exit status 77 without the folder.
+PROGRAM is yours: this script builds nothing. It takes its model and its data from a folder that is made here for it (a checkpoint of the
+given shape with random weights, shards of random tokens), and batch size, context and number of steps from its own source, so CONTEXT and
+BATCH have to be those that it was built with; its number of batches tells whether their product is. One CSV row on stdout; a step is what
+the program times itself: batch, forward, zero_grad, backward, update. The first step is left out. Exit status 77 without LLMC_PROGRAM.
 """
 import array
 import os
 import random
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 
-if len(sys.argv) < 2 or not os.path.exists(os.path.join(sys.argv[1], "train_gpt2.c")):
-    print("peer_llmc: needs a folder with llm.c's train_gpt2.c", file=sys.stderr)
+if not os.environ.get("LLMC_PROGRAM"):
+    print("peer_llmc: LLMC_PROGRAM is not set: it names a program that you have built from llm.c's train_gpt2.c", file=sys.stderr)
     sys.exit(77)
-source = os.path.abspath(sys.argv[1])
-steps = int(sys.argv[2]) if len(sys.argv) > 2 else 6
-L, NH, C, T, B, V = (int(x) for x in sys.argv[3:9]) if len(sys.argv) > 8 else (6, 6, 384, 256, 8, 256)
+program = shutil.which(os.environ["LLMC_PROGRAM"])
+if not program:
+    sys.exit("peer_llmc: LLMC_PROGRAM=%s: no program that can be run" % os.environ["LLMC_PROGRAM"])
+if len(sys.argv) not in (1, 7) or not all(x.isdecimal() and int(x) > 0 for x in sys.argv[1:]):
+    print("usage: LLMC_PROGRAM=PROGRAM peer_llmc.py [LAYERS HEADS CHANNELS CONTEXT BATCH VOCABULARY]", file=sys.stderr)
+    sys.exit(2)
+L, NH, C, T, B, V = (int(x) for x in sys.argv[1:]) if len(sys.argv) > 1 else (6, 6, 384, 256, 8, 256)
 padded = (V + 127) // 128 * 128
+BATCHES = 64  # of a shard
 
 
 def write_checkpoint(path):
@@ -47,42 +52,33 @@ def write_checkpoint(path):
 
 def write_shard(path):
     rng = random.Random(2)
-    n = 64 * B * T + 1
+    n = BATCHES * B * T + 1
     with open(path, "wb") as f:
         f.write(struct.pack("256i", 20240520, 1, n, *([0] * 253)))
         array.array("H", (rng.randrange(V) for _ in range(n))).tofile(f)
 
 
-def with_constants(text):
-    """The source with our batch, context and steps, one validation batch and no sampling."""
-    for pattern, to in [(r"int B = \d+;", "int B = %d;" % B), (r"int T = \d+;", "int T = %d;" % T), (r"step <= \d+;", "step < %d;" % steps),
-                        (r"val_num_batches = \d+;", "val_num_batches = 1;"), (r"genT = \d+;", "genT = 1;")]:
-        text, n = re.subn(pattern, to, text, count=1)
-        if n != 1:
-            sys.exit("peer_llmc: train_gpt2.c has no '%s'" % pattern)
-    return text
-
-
 with tempfile.TemporaryDirectory() as work:
-    with open(os.path.join(source, "train_gpt2.c")) as f:
-        text = with_constants(f.read())
-    with open(os.path.join(work, "train_gpt2.c"), "w") as f:
-        f.write(text)
-    program = os.path.join(work, "train_gpt2")
-    subprocess.run([os.environ.get("CC", "cc"), "-O3", "-march=native", "-fopenmp", "-w", "-I", source, os.path.join(work, "train_gpt2.c"), "-o", program, "-lm"], check=True)
     write_checkpoint(os.path.join(work, "gpt2_124M.bin"))
     data = os.path.join(work, "dev", "data", "tinyshakespeare")
     os.makedirs(data)
     for part in ("train", "val"):
         write_shard(os.path.join(data, "tiny_shakespeare_%s.bin" % part))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    output = subprocess.run([program], cwd=work, check=True, capture_output=True, text=True).stdout
+    run = subprocess.run([os.path.abspath(program)], cwd=work, stdout=subprocess.PIPE, text=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-times = [float(ms) for ms in re.findall(r"^step \d+: .*\(took ([\d.]+) ms\)", output, re.M)]
-if len(times) != steps:
-    sys.exit("peer_llmc: expected %d steps, found %d in:\n%s" % (steps, len(times), output))
-t = sorted(times[1:]) or times
+if run.returncode:
+    sys.exit("peer_llmc: %s ended with status %d" % (program, run.returncode))
+batches = re.search(r"^train dataset num_batches: (\d+)", run.stdout, re.M)
+if not batches or int(batches[1]) != BATCHES:
+    sys.exit("peer_llmc: %s: expected %d batches of %d x %d tokens, found %s: was it built with this batch size and context?" %
+             (program, BATCHES, B, T, batches[1] if batches else "no number of batches"))
+times = [float(ms) for ms in re.findall(r"^step \d+: .*\(took ([\d.]+) ms\)", run.stdout, re.M)]
+if len(times) < 2:
+    sys.exit("peer_llmc: %s: expected at least 2 steps with their times, found %d" % (program, len(times)))
+t = sorted(times[1:])
 n = len(t)
+kib = 1024 if sys.platform != "darwin" else 1 << 20  # macOS counts bytes
 print("program,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,peak_mib")
 print(f"llm.c train_gpt2.c,{L},{NH},{C},{T},{B},{V},{os.environ.get('OMP_NUM_THREADS', os.cpu_count())},{n},{t[n // 2]:.2f},{t[n // 10]:.2f},"
-      f"{t[n - 1 - n // 10]:.2f},{1e3 * B * T / t[n // 2]:.0f},{peak // 1024 if peak > before else 'n/a'}")
+      f"{t[n - 1 - n // 10]:.2f},{1e3 * B * T / t[n // 2]:.0f},{peak // kib if peak > before else 'n/a'}")
