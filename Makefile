@@ -6,7 +6,8 @@
 # Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
 
 SHELL := /bin/sh
-export LC_ALL := C # the same sorting, numbers and messages in every locale
+# The same sorting, numbers and messages in every locale.
+export LC_ALL := C
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:
@@ -71,7 +72,7 @@ build/cpu/%.cuh: %.cuh $(CU2CPP)
 	@sh common/cu2cpp.sh $< >$@
 
 build/cpu/%: build/cpu/%.cu $(addprefix build/cpu/,$(CUH)) $(HEADERS) build/config.mk
-	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -Idev/bench -x c++ $< -x none -o $@ $(CPU_LIBS)
+	$(CXX) $(CXXFLAGS) $(CPU_DEFS) -Ibuild/cpu -I. -Itest -Idev/bench -x c++ $< -o $@ $(CPU_LIBS)
 build/cuda/%: %.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(NVCC_DEFS) $(NVCC_INCLUDES) $< -o $@ $(NVCC_LIBS)
@@ -121,11 +122,11 @@ shakespeare: train_gpt_style compare            ## trains a language model on ti
 ERRORS := $(if $(filter cpu,$(DEVICE)),build/errors/test_cuda_cpu_errors build/errors/test_cuda_cpu_errors_san)
 build/errors/test_cuda_cpu_errors: build/cpu/test/test_cuda_cpu_errors.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -I. -x c++ $< -x none -o $@ -lm
+	$(CXX) $(CXXFLAGS) -I. -x c++ $< -o $@ -lm
 build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
 	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -x c++ $< \
-	    -x none -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
+	    -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
 
 # Variants of kernels (dev/kernels/README.md). OP=NAME: only that file, or the file of that operation.
 KERNELS_USED := $(if $(OP),$(patsubst dev/kernels/%.cu,%,$(or $(wildcard dev/kernels/$(OP).cu),$(shell grep -l '{"$(OP)", ' dev/kernels/*.cu))),$(filter-out broken,$(KERNELS)))
@@ -139,7 +140,7 @@ kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(filter build
 build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h dev/timing.h test/test.h build/config.mk
 	@mkdir -p $(@D)
 	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -Ibuild/cpu -I. -Itest \
-	    -x c++ $< -x none -o $@ -lm
+	    -x c++ $< -o $@ -lm
 kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
 kernels: kernels-test                           ## checks the kernel variants of dev/kernels; make -C dev/kernels list, test, bench
 

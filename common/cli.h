@@ -493,6 +493,9 @@ static inline int cli_scan(cli_option *options, int n, const struct option *long
     optind = 0;                                       // starts anew, also after an earlier parse
 #else
     optind = 1;
+#if defined(__APPLE__) || defined(__FreeBSD__)
+    optreset = 1;
+#endif
 #endif
     opterr = 0;
     for (;;) {

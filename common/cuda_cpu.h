@@ -66,8 +66,16 @@
 #include <utility>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
+#if !(defined(__x86_64__) || defined(__aarch64__)) || defined(__ILP32__)
+#define CUDA_CPU_UCONTEXT
+#endif
+#ifdef CUDA_CPU_UCONTEXT
+#include <ucontext.h>
+#endif
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0  // FreeBSD reserves nothing
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -253,21 +261,28 @@ static const Order order;
 
 // ------------------------------------------------------------------------------------------------- context switch
 // switch_stack(&save, to) keeps the running context in save and goes on with the context to.
-#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(CUDA_CPU_UCONTEXT)
+#ifndef CUDA_CPU_UCONTEXT
 extern "C" void cuda_cpu_switch(void **save, void *to);
+#ifdef __ELF__
+#define CUDA_CPU_BEGIN ".text\n.p2align 4\n.type cuda_cpu_switch,%function\ncuda_cpu_switch:\n"
+#define CUDA_CPU_END ".size cuda_cpu_switch,.-cuda_cpu_switch\n"
+#else  // macOS: names of C begin with _; no types and sizes
+#define CUDA_CPU_BEGIN ".text\n.p2align 4\n_cuda_cpu_switch:\n"
+#define CUDA_CPU_END ""
+#endif
 #ifdef __x86_64__
-asm(".text\n.p2align 4\n.type cuda_cpu_switch,@function\ncuda_cpu_switch:\n"
+asm(CUDA_CPU_BEGIN
     "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
-    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n.size cuda_cpu_switch,.-cuda_cpu_switch\n");
+    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n" CUDA_CPU_END);
 constexpr int kFrame = 7, kReturn = 6;  // words on a switched-away stack, index of the return address
 #else
-asm(".text\n.p2align 4\n.type cuda_cpu_switch,%function\ncuda_cpu_switch:\n"
+asm(CUDA_CPU_BEGIN
     "sub sp,sp,#160\n stp x19,x20,[sp]\n stp x21,x22,[sp,#16]\n stp x23,x24,[sp,#32]\n stp x25,x26,[sp,#48]\n"
     "stp x27,x28,[sp,#64]\n stp x29,x30,[sp,#80]\n stp d8,d9,[sp,#96]\n stp d10,d11,[sp,#112]\n"
     "stp d12,d13,[sp,#128]\n stp d14,d15,[sp,#144]\n mov x9,sp\n str x9,[x0]\n mov sp,x1\n"
     "ldp x19,x20,[sp]\n ldp x21,x22,[sp,#16]\n ldp x23,x24,[sp,#32]\n ldp x25,x26,[sp,#48]\n ldp x27,x28,[sp,#64]\n"
     "ldp x29,x30,[sp,#80]\n ldp d8,d9,[sp,#96]\n ldp d10,d11,[sp,#112]\n ldp d12,d13,[sp,#128]\n"
-    "ldp d14,d15,[sp,#144]\n add sp,sp,#160\n ret\n.size cuda_cpu_switch,.-cuda_cpu_switch\n");
+    "ldp d14,d15,[sp,#144]\n add sp,sp,#160\n ret\n" CUDA_CPU_END);
 constexpr int kFrame = 20, kReturn = 11;
 #endif
 inline void switch_stack(void **save, void *to) {
@@ -411,10 +426,15 @@ inline void switch_to(Worker &w, void **save, int t) {
     static thread_local void *os_base;
     static thread_local size_t os_size;
     if (!os_base) {
+#ifdef __APPLE__
+        os_size = pthread_get_stacksize_np(pthread_self());
+        os_base = (char *)pthread_get_stackaddr_np(pthread_self()) - os_size;
+#else
         pthread_attr_t a;
         pthread_getattr_np(pthread_self(), &a);
         pthread_attr_getstack(&a, &os_base, &os_size);
         pthread_attr_destroy(&a);
+#endif
     }
     void *fake;
     const bool os = t == kMain || t == w.first;
@@ -904,8 +924,10 @@ inline double __longlong_as_double(long long i) { return cuda_cpu::from_bits<dou
 inline long long __double_as_longlong(double d) { return (long long)cuda_cpu::to_bits(d); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    __extension__ typedef unsigned __int128 Wide;
-    return (unsigned long long)((Wide)a * b >> 64);
+    // From the products of the halves, for processors of 32 bits have no number of 128.
+    const uint64_t a0 = (uint32_t)a, a1 = a >> 32, b0 = (uint32_t)b, b1 = b >> 32;
+    const uint64_t middle = a1 * b0 + (a0 * b0 >> 32), rest = a0 * b1 + (uint32_t)middle;
+    return a1 * b1 + (middle >> 32) + (rest >> 32);
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
@@ -1092,7 +1114,11 @@ inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 0, cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     *total = page * (size_t)sysconf(_SC_PHYS_PAGES);
+#ifdef _SC_AVPHYS_PAGES
     *available = page * (size_t)sysconf(_SC_AVPHYS_PAGES);
+#else
+    *available = *total;  // macOS does not tell
+#endif
     return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {

@@ -251,7 +251,11 @@ typedef float gemm_vec4_u __attribute__((vector_size(16), aligned(4), may_alias)
 #define GEMM_SHUFFLE4(x, y, a, b, c, d) __builtin_shufflevector(x, y, a, b, c, d)
 #else
 typedef int gemm_int4 __attribute__((vector_size(16)));
-#define GEMM_SHUFFLE4(x, y, a, b, c, d) __builtin_shuffle(x, y, (gemm_int4){a, b, c, d})
+#define GEMM_SHUFFLE4 gemm_shuffle4
+static inline __attribute__((always_inline)) gemm_vec4 gemm_shuffle4(gemm_vec4 x, gemm_vec4 y, int a, int b, int c, int d) {
+    const gemm_int4 lanes = {a, b, c, d};
+    return __builtin_shuffle(x, y, lanes);
+}
 #endif
 #define GEMM_INLINE static inline __attribute__((always_inline))
 

@@ -32,9 +32,10 @@
 //   Non-finite numbers and LOG_NA become null, a NULL string too; invalid UTF-8 becomes U+FFFD. The file appears
 //   complete under its name or not at all; one that is not a regular file (/dev/stdout) is written directly.
 //
-// Clock and durations:
+// Clock, durations, memory:
 //     double t = log_seconds();                       // monotonic, arbitrary origin
 //     char text[LOG_DURATION]; log_duration(text, log_seconds() - t);         // "12.3 ms", "4.56 s", "3 min 05 s"
+//     long mib = log_peak_mib();                      // the most memory that the process has had
 //
 // Interruption:
 //     log_signal_install();
@@ -56,6 +57,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -97,6 +99,17 @@ static inline const char *log_duration(char *out, double seconds) {
         else snprintf(out, LOG_DURATION, "%lld h %02lld min", (s + 30) / 3600, (s + 30) % 3600 / 60);
     }
     return out;
+}
+
+// The most memory that this process has had so far, in MiB of the host.
+static inline long log_peak_mib(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+#ifdef __APPLE__
+    return usage.ru_maxrss >> 20;                     // in bytes
+#else
+    return usage.ru_maxrss >> 10;                     // in KiB
+#endif
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>  // peak memory
 #include <sys/stat.h>
 #include "cuda_common.h"
 
@@ -874,9 +873,7 @@ static inline int train_write_report(train_run *r) {
     snprintf(rate, sizeof rate, "%s_per_second", r->unit);
     if (strcmp(r->unit, "samples")) log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
     log_json_end(&j);
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    log_json_int(&j, "peak_memory_mib", usage.ru_maxrss / 1024);  // of host memory; Linux counts KiB
+    log_json_int(&j, "peak_memory_mib", log_peak_mib());
     device_describe(device, sizeof device);
     log_json_string(&j, "device", device);
     if (r->backend) log_json_string(&j, "gemm", r->backend);

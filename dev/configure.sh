@@ -17,20 +17,30 @@ works() {
     shift
     $compiler -x c - -o "$dir/a" "$@" >/dev/null 2>&1
 }
-command -v "$CC" >/dev/null 2>&1 || { echo "configure: no C compiler '$CC': install gcc (or set CC)" >&2; exit 1; }
-command -v "$CXX" >/dev/null 2>&1 || { echo "configure: no C++ compiler '$CXX': install g++ (or set CXX)" >&2; exit 1; }
+command -v "${CC%% *}" >/dev/null 2>&1 || { echo "configure: no C compiler '$CC': install gcc (or set CC)" >&2; exit 1; }
+command -v "${CXX%% *}" >/dev/null 2>&1 || { echo "configure: no C++ compiler '$CXX': install g++ (or set CXX)" >&2; exit 1; }
 
 march=
 for flag in -march=native -mcpu=native; do
     if echo 'int main(void){return 0;}' | works "$CC" "$flag"; then march=$flag; break; fi
 done
+# 32-bit x86: SSE computes in float and double as every other processor does, the x87 in 80 bits.
+if printf '#if !defined(__i386__) || !defined(__SSE2__)\n#error\n#endif\nint main(void){return 0;}' | works "$CC" $march -mfpmath=sse; then
+    march="$march -mfpmath=sse"
+fi
 echo "MARCH := $march"
 if echo 'int main(void){return 0;}' | works "$CC" -fcf-protection=none; then echo "FCF := -fcf-protection=none"; fi
+libomp= # Apple's clang has no OpenMP of its own, but takes Homebrew's
+if [ "$(uname)" = Darwin ] && prefix=$(brew --prefix libomp 2>/dev/null); then
+    libomp="-Xpreprocessor -fopenmp -I$prefix/include -L$prefix/lib -lomp"
+fi
 if printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}' | works "$CC" -fopenmp; then
     echo "OPENMP := -fopenmp"
+elif [ -n "$libomp" ] && printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}' | works "$CC" $libomp; then
+    echo "OPENMP := $libomp"
 else
     echo "OPENMP :="
-    echo "configure: no OpenMP: everything runs on one thread (install libgomp, or libomp-dev for clang)" >&2
+    echo "configure: no OpenMP: everything runs on one thread (install libgomp, libomp-dev for clang, or libomp of Homebrew on macOS)" >&2
 fi
 defs= libs=
 if [ "${OPENBLAS:-}" = 0 ]; then

@@ -40,13 +40,13 @@ else
         program=$dir/${name%.*}
         case $name in
         test_cuda_cpu_errors.cu) continue ;; # makes mistakes on purpose; has its own script
-        *.cu) ${CXX:-c++} -std=c++17 $flags -DUSE_ZLIB -I"$dir" -I. -Itest -x c++ "$dir/$source" -x none -o "$program" -lz -lm ;;
+        *.cu) ${CXX:-c++} -std=c++17 $flags -DUSE_ZLIB -I"$dir" -I. -Itest -x c++ "$dir/$source" -o "$program" -lz -lm ;;
         *) ${CC:-cc} -std=c11 -D_GNU_SOURCE $flags -DUSE_ZLIB -I. -Itest "$source" -o "$program" -lz -lm ;;
         esac
         [ $? -eq 0 ] && "$program" >"$dir/log" 2>&1
         verdict $? "sanitized $name"
     done
-    ${MAKE:-make} -s -j"$(nproc 2>/dev/null || echo 1)" kernels-sanitized || failed=$((failed + 1))
+    ${MAKE:-make} -s -j"$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" kernels-sanitized || failed=$((failed + 1))
     for program in "$dir"/dev/kernels/*; do
         name=$(basename "$program") want=
         if [ "$name" = broken ]; then # makes mistakes on purpose
@@ -68,7 +68,7 @@ fi
 orders() {
     name=$1
     shift
-    ${CXX:-c++} -std=c++17 -O2 -fopenmp -I"$dir" -I. -Itest -x c++ "$dir/test/$name.cu" -x none -o "$dir/${name}_builtin" -lm || exit 1
+    ${CXX:-c++} -std=c++17 -O2 -fopenmp -I"$dir" -I. -Itest -x c++ "$dir/test/$name.cu" -o "$dir/${name}_builtin" -lm || exit 1
     want=
     for order in forward reverse random:3; do
         for threads in 1 2; do

@@ -635,6 +635,17 @@ static void test_clock(void) {
     CHECK(passed >= 0.0199 && passed < 10, "log_seconds");
 }
 
+static void test_peak_memory(void) {
+    enum { MIB = 1 << 20, SIZE = 200 };
+    char *memory = (char *)malloc((size_t)SIZE * MIB);
+    if (!memory) exit(1);
+    volatile char *touched = memory;   // or the compiler would leave the stores out
+    for (size_t i = 0; i < (size_t)SIZE * MIB; i += 1024) touched[i] = 1;
+    const long peak = log_peak_mib();
+    free(memory);
+    CHECK(peak >= SIZE && peak < 50 * SIZE, "a process that has filled 200 MiB has had at least so many, not bytes or KiB");
+}
+
 // argument: number of signals to send and which; ends as a trainer would.
 static void child_signals(void *argument) {
     const int *signals = (const int *)argument;
@@ -723,6 +734,7 @@ int main(void) {
     test_full_disk();
     test_json();
     test_clock();
+    test_peak_memory();
     test_signals();
     test_progress();
     test_remove_dir(dir);

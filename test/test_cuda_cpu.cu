@@ -617,6 +617,9 @@ __global__ void intrinsics(double *out) {
     out[i++] = __int_as_float(__float_as_int(1.5f)) + __uint_as_float(__float_as_uint(-0.25f));
     out[i++] = (double)__double_as_longlong(0.0) + (double)__umulhi(0x80000000u, 6u);
     out[i++] = (double)__umul64hi(1ull << 63, 10ull);
+    out[i++] = (double)(__umul64hi(0xfedcba9876543210ull, 0x123456789abcdef0ull) & 0xffffffffull);
+    out[i++] = (double)(__umul64hi(0xfedcba9876543210ull, 0x123456789abcdef0ull) >> 32);
+    out[i++] = (double)(0 - __umul64hi(~0ull, ~0ull));
     out[i++] = __popc(0xf0f0u) + 100 * __popcll(~0ull) + 10000 * __clz(1);
     out[i++] = __ffs(8) + 100 * __clz(0) + 10000 * __ffsll(1ll << 40) + 1000000 * __clzll(1ll);
     out[i++] = (double)__brev(1u) + __brev(6u);
@@ -629,7 +632,7 @@ __global__ void intrinsics(double *out) {
 }
 
 static void test_intrinsics(void) {
-    const double expected[] = {1, 2, 2, -3, 5.5, 0.75, 1809, 3.5e10, 1.25, 3, 5, 316408,
+    const double expected[] = {1, 2, 2, -3, 5.5, 0.75, 1809, 3.5e10, 1.25, 3, 5, 3615323170.0, 304062474, 2, 316408,
                                63413204, 2147483648.0 + 1610612736.0, 11.25, 261, 12041616};
     enum { n = sizeof expected / sizeof *expected };
     double got[n], *device;

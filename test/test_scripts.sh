@@ -43,7 +43,7 @@ numbers() { # numbers DIR: prints what the scripts that handle numbers make of t
     row "$1/runs"
 }
 spreads() { # spreads DIR: the same of those that need awk's sqrt
-    tables "$1" README.md
+    tables "$1" doc/results.md
     sh dev/paper/fashion_mnist.sh table
 }
 numbers "$work/c" >"$work/expected" 2>&1
@@ -97,6 +97,85 @@ no_nvcc DEVICE=cuda
 no_nvcc nvcc-check
 check 'make help without nvcc' eval '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
 
+# ---------------------------------------------------------------------------------------------------------- compilers
+
+quietly() { "$@" >"$work/out" 2>"$work/err" && [ ! -s "$work/err" ]; }
+# checks WHAT COMMAND...: the command ends well and has nothing to say
+checks() {
+    what=$1
+    shift
+    check "$what" quietly "$@"
+}
+warn="-Wall -Wextra -Wpedantic -Werror"
+cxx=${CXX:-c++}
+printf '#include "common/cuda_cpu.h"\n#include "common/gemm.h"\nint main() { return 0; }\n' >"$work/headers.cpp"
+
+# Systems without what Linux has, as headers that cannot know it.
+mkdir -p "$work/other/common"
+cp common/*.h "$work/other/common"
+for name in _SC_AVPHYS_PAGES MAP_NORESERVE; do
+    sed "s/$name/NOT_HERE_$name/g" common/cuda_cpu.h >"$work/other/common/cuda_cpu.h"
+    # shellcheck disable=SC2086
+    checks "the CPU runtime without $name" $cxx -std=c++17 $warn -fsyntax-only -I"$work/other" "$work/headers.cpp"
+done
+cp common/cuda_cpu.h "$work/other/common/cuda_cpu.h"
+
+# gcc before 12 takes other branches of gemm.h.
+sed 's/__GNUC__ >= 12/0/' common/gemm.h >"$work/other/common/gemm.h"
+# shellcheck disable=SC2086
+case $($cxx --version) in
+*clang*) skip "gemm.h for gcc before 12: $cxx is clang" ;;
+*) checks 'gemm.h for gcc before 12' $cxx -std=c++17 $warn -O1 -c -I"$work/other" -x c++ "$work/headers.cpp" -o "$work/object" ;;
+esac
+
+# 32 bits, where the compiler has the libraries for it.
+linux=/usr/include/$($cxx -dumpmachine) # the kernel's headers are the same for 32 bits
+if printf '#include <map>\n#include <errno.h>\nint main() { return 0; }' | $cxx -m32 -idirafter "$linux" -x c++ - -o "$work/program" 2>"$work/err"; then
+    # shellcheck disable=SC2086
+    checks 'the headers of the CPU build in 32 bits' $cxx -m32 -msse2 -mfpmath=sse -std=c++17 $warn -fsyntax-only -I. -idirafter "$linux" "$work/headers.cpp"
+    check 'configure: a compiler with an option' eval \
+        'CC="cc -m32 -msse2" CXX="c++ -m32" OPENBLAS=0 ZLIB=0 sh dev/configure.sh >"$work/out" 2>"$work/err" && grep -q "^MARCH := .*-mfpmath=sse" "$work/out"'
+else
+    skip "32 bits: $cxx -m32 cannot link (install g++-multilib)"
+fi
+
+# The context switch, assembled for Linux and macOS; what clang says to the Makefile's options.
+if command -v clang++ >/dev/null 2>&1; then
+    {
+        sed -n '/^extern "C" void cuda_cpu_switch/,/^inline void switch_stack/p' common/cuda_cpu.h | sed '$d'
+        echo 'int use(void **save, void *to) { cuda_cpu_switch(save, to); return kFrame + kReturn; }'
+    } >"$work/switch.cpp"
+    for target in x86_64-linux-gnu aarch64-linux-gnu x86_64-apple-macos11 arm64-apple-macos11; do
+        : >"$work/empty.cpp"
+        if clang++ --target=$target -stdlib=libc++ -c "$work/empty.cpp" -o "$work/object" 2>"$work/err"; then
+            checks "the context switch for $target" clang++ --target=$target -stdlib=libc++ -std=c++17 $warn -c "$work/switch.cpp" -o "$work/object"
+        else
+            skip "the context switch for $target: this clang does not know it"
+        fi
+    done
+    echo 'int main() { return 0; }' >"$work/empty.cpp"
+    ${MAKE:-make} -n OPENMP= MARCH= FCF= LIBS= CXX=clang++ -W common/cuda_cpu.h build/cpu/train_mlp 2>"$work/err" | grep '^clang++' |
+        sed -e "s# -x c++ [^ ]*# -x c++ $work/empty.cpp#" -e "s# -o [^ ]*# -o $work/program#" >"$work/command"
+    check 'make tells how clang is called' grep -q '^clang++ ' "$work/command"
+    checks 'clang has nothing against its options' sh "$work/command"
+else
+    skip 'clang: not installed'
+fi
+
+# macOS: OpenMP is Homebrew's, and there is no nproc.
+mkdir "$work/mac"
+script() { # script FILE LINE: makes a program
+    printf '#!/bin/sh\n%s\n' "$2" >"$1"
+    chmod +x "$1"
+}
+script "$work/mac/uname" 'echo Darwin'
+script "$work/mac/brew" 'echo /brew/libomp'
+script "$work/mac/clang" 'case $* in *-Xpreprocessor*) exit 0 ;; *-fopenmp*) exit 1 ;; esac'
+PATH=$work/mac:$PATH CC=clang CXX=clang sh dev/configure.sh >"$work/out" 2>"$work/err"
+check "configure: Homebrew's OpenMP" grep -q '^OPENMP := -Xpreprocessor -fopenmp -I/brew/libomp/include -L/brew/libomp/lib -lomp$' "$work/out"
+check 'nproc is never called without another way' eval \
+    '! grep -n "\$(nproc" $(cat "$work/scripts") | grep -v -e "nproc 2>/dev/null || getconf _NPROCESSORS_ONLN" -e "nproc 2>/dev/null || echo 1"'
+
 # -------------------------------------------------------------------------------------------------------------- peers
 
 # llmc STATUS TEXT ARGUMENTS...: dev/bench/peer_llmc.py times $program, in a PATH whose compilers leave a trace
@@ -111,8 +190,7 @@ llmc() {
 if command -v python3 >/dev/null 2>&1; then
     mkdir "$work/compilers"
     for tool in cc gcc clang make git; do
-        printf '#!/bin/sh\necho "$0 $*" >>"%s/compiled"\nexit 1\n' "$work" >"$work/compilers/$tool"
-        chmod +x "$work/compilers/$tool"
+        script "$work/compilers/$tool" "echo '$tool' >>'$work/compiled'; exit 1"
     done
     cat >"$work/peer" <<'END'
 #!/bin/sh

@@ -13,7 +13,6 @@
 //     rescale_ms          exact PathCond as the trainer calls it (diag(G) + solve + apply), from the initial weights each time;
 //                         rescale_over_step128: over one training step at batch 128, measured in the same run
 // Medians with p10 and p90, of at least 20 runs and one second. Not a test: it asserts nothing about time.
-#include <sys/resource.h>
 #define TESTING
 #include "train_cnn.cu"
 #include "bench.h"
@@ -50,12 +49,11 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
     static trainer t;
     config c = default_config();
     rescale_report report;
-    struct rusage usage;
     c.model = which, c.norm = norm, c.train.batch_size = batch;
     prepare(&t, &c, channels, size, batch);
     const timing rescale = time_rescale(&t, at_least, &report);  // first: training moves parameters and optimizer state
     const timing step = time_steps(&t, at_least);
-    getrusage(RUSAGE_SELF, &usage);
+    const double peak_mib = DEVICE_IS_GPU ? 0.0 : (double)log_peak_mib();
     gemm_context *g = &t.m.gemm;
     g->timed = 1, g->seconds = g->flops = 0;
     const double start = log_seconds();
@@ -71,7 +69,7 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
     release(&t);
     printf("%s,%d,%lld,%.4f,%.4f,%.4f,%d,%.1f,%.3f,%.1f,%.1f,%.1f,%.1f,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%d,%.3g,%.3g,%.10g,%.10g,%.4f,%.4f\n", name, batch,
            parameters, 1e3 * step.median, 1e3 * step.p10, 1e3 * step.p90, step.runs, flops / step.median * 1e-9, share, gemm_rate * 1e-9,
-           ceiling * 1e-9, mebibytes, DEVICE_IS_GPU ? 0.0 : (double)usage.ru_maxrss / 1024, 1e3 * rescale.median, 1e3 * rescale.p10,
+           ceiling * 1e-9, mebibytes, peak_mib, 1e3 * rescale.median, 1e3 * rescale.p10,
            1e3 * rescale.p90, rescale.runs, 1e3 * report.seconds_diag_g, 1e3 * report.seconds_solve, 1e3 * report.seconds_apply,
            report.iterations, report.cg_steps, report.grad_inf, report.grad_tolerance, report.objective_before, report.objective_after,
            1e3 * step128.median, rescale.median / step128.median);

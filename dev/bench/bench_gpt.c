@@ -19,7 +19,6 @@
 #include "../../train_gpt_style.c"
 #include "../timing.h"
 
-#include <sys/resource.h>
 
 enum { MAX_SAMPLES = 4096, MAX_PRODUCTS = 16 };
 
@@ -75,14 +74,13 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     double first = 0, last = 0;
     int64_t step = 0;
     // Memory of a step, before the operands of the single products are there.
-    struct rusage usage;
     for (int warm = 0; warm < 2; warm++, step++) {
         zero_gradients(&m);
         last = forward_backward(&m, B, T, 1.0 / N) / N;
         if (warm == 0) first = last;
         optimizer_step(&m, c, 3e-4, step);
     }
-    getrusage(RUSAGE_SELF, &usage);
+    const long peak_mib = log_peak_mib();
     if (!(fabs(first / log(V) - 1) < 0.05)) return fprintf(stderr, "bench_gpt: the first loss is %g, not ln %d\n", first, V), 1;
     real *A = alloc_reals(widest), *W = alloc_reals(widest), *Y = alloc_reals(widest);
     for (size_t i = 0; i < widest; i++) A[i] = (real)((double)(i % 1013) / 506 - 1), W[i] = (real)((double)(i % 997) / 498 - 1);
@@ -118,7 +116,7 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     const double rate = 1e-9 * step_flops(&m, B, T) / t.median, products = 1e-9 * flops / seconds;
     printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * t.median,
            1e3 * t.p10, 1e3 * t.p90, N / t.median, rate, products, rate / products,
-           1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / timing_of(&square.seconds).median, 1e3 * L * timing_of(&attentions).median, usage.ru_maxrss / 1024);
+           1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / timing_of(&square.seconds).median, 1e3 * L * timing_of(&attentions).median, peak_mib);
     fflush(stdout);
     free(A), free(W), free(Y);
     model_free(&m);

@@ -38,7 +38,8 @@ while len(times) < 23 or sum(times) < at_least:
     optimizer.step()
     times.append(time.perf_counter() - start)
 t = sorted(times[3:])
-n, peak = len(t), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+kib = 1024 if sys.platform != "darwin" else 1 << 20  # macOS counts bytes
+n, peak = len(t), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // kib
 print("program,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,peak_mib")
 print(f"PyTorch {torch.__version__},{L},{NH},{C},{T},{B},{V},{torch.get_num_threads()},{n},{1e3 * t[n // 2]:.2f},{1e3 * t[n // 10]:.2f},"
       f"{1e3 * t[n - 1 - n // 10]:.2f},{B * T / t[n // 2]:.0f},{peak}")

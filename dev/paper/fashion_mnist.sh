@@ -49,7 +49,7 @@ elif [ "${1:-}" = run ]; then
                 done
             done
         done
-    done | xargs -P "$(nproc)" -L 1 sh "$0" one
+    done | xargs -P "$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" -L 1 sh "$0" one
     {
         echo "net,lr,method,seed,final_train_loss,final_test_accuracy,epochs_to_baseline,max_abs_log_lambda"
         for dir in "$out"/*/*/*/*/; do

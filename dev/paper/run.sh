@@ -17,7 +17,7 @@ export LC_ALL=C # a locale would change what awk, sed, sort and printf read and 
 out=${OUT:-out/paper/experiments} results=${RESULTS:-dev/paper/results}
 quick=${QUICK:-0}
 [ "$quick" = 1 ] && size=quick || size=full
-jobs=${JOBS:-$(nproc)}
+jobs=${JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
 suffix=
 [ "$size" = quick ] || suffix=_full
 [ -z "${NETS:-}${INITS:-}${RATES:-}${METHODS:-}${SEEDS:-}" ] || suffix=${suffix}_part
@@ -144,7 +144,7 @@ run_flags() {
 value() { sed -n "s/.*\"$1\": \([^,]*\),*$/\1/p" "$json" | head -n 1 | sed 's/null/nan/'; }
 machine() {
     gpu=$(nvidia-smi -L 2>/dev/null | head -n 1)
-    echo "${gpu:+$gpu, }$(nproc) processors ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), $(date +%F)"
+    echo "${gpu:+$gpu, }$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) processors ($(sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)), $(date +%F)"
 }
 
 # one EXPERIMENT NET INIT LR METHOD SEED: one run, one row
@@ -225,7 +225,7 @@ cost() {
             case $net in
             mlp-16384x5)
                 seeds=1 steps=2
-                awk '$1 == "MemAvailable:" { exit $2 < 16 * 1048576 }' /proc/meminfo || continue
+                awk '$1 == "MemAvailable:" { exit $2 < 16 * 1048576 }' /proc/meminfo 2>/dev/null || continue
                 ;;
             esac
             for seed in $seeds; do

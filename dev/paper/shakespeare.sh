@@ -51,7 +51,7 @@ elif [ "${1:-}" = run ]; then
                 echo "$lr $sets $seed"
             done
         done
-    done | xargs -P "$(nproc)" -L 1 sh "$0" one
+    done | xargs -P "$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" -L 1 sh "$0" one
     {
         echo "lr,sets,seed,final_train_loss,final_val_loss,final_val_accuracy,steps_to_baseline,max_abs_log_lambda"
         for lr in $rates; do
