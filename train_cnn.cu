@@ -54,6 +54,7 @@ static config default_config(void) {
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
     c.train.epochs = 5, c.train.optimizer = OPTIMIZER_MOMENTUM, c.train.lr = 0.02;
+    c.train.fixed = "model,width,norm,no-bias,shortcut,augment,label-smoothing";
     c.bias = 1, c.width = 1;
     return c;
 }
@@ -792,10 +793,11 @@ static void parse_command_line(config *c, int argc, char **argv) {
         TRAIN_OUTPUT_ROWS(o),
     };
     const int n = sizeof options / sizeof *options;
-    cli_parse("train_cnn", "Trains a convolutional net, rescaled after initialisation so that it trains faster.", VERSION, options, n, argc, argv);
+    train_parse("train_cnn", "Trains a convolutional net, rescaled after initialisation so that it trains faster.", VERSION, o, options, n,
+                argc, argv);
     train_check_options("train_cnn", o, options, n);
     if (c->model == MODEL_RESNET18 && !cli_given(options, n, "norm")) c->norm = NORM_BATCH;
-    if (c->model != MODEL_RESNET18 && cli_given(options, n, "shortcut")) cli_usage_error("train_cnn", "--shortcut: only --model resnet18 has shortcuts");
+    if (c->model != MODEL_RESNET18 && cli_given(options, n, "shortcut") == CLI_TYPED) cli_usage_error("train_cnn", "--shortcut: only --model resnet18 has shortcuts");
 }
 
 // Device memory of the model, in MiB.
@@ -826,6 +828,7 @@ static int run(const config *c) {
     log_progress_line(&t.run.progress, "%s, %s", device, gemm_backend());
     log_progress_line(&t.run.progress, "%s: %d training and %d test images of %dx%dx%d; %s, %lld parameters, %.0f MiB", train.name, train.n, test.n,
                       train.channels, train.height, train.width, name[c->model], (long long)train_parameter_count(&t.m.net), model_mebibytes(&t.m));
+    t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train), dataset_free(&test);
     t.run.net = &t.m.net, t.run.step_loss = t.m.step_loss, t.run.backend = gemm_backend(), t.run.trainer = &t;
     t.run.train_step = train_step, t.run.evaluate = evaluate, t.run.rescale = rescale_now, t.run.outputs = outputs, t.run.norm = norm_of;

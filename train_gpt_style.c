@@ -1028,6 +1028,17 @@ static int corpus_load(corpus *d, config *c, char *err, size_t size) {
     return 0;
 }
 
+// A number that other tokens would change.
+static uint64_t corpus_fingerprint(const corpus *d) {
+    const uint64_t n[] = {d->n_train, d->n_val, (uint64_t)d->bytes};
+    safetensors_xxh64 h;
+    safetensors_xxh64_init(&h);
+    safetensors_xxh64_update(&h, n, sizeof n);
+    safetensors_xxh64_update(&h, d->train, d->n_train * sizeof *d->train);
+    safetensors_xxh64_update(&h, d->val, d->n_val * sizeof *d->val);
+    return safetensors_xxh64_digest(&h);
+}
+
 // ------------------------------------------------------------------------------------------------------------ training
 
 typedef struct trainer {
@@ -1191,6 +1202,7 @@ static config default_config(void) {
     config c;
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
+    c.train.fixed = "layers,heads,channels,context,vocabulary,untied";
     c.train.data = "shakespeare", c.train.optimizer = OPTIMIZER_ADAMW, c.train.batch_size = 32, c.train.weight_decay = 0.1;
     c.train.lr = presets[MODEL_TINY].lr, c.train.schedule = SCHEDULE_COSINE, c.train.warmup = 100, c.train.epochs = 10;
     c.clip = 1, c.beta1 = 0.9, c.beta2 = 0.999;
@@ -1237,7 +1249,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
     };
     const int n = sizeof options / sizeof *options;
     const char *program = "train_gpt_style";
-    cli_parse(program, "Trains a GPT-style transformer on a CPU.", VERSION, options, n, argc, argv);
+    train_parse(program, "Trains a GPT-style transformer on a CPU.", VERSION, o, options, n, argc, argv);
     train_check_options(program, o, options, n);
     const struct preset *p = &presets[c->model];
     if (!c->layers) c->layers = p->layers;
@@ -1274,6 +1286,8 @@ static int run(config *c) {
     if ((double)at_once * c->context > INT_MAX / 4)
         cli_usage_error("train_gpt_style", "--batch-size: too many tokens at once: split the batch by --micro-batch");
     if (model_create(&t.m, c, at_once, 1, err, sizeof err)) return train_fail(r, err);
+    train_describe(&t.m.net, "heads", c->heads);
+    r->data = corpus_fingerprint(&t.data);
     r->net = &t.m.net, r->step_loss = t.step_loss, r->backend = gemm_backend(), r->unit = "tokens", r->units_per_sample = c->context;
     r->test_name = "val", r->trainer = &t, r->flops_per_sample = step_flops(&t.m, 1, t.m.T);
     r->train_step = train_step, r->evaluate = evaluate, r->rescale = rescale_network, r->outputs = outputs, r->norm = norm_of;

@@ -47,6 +47,7 @@ static config default_config(void) {
     config c;
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
+    c.train.fixed = "layers,task,norm,no-bias";
     c.bias = 1;
     return c;
 }
@@ -443,7 +444,8 @@ static void parse_command_line(config *c, int argc, char **argv) {
         TRAIN_OUTPUT_ROWS(&c->train),
     };
     const int n = sizeof options / sizeof *options;
-    cli_parse("train_mlp", "Trains a ReLU MLP, rescaled after initialisation so that it trains faster.", VERSION, options, n, argc, argv);
+    train_parse("train_mlp", "Trains a ReLU MLP, rescaled after initialisation so that it trains faster.", VERSION, &c->train, options, n,
+                argc, argv);
     train_check_options("train_mlp", &c->train, options, n);
     if (c->layers.n == 1 || c->layers.n > MAX_LAYERS + 1)
         cli_usage_error("train_mlp", "--layers: expected 2 to %d layer sizes, got %d", MAX_LAYERS + 1, c->layers.n);
@@ -469,7 +471,7 @@ static int layer_sizes(const config *c, const dataset *d, int *dim, char *err, s
 }
 
 // Loads the data, builds and initialises the model, trains, saves. Returns the exit status.
-static int run(const config *c) {
+static int run(config *c) {
     static trainer t;
     const train_options *o = &c->train;
     char err[2 * LOG_PATH], device[256], layers[1024];
@@ -484,6 +486,8 @@ static int run(const config *c) {
     if (o->limit_test) dataset_limit(&test, o->limit_test);
     const int n_layers = layer_sizes(c, &train, dim, err, sizeof err);
     if (!n_layers) cli_usage_error("train_mlp", "%s", err);
+    c->layers.n = n_layers + 1;  // what is stored with checkpoints
+    memcpy(c->layers.v, dim, (size_t)c->layers.n * sizeof *dim);
     train_set_length(&t.run, train.n);
     const int max_rows = t.run.batch > 512 ? t.run.batch : 512;
     if (model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err)) cli_usage_error("train_mlp", "--precision: %s", err);
@@ -494,6 +498,7 @@ static int run(const config *c) {
     log_progress_line(&t.run.progress, "%s, %s", device, gemm_backend());
     log_progress_line(&t.run.progress, "%s: %d training and %d test samples; MLP %s, %lld parameters", train.name, train.n, test.n,
                       layers, (long long)train_parameter_count(&t.m.net));
+    t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train), dataset_free(&test);
     t.run.net = &t.m.net, t.run.step_loss = t.m.step_loss, t.run.backend = gemm_backend(), t.run.trainer = &t;
     t.run.train_step = train_step, t.run.evaluate = run_evaluate, t.run.rescale = run_rescale, t.run.outputs = run_outputs;

@@ -39,7 +39,10 @@
 //     cli_usage_error    which a program reports an error of its own the same way (options that exclude each other)
 //     cli_try            the same as cli_parse, without output and exit, for tests and other front ends
 //     cli_help           prints the help
-//     cli_given          whether an option was on the command line
+//     cli_given          whether an option was on the command line, or stored by an earlier run (cli_restore)
+//     cli_text           the value of an option as it is written on a command line
+//     cli_store_word     a value as a word that cli_restore reads: --lr=0.1
+//     cli_restore        sets an option that is not on the command line from such a word
 //
 // C11, C++17, CUDA. C programs compile with -D_GNU_SOURCE (or -std=gnu11). Not thread-safe, as getopt is not.
 #pragma once
@@ -98,8 +101,10 @@ typedef struct {
     const char *choices;     // "a|b|c"
     const char *arg;         // what --help calls the value: N, X, FILE
     const char *help;
-    int given;               // set by cli_parse
+    int given;               // CLI_TYPED: on the command line; CLI_STORED: by cli_restore; 0: has its default
 } cli_option;
+
+enum { CLI_TYPED = 1, CLI_STORED = 2 };
 
 // Rows of the table. Integers take closed bounds; a CLI_DOUBLE bound is open when `flags` says so.
 #define CLI_GROUP(title) {title, CLI_KIND_GROUP, NULL, 0, 0, 0, NULL, NULL, NULL, 0}
@@ -459,7 +464,7 @@ static inline int cli_take_option(cli_option *options, int n, const char *text, 
     }
     if (at < 0) return cli_unknown(options, n, text, err, err_size);
     cli_option *o = &options[at];
-    o->given = 1;
+    o->given = CLI_TYPED;
     if (!cli_takes_value(o)) {
         if (inline_value) {
             cli_printable(shown, sizeof shown, inline_value);
@@ -555,8 +560,8 @@ static inline int cli_try(cli_option *options, int n, int argc, char **argv, cha
     return status;
 }
 
-// 1 when the option was on the command line, 0 when it has its default. A name that is not in the table is a
-// mistake in the program and aborts it.
+// CLI_TYPED when the option was on the command line, CLI_STORED when cli_restore set it, 0 when it has its default. A
+// name that is not in the table is a mistake in the program and aborts it.
 static inline int cli_given(const cli_option *options, int n, const char *name) {
     const int at = cli_find(options, n, name, strlen(name));
     if (at < 0) {
@@ -625,6 +630,57 @@ static inline void cli_default_text(const cli_option *o, char *out, size_t size)
     }
     default: break;
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Stored options: a run's values as words of a command line, read again by the same table
+
+enum { CLI_TEXT = 4096 };    // room for the value of any option but a string
+
+// The value of an option as it is written on a command line, in out[CLI_TEXT] or, of a string, where it is. NULL when
+// nothing is set: a flag that is off, no string, an empty list, nan, a number beyond the option's bounds.
+static inline const char *cli_text(const cli_option *o, char *out) {
+    switch (o->kind) {
+    case CLI_KIND_FLAG: return *(const int *)o->value ? "" : NULL;
+    case CLI_KIND_NO_FLAG: return *(const int *)o->value ? NULL : "";
+    case CLI_KIND_STRING: {
+        const char *text = *(const char *const *)o->value;
+        return text && *text ? text : NULL;
+    }
+    case CLI_KIND_INT:
+        if (!cli_in_range(o, *(const int *)o->value)) return NULL;
+        break;
+    case CLI_KIND_INT64:
+        if (!cli_in_range(o, (double)*(const int64_t *)o->value)) return NULL;
+        break;
+    case CLI_KIND_DOUBLE:
+        if (!cli_in_range(o, *(const double *)o->value)) return NULL;
+        break;
+    default: break;
+    }
+    cli_default_text(o, out, CLI_TEXT);
+    return *out ? out : NULL;
+}
+
+// Writes the word --NAME=VALUE of an option (--NAME of a flag) to out[size]. Returns its length without the closing 0,
+// as snprintf does; 0 when the option is not set.
+static inline size_t cli_store_word(const cli_option *o, char *out, size_t size) {
+    char text[CLI_TEXT];
+    const char *value = cli_text(o, text);
+    if (!value) return 0;
+    const char *equals = cli_takes_value(o) ? "=" : "";
+    return (size_t)cli_format(out, size, "--%s%s%s", o->name, equals, value);
+}
+
+// Sets an option from such a word unless it is on the command line. A string points into the word. Returns CLI_OK, or
+// CLI_ERROR with a message.
+static inline int cli_restore(cli_option *options, int n, const char *word, char *err, size_t err_size) {
+    const int dashes = !strncmp(word, "--", 2);
+    const int at = dashes ? cli_find(options, n, word + 2, strcspn(word + 2, "=")) : -1;
+    if (at >= 0 && options[at].given == CLI_TYPED) return CLI_OK;
+    const int status = cli_take_option(options, n, word, NULL, err, err_size);
+    if (status == CLI_OK) options[at].given = CLI_STORED;
+    return status;
 }
 
 // One option of the help: name and value on the left, text and default on the right.

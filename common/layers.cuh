@@ -10,6 +10,7 @@
 //
 // Memory       device_floats(n)          n zeroed floats;  take(base, &used, n): a piece of one allocation
 // Data         device_data_create(&d, normalise), device_data_free(&r)      a data set on the device
+//              data_fingerprint(&train, &test)          tells data sets apart
 //              order_samples(&r, seed, epoch, shuffled)                     this epoch's order of its samples, r.order
 //              gather_labels(label, &r, first, rows)                        labels of rows first .. of that order
 // Bias, ReLU   bias_relu, bias_relu_backward
@@ -21,6 +22,7 @@
 // on a GPU and vectorised on a CPU. Sums are added in a fixed order: same command, same bits.
 #pragma once
 #include "common/cuda_common.h"
+#include "common/safetensors.h"  // XXH64
 
 enum { BLOCK = 256 };         // threads of a block, at most
 enum { ROW_CHUNK = 32 };      // rows a thread adds up in column sums
@@ -92,6 +94,25 @@ static inline device_data device_data_create(const dataset *d, int normalise) {
     CUDA_CHECK(cudaMemcpy(r.labels, d->labels, (size_t)d->n, cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMalloc((void **)&r.order, (size_t)d->n * sizeof(int)));
     return r;
+}
+
+// A number that other samples, labels or statistics would change: of the two sets as they are trained and tested on.
+static inline uint64_t data_fingerprint(const dataset *train, const dataset *test) {
+    const dataset *const sets[] = {train, test};
+    safetensors_xxh64 h;
+    safetensors_xxh64_init(&h);
+    for (int i = 0; i < 2; i++) {
+        const dataset *d = sets[i];
+        const int shape[] = {d->n, d->channels, d->height, d->width, d->classes};
+        const size_t size = (size_t)d->n * (size_t)d->features, channels = (size_t)(d->channels < 4 ? d->channels : 4);
+        safetensors_xxh64_update(&h, shape, sizeof shape);
+        if (d->pixels) safetensors_xxh64_update(&h, d->pixels, size);
+        else safetensors_xxh64_update(&h, d->values, size * sizeof(float));
+        safetensors_xxh64_update(&h, d->labels, (size_t)d->n);
+        safetensors_xxh64_update(&h, d->mean, channels * sizeof(float));
+        safetensors_xxh64_update(&h, d->std, channels * sizeof(float));
+    }
+    return safetensors_xxh64_digest(&h);
 }
 
 static inline void device_data_free(device_data *d) {

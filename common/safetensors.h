@@ -56,6 +56,8 @@
 //             fails, the new file is in place, and the message says so.) A symbolic link at path is replaced. Two
 //             threads of a process must not write the same path at once.
 //
+//     safetensors_payload_checksum(tensors, n_tensors)   that checksum as a number, before anything is written
+//
 // The checksum covers the payload, not the header: what a resumed run depends on (step, epoch, seed) belongs in
 // tensors, an I64 scalar each; metadata are for people.
 #pragma once
@@ -1052,6 +1054,18 @@ static inline int safetensors_replace(safetensors_file *f, const safetensors_tex
     }
     free(temporary);
     return status;
+}
+
+// The checksum that a file of these tensors will carry. Tensors that cannot be written count as empty.
+static inline uint64_t safetensors_payload_checksum(const safetensors_tensor *tensors, size_t n_tensors) {
+    safetensors_xxh64 h;
+    safetensors_xxh64_init(&h);
+    for (size_t size = 8; size > 0; size /= 2)
+        for (size_t i = 0; i < n_tensors; i++) {
+            safetensors_tensor t = tensors[i];
+            if (safetensors_dtype_size(t.dtype) == size && !safetensors_measure(&t)) safetensors_xxh64_update(&h, t.data, t.n_bytes);
+        }
+    return safetensors_xxh64_digest(&h);
 }
 
 // Writes a file; f is a scratch description with copies of the caller's lists, freed by safetensors_write.

@@ -26,6 +26,7 @@
 //     Schedule    train_learning_rate: constant, cosine, one-cycle
 //     Tensors     train_net: a table of parameters and one of buffers (running statistics, counters), and the arrays
 //     Weights     train_save_weights, train_load_weights: safetensors with PyTorch's names
+//     Stored      train_parse: the command line and, with --resume, the options of the run that is continued
 //     Run         train_run, train_run_init, train_set_length, train_batch, train_fail, train_execute
 //     Rescaling   train_rescale_options, train_relative_difference
 // What else is here (checkpoints, losses, loop, report) train_execute calls; tests call it too.
@@ -33,7 +34,6 @@
 // Errors: functions with err[n] return 0, or -1 with a one-line message. Functions of a run print `program: message` on stderr
 // and return 1, the exit status of a failure. A usage error exits 2, as in cli.h; being out of memory exits 1.
 #pragma once
-#include <dirent.h>  // listing checkpoints
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -44,6 +44,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "cuda_common.h"
+#include "checkpoint.h"  // folders of checkpoints, stored options
 
 // ------------------------------------------------------------------------------------------------------------- memory
 
@@ -102,8 +103,14 @@ typedef struct train_options {
     int64_t seed;
     int shuffle, precision;
     cli_every eval_every, checkpoint_every;
-    const char *load, *save, *resume, *log_dir, *report;
+    const char *load, *save, *resume, *resume_changes, *log_dir, *report;
     int quiet;
+    // Not on the command line
+    const char *fixed;           // "layers,norm": the trainer's own options that make the function, the data or the loss
+    cli_option *table;           // [n_table] copy of the option table, by train_check_options; NULL: options are unknown
+    int n_table, argc;
+    char **argv;                 // [argc] the command line
+    char *stored;                // words of the run that --resume continues, where the strings of its options live
 } train_options;
 
 // The defaults; PyTorch's conventions where it has any. A trainer changes what its nets need (data, lr, ...).
@@ -163,11 +170,35 @@ static inline train_options train_default_options(void) {
         CLI_STRING("save", &(o)->save, "FILE", "write the final weights there"),                                            \
         CLI_STRING("log-dir", &(o)->log_dir, "DIR", "write log.csv and checkpoints there"),                                 \
         CLI_EVERY("checkpoint-every", &(o)->checkpoint_every, "checkpoints in --log-dir (0: only at the end)"),             \
-        CLI_STRING("resume", &(o)->resume, "DIR", "continue from the newest checkpoint in DIR, with the same options"),     \
+        CLI_STRING("resume", &(o)->resume, "DIR", "continue the run whose checkpoints are in DIR, with its options"),       \
+        CLI_STRING("resume-changes", &(o)->resume_changes, "LIST", "options that may differ from that run's: steps,batch-size"), \
         CLI_STRING("report", &(o)->report, "FILE", "write a JSON report"),                                                  \
         CLI_FLAG("quiet", &(o)->quiet, "print nothing but errors")
 
-// What remains after cli_parse: steps = -1 where --steps was not given, options that exclude each other (a usage error ends the
+// Whether a name is in a list "a,b,c"; not in NULL.
+static inline int train_listed(const char *list, const char *name) {
+    const size_t n = strlen(name);
+    for (const char *p = list; p;) {
+        const size_t length = strcspn(p, ",");
+        if (length == n && !strncmp(p, name, n)) return 1;
+        p = p[length] ? p + length + 1 : NULL;
+    }
+    return 0;
+}
+
+// A usage error for a name in --resume-changes that is no option.
+static inline void train_check_changes(const char *program, const char *list, const cli_option *table, int n) {
+    for (const char *p = list; p;) {
+        const size_t length = strcspn(p, ",");
+        char shown[64];
+        cli_printable(shown, sizeof shown, p);
+        if (cli_find(table, n, p, length) < 0)
+            cli_usage_error(program, "--resume-changes: expected names of options like steps,batch-size, got '%s'", shown);
+        p = p[length] ? p + length + 1 : NULL;
+    }
+}
+
+// What remains after the command line is parsed: steps = -1 where --steps was not given, options that exclude each other (a usage error ends the
 // program), and log_dir = resume.
 static inline void train_check_options(const char *program, train_options *o, const cli_option *table, int n) {
     if (!cli_given(table, n, "steps")) o->steps = -1;
@@ -181,7 +212,12 @@ static inline void train_check_options(const char *program, train_options *o, co
         cli_usage_error(program, "--rescale-max-trace needs --rescale pathcond and --rescale-solver newton");
     if (o->rescale_within && (o->rescale_max_trace != 0 || o->rescale_max_log != 0))
         cli_usage_error(program, "--rescale-within excludes --rescale-max-log and --rescale-max-trace");
+    if (o->resume_changes && !o->resume) cli_usage_error(program, "--resume-changes needs --resume");
+    train_check_changes(program, o->resume_changes, table, n);
     if (o->resume) o->log_dir = o->resume;
+    o->table = (cli_option *)train_alloc(NULL, (size_t)n, sizeof *table);
+    o->n_table = n;
+    memcpy(o->table, table, (size_t)n * sizeof *table);
 }
 
 // ----------------------------------------------------------------------------------------------------------- schedule
@@ -232,6 +268,8 @@ typedef struct train_net {
     int n_counts;
     int64_t *counts;               // [n_counts], host memory, grown by train_add_counter
     const char *hint;              // ends the message on a tensor that the network lacks: "layers or --norm differ"
+    int n_about;                   // what the function depends on and no shape shows, by train_describe
+    struct { char key[24], value[24]; } about[4];
 } train_net;
 
 // Appends a zeroed tensor to a table, which doubles when it is full.
@@ -284,6 +322,15 @@ LOG_PRINTF(3, 4) static inline int train_add_counter(train_net *net, int layer, 
     net->counts = (int64_t *)train_alloc(net->counts, (size_t)net->n_counts + 1, sizeof *net->counts);
     net->counts[net->n_counts++] = 0;
     return net->n_buffers - 1;
+}
+
+// Names a number that the network's function depends on and no shape of a tensor shows, by its option: heads. It is stored with
+// the weights, and weights with another number are refused.
+static inline void train_describe(train_net *net, const char *option, int64_t value) {
+    if (net->n_about == (int)(sizeof net->about / sizeof *net->about)) abort();  // a mistake of the trainer
+    snprintf(net->about[net->n_about].key, sizeof net->about->key, "%s", option);
+    snprintf(net->about[net->n_about].value, sizeof net->about->value, "%lld", (long long)value);
+    net->n_about++;
 }
 
 // Adds one to every counter: num_batches_tracked after a training pass.
@@ -349,14 +396,34 @@ static inline void train_list_buffers(train_list *l, const train_net *net, const
     }
 }
 
+// Lists the weights and buffers of a network (host copies).
+static inline train_list train_list_weights(const train_net *net, const float *params, const float *stats, const int64_t *counts) {
+    train_list list = train_list_create(net->n_tensors + net->n_buffers);
+    train_list_parameters(&list, net, "", params);
+    train_list_buffers(&list, net, stats, counts);
+    return list;
+}
+
+// Writes listed weights with what train_describe said and more metadata [n_more].
+static inline int train_write_weights(const train_net *net, const train_list *list, const char *path, const safetensors_pair *more,
+                                      int n_more, char *err, size_t n) {
+    safetensors_pair pairs[8];
+    int n_pairs = 0;
+    for (int i = 0; i < net->n_about; i++, n_pairs++) {
+        pairs[n_pairs].key = net->about[i].key;
+        pairs[n_pairs].value = net->about[i].value;
+    }
+    for (int i = 0; i < n_more; i++) pairs[n_pairs++] = more[i];
+    return safetensors_write(path, list->tensors, (size_t)list->n, pairs, (size_t)n_pairs, err, n);
+}
+
 // Writes the weights and buffers. Returns 0, or -1 with a message. A device or pipe at path is refused: it would be replaced.
 static inline int train_save_weights(const train_net *net, const char *path, char *err, size_t n) {
     struct stat info;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return log_error(err, n, "%s: is not a regular file", path);
     float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
-    train_list list = train_list_create(net->n_tensors + net->n_buffers);
-    train_list_parameters(&list, net, "", params), train_list_buffers(&list, net, stats, net->counts);
-    const int status = safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, n);
+    train_list list = train_list_weights(net, params, stats, net->counts);
+    const int status = train_write_weights(net, &list, path, NULL, 0, err, n);
     train_list_free(&list);
     free(params), free(stats);
     return status;
@@ -374,23 +441,33 @@ static inline int train_read_list(const safetensors_file *f, const train_list *l
     return 0;
 }
 
-// Loads weights and buffers. Every tensor of the network must be there with its shape, and no other. The network changes only
+// Whether a file says of the network's function what train_describe says; files of other programs say nothing.
+static inline int train_check_about(const train_net *net, const safetensors_file *f, char *err, size_t n) {
+    for (int i = 0; i < net->n_about; i++) {
+        const char *found = safetensors_metadata(f, net->about[i].key);
+        char shown[24];
+        if (!found || !strcmp(found, net->about[i].value)) continue;
+        cli_printable(shown, sizeof shown, found);
+        return log_error(err, n, "%s: was made with --%s %s, here it is %s", f->path, net->about[i].key, shown, net->about[i].value);
+    }
+    return 0;
+}
+
+// Takes weights and buffers from an open file. Every tensor of the network must be there with its shape, and no other. The network changes only
 // when the whole file is good. Returns 0, or -1 with a message.
-static inline int train_load_weights(train_net *net, const char *path, char *err, size_t n) {
-    safetensors_file f;
-    if (safetensors_open(&f, path, err, n)) return -1;
+static inline int train_take_weights(train_net *net, const safetensors_file *f, char *err, size_t n) {
     float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
     int64_t *counts = (int64_t *)train_alloc(NULL, (size_t)net->n_counts, sizeof *counts);
-    train_list list = train_list_create(net->n_tensors + net->n_buffers);
-    train_list_parameters(&list, net, "", params), train_list_buffers(&list, net, stats, counts);
-    int status = train_read_list(&f, &list, err, n);
-    for (size_t k = 0; k < f.n_tensors && !status; k++) {
+    train_list list = train_list_weights(net, params, stats, counts);
+    int status = train_read_list(f, &list, err, n);
+    for (size_t k = 0; k < f->n_tensors && !status; k++) {
         int known = 0;
-        for (int i = 0; i < list.n && !known; i++) known = !strcmp(f.tensors[k].name, list.names[i]);
+        for (int i = 0; i < list.n && !known; i++) known = !strcmp(f->tensors[k].name, list.names[i]);
         if (!known)
-            status = log_error(err, n, "%s: tensor '%s' does not belong to this network (%s)", path, f.tensors[k].name,
+            status = log_error(err, n, "%s: tensor '%s' does not belong to this network (%s)", f->path, f->tensors[k].name,
                                net->hint ? net->hint : "its options differ");
     }
+    if (!status) status = train_check_about(net, f, err, n);
     if (!status) {
         train_upload(net->params, params, net->n_params * sizeof(float));
         train_upload(net->stats, stats, net->n_stats * sizeof(float));
@@ -398,6 +475,14 @@ static inline int train_load_weights(train_net *net, const char *path, char *err
     }
     train_list_free(&list);
     free(params), free(stats), free(counts);
+    return status;
+}
+
+// Loads weights and buffers from a file, as train_take_weights does.
+static inline int train_load_weights(train_net *net, const char *path, char *err, size_t n) {
+    safetensors_file f;
+    if (safetensors_open(&f, path, err, n)) return -1;
+    const int status = train_take_weights(net, &f, err, n);
     safetensors_close(&f);
     return status;
 }
@@ -457,6 +542,7 @@ typedef struct train_run {
     double units_per_sample;     // 1
     double flops_per_sample;     // of a training step, for GFLOP/s beside throughput in the progress line; 0: neither is shown
     const char *test_name;       // what lines call the second data set: "test", or "val"; log.csv and the report say test
+    uint64_t data;               // fingerprint of training and test data; 0: unknown
     void *trainer;
     // Step number `step`: batch, forward, loss, backward, update. The loop counts.
     void (*train_step)(void *trainer);
@@ -482,7 +568,11 @@ typedef struct train_run {
     double rescale_seconds;
     log_csv csv;
     log_progress progress;
-    char last_checkpoint[LOG_PATH];
+    char last_checkpoint[CHECKPOINT_PATH];
+    char id[CHECKPOINT_ID + 1];  // of this run, from its first process on
+    int64_t good[CHECKPOINT_KEPT];  // steps of the newest checkpoints that this process wrote or read
+    int n_good;
+    int64_t logged;              // step whose evaluation the log has from an earlier process, or -1
 } train_run;
 
 // Begins a run: clock, progress on stdout, defaults of the trainer's fields.
@@ -490,6 +580,7 @@ static inline void train_run_init(train_run *r, const char *program, const char 
     memset(r, 0, sizeof *r);
     r->started = log_seconds();
     r->program = program, r->version = version, r->options = o;
+    r->logged = -1;
     r->unit = "samples", r->units_per_sample = 1, r->test_name = "test";
     r->train_loss = r->test_loss = r->test_accuracy = LOG_NA;
     log_progress_init(&r->progress, stdout, o->quiet);
@@ -587,7 +678,7 @@ static inline int train_evaluate(train_run *r) {
     const double epoch = (double)r->step / (double)r->steps_per_epoch;
     r->evaluate(r->trainer, 0, &r->train_loss, &accuracy);
     r->evaluate(r->trainer, 1, &r->test_loss, &r->test_accuracy);
-    for (int k = 0; k < 2 && r->csv.file.f; k++) {
+    for (int k = 0; k < 2 && r->csv.file.f && r->step != r->logged; k++) {
         log_row row = log_row_make(r->step, epoch, k ? "test" : "train", k ? r->test_loss : r->train_loss);
         row.accuracy = k ? r->test_accuracy : accuracy;
         row.lr = train_learning_rate(r->options, r->step, r->total_steps);
@@ -628,9 +719,15 @@ static inline int train_rescale(train_run *r, int first) {
     return 0;
 }
 
-// -------------------------------------------------------------------------------------------------------- checkpoints
-// A checkpoint is a folder LOGDIR/checkpoint-STEP with model.safetensors and, written after it, state.safetensors; one with
-// both files good is complete.
+// ----------------------------------------------------------------------------------------------------- stored options
+// A run's options are stored with its checkpoints. `--resume DIR` takes them over; what is on the command line beside it
+// comes first, and has to fit: an option that makes the function, the data or the schedule must be that of the run, unless
+// --resume-changes names it. Every other difference is told in a line.
+
+// Not taken over; and told apart by something better than their text (the data, scalars, the total steps), or of no interest.
+#define TRAIN_NOT_RESTORED "resume,resume-changes,load,log-dir,overwrite,quiet"
+#define TRAIN_NOT_COMPARED "data,data-dir,val-data,limit,limit-test,seed,batch-size,optimizer,shuffle,epochs,steps,save,report"
+#define TRAIN_FIXED "schedule,warmup"
 
 // What a resumed run must share with the run that wrote the state, and its names in the file and on the command line.
 enum { TRAIN_STATE_STEP, TRAIN_STATE_SEED, TRAIN_STATE_BATCH, TRAIN_STATE_SAMPLES, TRAIN_STATE_OPTIMIZER, TRAIN_STATE_SHUFFLE,
@@ -650,30 +747,199 @@ static inline void train_state_of(const train_run *r, int64_t *state) {
     state[TRAIN_STATE_SHUFFLE] = r->options->shuffle;
 }
 
-// Lists the state: the scalars and the optimizer's moments (host copies; NULL: not them).
-static inline train_list train_list_state(const train_net *net, const int64_t *state, const float *moment1, const float *moment2) {
-    train_list l = train_list_create(TRAIN_N_STATE + 2 * net->n_tensors);
-    for (int i = 0; i < TRAIN_N_STATE; i++) train_list_add(&l, "", train_state_name(i), SAFETENSORS_I64, 0, NULL, state + i);
+// What a state says besides the moments. The tensors run.* are those of checkpoint.h.
+enum { TRAIN_N_RUN = 5 };
+typedef struct train_saved {
+    int64_t scalar[TRAIN_N_STATE];
+    int known;                   // 0: of an older version, the rest is unknown
+    char id[CHECKPOINT_ID];
+    int64_t total_steps;
+    uint64_t data, model;
+    char *words;                 // [n_words] options; freed by who reads it
+    int n_words;
+} train_saved;
+
+static inline void train_list_scalars(train_list *l, const train_saved *s) {
+    for (int i = 0; i < TRAIN_N_STATE; i++) train_list_add(l, "", train_state_name(i), SAFETENSORS_I64, 0, NULL, s->scalar + i);
+}
+static inline void train_list_run(train_list *l, const train_saved *s) {
+    const int length = CHECKPOINT_ID;
+    train_list_add(l, "run.", "total_steps", SAFETENSORS_I64, 0, NULL, &s->total_steps);
+    train_list_add(l, "run.", "data", SAFETENSORS_U64, 0, NULL, &s->data);
+    train_list_add(l, "run.", "model", SAFETENSORS_U64, 0, NULL, &s->model);
+    train_list_add(l, "run.", "id", SAFETENSORS_U8, 1, &length, s->id);
+    train_list_add(l, "run.", "options", SAFETENSORS_U8, 1, &s->n_words, s->words);
+}
+
+// Reads it. An older state has none of the run.* tensors. Returns 0; -1 when the state is damaged.
+static inline int train_read_saved(const safetensors_file *f, train_saved *s, char *err, size_t n) {
+    const safetensors_tensor *options = safetensors_find(f, "run.options");
+    memset(s, 0, sizeof *s);
+    for (size_t i = 0; i < f->n_tensors; i++) s->known = s->known || !strncmp(f->tensors[i].name, "run.", 4);
+    s->n_words = options && options->ndim == 1 && options->numel < INT_MAX ? (int)options->numel : 0;
+    s->words = (char *)train_alloc(NULL, (size_t)s->n_words + 1, 1);
+    train_list list = train_list_create(TRAIN_N_STATE + TRAIN_N_RUN);
+    train_list_scalars(&list, s);
+    if (s->known) train_list_run(&list, s);
+    int status = train_read_list(f, &list, err, n);
+    train_list_free(&list);
+    if (!status && s->known && (!safetensors_metadata(f, SAFETENSORS_CHECKSUM_KEY) || s->scalar[TRAIN_STATE_STEP] > s->total_steps))
+        status = log_error(err, n, "%s: its header is damaged", f->path);
+    if (!status && s->n_words && s->words[s->n_words - 1]) status = log_error(err, n, "%s: its options are damaged", f->path);
+    return status;
+}
+
+// Sets the options that are not on the command line to those of the run in --resume. Exits where one is not an option.
+static inline void train_restore(const char *program, train_options *o, cli_option *table, int n) {
+    char err[1024];
+    int64_t *steps;
+    safetensors_file f;
+    train_saved s;
+    const int count = checkpoint_find(o->resume, &steps), epochs = cli_given(table, n, "epochs");
+    int found = 0;
+    for (int i = 0; i < count && !found; i++) {
+        if (checkpoint_open_state(&f, o->resume, steps[i], err, sizeof err)) continue;
+        found = !train_read_saved(&f, &s, err, sizeof err) && checkpoint_has_model(&f, o->resume, steps[i]);
+        if (!found) free(s.words);
+        safetensors_close(&f);
+    }
+    free(steps);
+    if (!found) return;
+    o->stored = s.words;
+    for (int at = 0; at < s.n_words; at += (int)strlen(s.words + at) + 1) {
+        char name[64];
+        const char *word = s.words + at;
+        const char *start = word + strspn(word, "-");
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(start, "="), start);
+        if (train_listed(TRAIN_NOT_RESTORED, name) || (epochs && !strcmp(name, "steps"))) continue;
+        if (cli_restore(table, n, word, err, sizeof err) == CLI_OK) continue;
+        fprintf(stderr, "%s: --resume: an option of that run: %s\n", program, err);
+        exit(1);
+    }
+}
+
+// Fills the variables of the table from the command line and, with --resume, from the run that is continued. Exits as cli_parse.
+static inline void train_parse(const char *program, const char *synopsis, const char *version, train_options *o, cli_option *table, int n,
+                               int argc, char **argv) {
+    cli_parse(program, synopsis, version, table, n, argc, argv);
+    o->argc = argc, o->argv = argv;
+    if (o->resume) train_restore(program, o, table, n);
+}
+
+// The command line as one text, quoted for a shell; the caller frees it. NULL: unknown.
+static inline char *train_command(const train_options *o) {
+    const char *const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./,:=+@%";
+    size_t size = 1;
+    if (!o->argc) return NULL;
+    for (int i = 0; i < o->argc; i++) size += 4 * strlen(o->argv[i]) + 3;
+    char *text = (char *)train_alloc(NULL, size, 1), *at = text;
+    for (int i = 0; i < o->argc; i++) {
+        const char *word = o->argv[i];
+        const int quoted = !*word || word[strspn(word, plain)];
+        if (i) *at++ = ' ';
+        if (quoted) *at++ = '\'';
+        for (; *word; word++) {
+            if (*word == '\'') at += sprintf(at, "'\\''");
+            else *at++ = *word;
+        }
+        if (quoted) *at++ = '\'';
+    }
+    return text;
+}
+
+// An option whose value differs from the stored one: "--lr was 0.1 in that run, here it is 0.2" to text. Returns 0 when they agree.
+static inline int train_differs(const cli_option *option, const train_saved *s, char *text, size_t n) {
+    char here[CLI_TEXT], a[80], b[80];
+    if (option->kind == CLI_KIND_GROUP || option->kind == CLI_KIND_REST) return 0;
+    const char *now = cli_text(option, here), *then = checkpoint_value(s->words, (size_t)s->n_words, option->name);
+    if (now == then || (now && then && !strcmp(now, then))) return 0;
+    cli_printable(a, sizeof a, then ? then : "not set");
+    cli_printable(b, sizeof b, now ? now : "not set");
+    if (cli_takes_value(option)) snprintf(text, n, "--%s was %s in that run, here it is %s", option->name, a, b);
+    else snprintf(text, n, then ? "--%s was set in that run, here it is not" : "--%s was not set in that run, here it is", option->name);
+    return 1;
+}
+
+// Whether a state is of this run: the same function, data, order of samples, optimizer and schedule, apart from what
+// --resume-changes names. Returns 0, or 1 with a message.
+static inline int train_compare_run(const train_run *r, const char *dir, const train_saved *s, char *err, size_t n) {
+    const train_options *o = r->options;
+    int64_t mine[TRAIN_N_STATE];
+    char text[256];
+    const char *changes = o->resume_changes;
+    train_state_of(r, mine);
+    for (int i = 0; i < o->n_table && s->known; i++) {
+        const char *name = o->table[i].name;
+        if (!train_listed(TRAIN_FIXED, name) && !train_listed(o->fixed, name)) continue;
+        if (train_listed(changes, name) || !train_differs(&o->table[i], s, text, sizeof text)) continue;
+        const int own = train_listed(o->fixed, name);
+        log_error(err, n, "%s: %s: leave --%s out%s%s", dir, text, name, own ? "" : ", or allow it by --resume-changes ", own ? "" : name);
+        return 1;
+    }
+    const int new_data = train_listed(changes, "data") || train_listed(changes, "limit");
+    for (int k = 1; k < TRAIN_N_STATE; k++) {
+        const int named = k != TRAIN_STATE_OPTIMIZER && train_listed(changes, train_state_option(k) + 2);
+        if (s->scalar[k] == mine[k] || named || (k == TRAIN_STATE_SAMPLES && new_data)) continue;
+        log_error(err, n, "%s: %s was %lld in that run, here it is %lld: resume with the same %s", dir, train_state_name(k),
+                  (long long)s->scalar[k], (long long)mine[k], train_state_option(k));
+        return 1;
+    }
+    if (s->known && s->data && r->data && s->data != r->data && !new_data) {
+        log_error(err, n, "%s: the samples or labels are not those of that run: give it the same --data, or allow others by "
+                  "--resume-changes data", dir);
+        return 1;
+    }
+    if (s->scalar[TRAIN_STATE_STEP] > r->total_steps) {
+        log_error(err, n, "%s: is beyond the %lld steps of this command: raise --steps or --epochs", dir, (long long)r->total_steps);
+        return 1;
+    }
+    const int longer = train_listed(changes, "steps") || train_listed(changes, "epochs");
+    if (s->known && o->schedule != SCHEDULE_CONSTANT && s->total_steps != r->total_steps && !longer) {
+        log_error(err, n, "%s: %lld steps in all in that run, here %lld, and the schedule of the learning rate follows them: "
+                  "leave --steps and --epochs out, or allow it by --resume-changes steps", dir, (long long)s->total_steps,
+                  (long long)r->total_steps);
+        return 1;
+    }
+    return 0;
+}
+
+// Names what differs from the run that is continued, a line each; of an older checkpoint that it cannot be known.
+static inline void train_tell_differences(train_run *r, const char *dir, const train_saved *s) {
+    const train_options *o = r->options;
+    int64_t mine[TRAIN_N_STATE];
+    char text[256];
+    if (o->quiet) return;
+    if (!s->known) {
+        fprintf(stderr, "%s: note: %s does not tell the options of its run: give the same ones\n", r->program, dir);
+        return;
+    }
+    train_state_of(r, mine);
+    for (int i = 0; i < o->n_table; i++) {
+        const char *name = o->table[i].name;
+        if (train_listed(TRAIN_NOT_RESTORED, name) || train_listed(TRAIN_NOT_COMPARED, name)) continue;
+        if (train_differs(&o->table[i], s, text, sizeof text)) fprintf(stderr, "%s: note: %s\n", r->program, text);
+    }
+    for (int k = 1; k < TRAIN_N_STATE; k++)
+        if (s->scalar[k] != mine[k])
+            fprintf(stderr, "%s: note: %s was %lld in that run, here it is %lld\n", r->program, train_state_name(k),
+                    (long long)s->scalar[k], (long long)mine[k]);
+    if (s->data && r->data && s->data != r->data) fprintf(stderr, "%s: note: the data are not those of that run\n", r->program);
+    if (s->total_steps != r->total_steps)
+        fprintf(stderr, "%s: note: %lld steps in all in that run, here %lld\n", r->program, (long long)s->total_steps,
+                (long long)r->total_steps);
+}
+
+// -------------------------------------------------------------------------------------------------------- checkpoints
+// Folders LOGDIR/checkpoint-STEP, as checkpoint.h describes them.
+
+// Lists the state: scalars, what names the run (unless it is unknown), and the optimizer's moments (host copies, or NULL).
+static inline train_list train_list_state(const train_net *net, const train_saved *s, const float *moment1, const float *moment2) {
+    train_list l = train_list_create(TRAIN_N_STATE + TRAIN_N_RUN + 2 * net->n_tensors);
+    train_list_scalars(&l, s);
+    if (s->known) train_list_run(&l, s);
     if (moment1) train_list_parameters(&l, net, "moment1.", moment1);
     if (moment2) train_list_parameters(&l, net, "moment2.", moment2);
     return l;
-}
-
-// The steps of the checkpoints in a log folder, newest first; at most max of them. Returns how many.
-static inline int train_find_checkpoints(const char *dir, int64_t *steps, int max) {
-    DIR *d = opendir(dir);
-    int n = 0;
-    for (struct dirent *e; d && (e = readdir(d));) {
-        long long step;
-        char tail;
-        if (sscanf(e->d_name, "checkpoint-%lld%c", &step, &tail) != 1) continue;
-        if (n == max && steps[max - 1] >= step) continue;
-        int at = n < max ? n++ : max - 1;
-        for (; at > 0 && steps[at - 1] < step; at--) steps[at] = steps[at - 1];
-        steps[at] = step;
-    }
-    if (d) closedir(d);
-    return n;
 }
 
 // Whether training can go on from here: parameters, optimizer state, gradients and the network's outputs are finite.
@@ -689,95 +955,153 @@ static inline int train_is_sound(train_run *r) {
     return sound;
 }
 
-// Writes LOGDIR/checkpoint-STEP and removes all but the two newest, and those of later steps: they are damaged (--resume
-// skipped them) or of an earlier run in this folder. Returns 0, or 1 after a message.
-static inline int train_save_checkpoint(train_run *r) {
+// Writes model.safetensors and then state.safetensors into a folder, each with the other's checksum.
+static inline int train_write_checkpoint(train_run *r, char *err, size_t n) {
     const train_net *net = r->net;
     const char *log_dir = r->options->log_dir;
-    char dir[LOG_PATH], path[LOG_PATH + 32], err[LOG_PATH + 256];
-    int64_t state[TRAIN_N_STATE], steps[64];
-    train_state_of(r, state);
-    if (!train_is_sound(r)) return train_diverged(r, "the network", r->step);
-    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", log_dir, (long long)r->step);
-    if (mkdir(dir, 0777) && errno != EEXIST) {
-        snprintf(err, sizeof err, "%s: cannot make the folder: %s", dir, strerror(errno));
-        return train_fail(r, err);
-    }
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (train_save_weights(net, path, err, sizeof err)) return train_fail(r, err);
+    char path[CHECKPOINT_PATH], sum[40];
+    size_t size;
+    train_saved s;
+    memset(&s, 0, sizeof s);
+    train_state_of(r, s.scalar);
+    s.known = 1, s.total_steps = r->total_steps, s.data = r->data;
+    memcpy(s.id, r->id, sizeof s.id);
+    s.words = checkpoint_words(r->options->table, r->options->n_table, &size);
+    if (!s.words || size >= INT_MAX) return log_error(err, n, "out of memory for the options");
+    s.n_words = (int)size;
+    float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
     float *moment1 = net->moment1 ? train_host_copy(net->moment1, net->n_params) : NULL;
     float *moment2 = net->moment2 ? train_host_copy(net->moment2, net->n_params) : NULL;
-    train_list list = train_list_state(net, state, moment1, moment2);
-    snprintf(path, sizeof path, "%s/state.safetensors", dir);
-    const int status = safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, sizeof err);
-    train_list_free(&list);
-    free(moment1), free(moment2);
-    if (status) return train_fail(r, err);
+    train_list model = train_list_weights(net, params, stats, net->counts);
+    s.model = safetensors_payload_checksum(model.tensors, (size_t)model.n);
+    train_list state = train_list_state(net, &s, moment1, moment2);
+    snprintf(sum, sizeof sum, "xxh64:%016llx", (unsigned long long)safetensors_payload_checksum(state.tensors, (size_t)state.n));
+    const safetensors_pair more[] = {{"run_id", r->id}, {CHECKPOINT_STATE_KEY, sum}};
+    checkpoint_path(path, log_dir, r->step, "/model.safetensors");
+    int status = train_write_weights(net, &model, path, more, 2, err, n);
+    checkpoint_path(path, log_dir, r->step, "/state.safetensors");
+    if (!status) status = safetensors_write(path, state.tensors, (size_t)state.n, NULL, 0, err, n);
+    train_list_free(&model), train_list_free(&state);
+    free(params), free(stats), free(moment1), free(moment2), free(s.words);
+    return status;
+}
+
+// Remembers that the checkpoint of this step is good.
+static inline void train_know_good(train_run *r, const char *dir) {
+    r->good[1] = r->good[0], r->good[0] = r->step;
+    r->n_good = r->n_good < CHECKPOINT_KEPT ? r->n_good + 1 : CHECKPOINT_KEPT;
     snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
-    for (int n = train_find_checkpoints(log_dir, steps, 64), i = 0, kept = 0; i < n; i++) {
-        static const char *const file[] = {"/state.safetensors", "/model.safetensors", ""};
-        if (steps[i] <= r->step && kept++ < 2) continue;
-        for (int k = 0; k < 3; k++) {
-            snprintf(path, sizeof path, "%s/checkpoint-%lld%s", log_dir, (long long)steps[i], file[k]);
-            if (remove(path) && errno != ENOENT) break;
-        }
+}
+
+// Writes LOGDIR/checkpoint-STEP and removes all but the two newest complete ones, and those of later steps: they are damaged
+// (--resume skipped them) or of an earlier run in this folder. Returns 0, or 1 after a message.
+static inline int train_save_checkpoint(train_run *r) {
+    const char *log_dir = r->options->log_dir;
+    char dir[CHECKPOINT_PATH], err[2 * LOG_PATH];
+    struct stat info;
+    if (!train_is_sound(r)) return train_diverged(r, "the network", r->step);
+    checkpoint_path(dir, log_dir, r->step, "");
+    if (mkdir(dir, 0777) && errno != EEXIST) {
+        log_errno(err, sizeof err, dir, "cannot make the folder");
+        return train_fail(r, err);
     }
+    if (lstat(dir, &info) || !S_ISDIR(info.st_mode)) {
+        log_error(err, sizeof err, "%s: expected a folder, found something else", dir);
+        return train_fail(r, err);
+    }
+    if (train_write_checkpoint(r, err, sizeof err)) return train_fail(r, err);
+    train_know_good(r, dir);
+    if (checkpoint_retain(log_dir, r->step, r->good, r->n_good, err, sizeof err)) return train_fail(r, err);
     return 0;
 }
 
-// Loads one checkpoint. Returns 0; -1 when it is incomplete or damaged (err says why); 1 when it belongs to other options.
-static inline int train_load_checkpoint(train_run *r, const char *dir, char *err, size_t n) {
+// Takes moments and weights of a checkpoint whose files are open and of this run. What does not fit in an intact file is damage in
+// its header where the options are known to be the same (-1), else another network (1).
+static inline int train_take_checkpoint(train_run *r, const safetensors_file *state, const safetensors_file *model,
+                                        const train_saved *s, char *err, size_t n) {
     train_net *net = r->net;
-    safetensors_file f;
-    char path[LOG_PATH + 32];
-    int64_t state[TRAIN_N_STATE], mine[TRAIN_N_STATE];
-    train_state_of(r, mine), memcpy(state, mine, sizeof mine);
-    snprintf(path, sizeof path, "%s/state.safetensors", dir);
-    if (safetensors_open(&f, path, err, n)) return -1;
-    train_list list = train_list_state(net, state, NULL, NULL);  // the scalars alone: which options these are
-    int status = train_read_list(&f, &list, err, n) ? 1 : 0;
-    train_list_free(&list);
-    for (int k = 1; k < TRAIN_N_STATE && !status; k++)
-        if (state[k] != mine[k]) {
-            snprintf(err, n, "%s: %s was %lld in that run, here it is %lld: resume with the same %s", dir, train_state_name(k),
-                     (long long)state[k], (long long)mine[k], train_state_option(k));
-            status = 1;
-        }
+    const int misfit = s->known && !r->options->resume_changes ? -1 : 1;
     float *moment1 = net->moment1 ? train_host_copy(net->moment1, net->n_params) : NULL;
     float *moment2 = net->moment2 ? train_host_copy(net->moment2, net->n_params) : NULL;
-    list = train_list_state(net, state, moment1, moment2);
-    if (!status && train_read_list(&f, &list, err, n)) status = 1;
+    train_list list = train_list_state(net, s, moment1, moment2);
+    int status = train_read_list(state, &list, err, n) ? misfit : 0;
+    if (!status && state->n_tensors != (size_t)list.n) {
+        log_error(err, n, "%s: has %zu tensors, expected %d", state->path, state->n_tensors, list.n);
+        status = misfit;
+    }
     train_list_free(&list);
-    safetensors_close(&f);
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    if (!status && train_load_weights(net, path, err, n)) status = -1;
+    if (!status && train_take_weights(net, model, err, n)) status = misfit;
     if (!status) {
         if (moment1) train_upload(net->moment1, moment1, net->n_params * sizeof(float));
         if (moment2) train_upload(net->moment2, moment2, net->n_params * sizeof(float));
-        r->step = state[TRAIN_STATE_STEP];
     }
     free(moment1), free(moment2);
     return status;
 }
 
+// Loads one checkpoint. Returns 0; -1 when it is incomplete or damaged (err says why); 1 when it is of another run.
+static inline int train_load_checkpoint(train_run *r, int64_t step, char *err, size_t n) {
+    safetensors_file state, model;
+    train_saved s;
+    char dir[CHECKPOINT_PATH], path[CHECKPOINT_PATH];
+    checkpoint_path(dir, r->options->resume, step, "");
+    checkpoint_path(path, r->options->resume, step, "/model.safetensors");
+    if (checkpoint_open_state(&state, r->options->resume, step, err, n)) return -1;
+    if (safetensors_open(&model, path, err, n)) {
+        safetensors_close(&state);
+        return -1;
+    }
+    int status = train_read_saved(&state, &s, err, n);
+    if (!status) status = checkpoint_check_pair(&model, &state, err, n);
+    if (!status) status = train_compare_run(r, dir, &s, err, n);
+    if (!status) status = train_take_checkpoint(r, &state, &model, &s, err, n);
+    if (!status) {
+        r->step = step;
+        if (s.known) snprintf(r->id, sizeof r->id, "%.*s", CHECKPOINT_ID, s.id);
+        train_know_good(r, dir);
+        train_tell_differences(r, dir, &s);
+    }
+    free(s.words);
+    safetensors_close(&state), safetensors_close(&model);
+    return status;
+}
+
 // Continues from the newest complete checkpoint of --resume. Returns 0, or 1 after a message.
 static inline int train_resume(train_run *r) {
-    int64_t steps[64];
-    char dir[LOG_PATH], err[LOG_PATH + 256];
-    const int n = train_find_checkpoints(r->options->resume, steps, 64);
-    for (int i = 0; i < n; i++) {
-        snprintf(dir, sizeof dir, "%s/checkpoint-%lld", r->options->resume, (long long)steps[i]);
-        const int status = train_load_checkpoint(r, dir, err, sizeof err);
-        if (status > 0) return train_fail(r, err);
-        if (status == 0) {
-            snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
-            log_progress_line(&r->progress, "resumed from %s", dir);
-            return 0;
-        }
+    int64_t *steps;
+    char dir[CHECKPOINT_PATH], err[2 * LOG_PATH];
+    const int n = checkpoint_find(r->options->resume, &steps);
+    int status = -1;
+    for (int i = 0; i < n && status < 0; i++) {
+        status = train_load_checkpoint(r, steps[i], err, sizeof err);
+        checkpoint_path(dir, r->options->resume, steps[i], "");
+        if (status >= 0) continue;
         fprintf(stderr, "%s: skipping an incomplete or damaged checkpoint: %s\n", r->program, err);
     }
-    snprintf(err, sizeof err, "--resume: no complete checkpoint in %s", r->options->resume);
-    return train_fail(r, err);
+    free(steps);
+    if (status > 0) return train_fail(r, err);
+    if (status < 0) {
+        snprintf(err, sizeof err, "--resume: no complete checkpoint in %s", r->options->resume);
+        return train_fail(r, err);
+    }
+    log_progress_line(&r->progress, "resumed from %s", dir);
+    if (r->step == r->total_steps)
+        log_progress_line(&r->progress, "nothing is left to train: all %lld steps are done (more: --steps or --epochs)", (long long)r->step);
+    checkpoint_sweep(r->options->resume);
+    return 0;
+}
+
+// Whether the log in a folder has the evaluation of a step: a resumed run does not log it again.
+static inline int train_log_has(const char *log_dir, int64_t step) {
+    char path[CHECKPOINT_PATH], line[1024], row[64];
+    int found = 0;
+    snprintf(path, sizeof path, "%s/log.csv", log_dir);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    const size_t n = (size_t)snprintf(row, sizeof row, "%lld,", (long long)step);
+    while (!found && fgets(line, sizeof line, f)) found = !strncmp(line, row, n) && strstr(line, ",test,");
+    fclose(f);
+    return found;
 }
 
 // ------------------------------------------------------------------------------------------------------ loop, report
@@ -831,6 +1155,31 @@ static inline int train_loop(train_run *r) {
     return log_interrupt_status();
 }
 
+// The report's part on whose run it is: id, command line, every option (null: not set).
+static inline void train_report_run(log_json *j, const train_run *r) {
+    const train_options *o = r->options;
+    char id[32], text[CLI_TEXT], *command = train_command(o);
+    snprintf(id, sizeof id, "%016llx", (unsigned long long)r->data);
+    log_json_string(j, "run", r->id);
+    log_json_string(j, "data_fingerprint", id);
+    log_json_string(j, "command", command);
+    log_json_begin(j, "options");
+    for (int i = 0; i < o->n_table; i++) {
+        const cli_option *option = &o->table[i];
+        char key[64];
+        if (option->kind == CLI_KIND_GROUP || option->kind == CLI_KIND_REST) continue;
+        const char *value = cli_text(option, text);
+        snprintf(key, sizeof key, "--%s", option->name);
+        if (!cli_takes_value(option)) log_json_bool(j, key, value != NULL);
+        else if (value && option->kind == CLI_KIND_DOUBLE) log_json_number(j, key, *(const double *)option->value);
+        else if (value && option->kind == CLI_KIND_INT) log_json_int(j, key, *(const int *)option->value);
+        else if (value && option->kind == CLI_KIND_INT64) log_json_int(j, key, *(const int64_t *)option->value);
+        else log_json_string(j, key, value);
+    }
+    log_json_end(j);
+    free(command);
+}
+
 // The JSON report: what the rescaling did, how training went, what it ran on. Returns 0, or 1 after a message.
 static inline int train_write_report(train_run *r) {
     const rescale_report *first = &r->first_rescaling;
@@ -879,6 +1228,7 @@ static inline int train_write_report(train_run *r) {
     if (r->backend) log_json_string(&j, "gemm", r->backend);
     log_json_int(&j, "threads", device_threads());
     log_json_string(&j, "version", r->version);
+    train_report_run(&j, r);
     return log_json_close(&j, err, sizeof err) ? train_fail(r, err) : 0;
 }
 
@@ -895,6 +1245,8 @@ static inline int train_execute(train_run *r) {
         if (!status && o->rescale) status = train_rescale(r, 1);
     }
     r->first_step = r->fetched = r->step;
+    if (!status && !r->id[0]) checkpoint_run_id(r->id);
+    if (!status && o->resume && train_log_has(o->log_dir, r->step)) r->logged = r->step;
     if (!status && o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err))
         status = train_fail(r, err);
     if (!status) status = train_loop(r);

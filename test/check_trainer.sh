@@ -49,6 +49,8 @@ refuses() {
 one_line() {
     [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q "^$program: " "$work/err" && complains "$text" && [ ! -s "$work/out" ]
 }
+# same_tensors A B: two weight or state files have the same tensors, apart from those that name the run.
+same_tensors() { "$damage" same "$1" "$2" >>"$work/out" 2>>"$work/err"; }
 # number FILE KEY: a number of a JSON report, as it is written there.
 number() { sed -n "s/^ *\"$2\": \\([^,]*\\),*\$/\\1/p" "$1"; }
 # last_step LOGDIR: the last step in a log; newest LOGDIR: that of the newest checkpoint.
@@ -215,7 +217,7 @@ interrupted() {
         step=$(last_step "$dir")
         check "$name, SIG$signal: one line says where" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
         check "$name, SIG$signal: the step is finished and saved" is "$(newest "$dir")" "$step"
-        check "$name, SIG$signal: --save has the weights so far" same "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
+        check "$name, SIG$signal: --save has the weights so far" same_tensors "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
     fi
     end=$((step + 100))
     # shellcheck disable=SC2086
@@ -225,7 +227,7 @@ interrupted() {
     ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
     check "$name, SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
     check "$name, SIG$signal: the same log" same_log "$dir" "$dir-direct"
-    check "$name, SIG$signal: the same optimizer state" same "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
+    check "$name, SIG$signal: the same optimizer state" same_tensors "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
     rm -rf "$dir-direct"
 }
 
@@ -250,6 +252,42 @@ damaged_checkpoints() {
     again 'newest checkpoint, weights truncated' 1
     rm "$last/model.safetensors"
     again 'newest checkpoint without weights' 1
+    cp "$work/whole/checkpoint-60/model.safetensors" "$last"
+    again 'newest checkpoint, weights of another step' 1
+    mv "$last" "$work/again/checkpoint-101"
+    run --resume "$work/again"
+    check 'a checkpoint under another number: skipped' complains "checkpoint-101/state.safetensors: expected step 101 as in the folder's name, found 100"
+    continued
+}
+# continued: the run of damaged_checkpoints goes on by its folder alone, with the stored options; what is asked beside has to fit it.
+continued() {
+    rm -rf "$work/again"
+    cp -R "$work/whole" "$work/again"
+    rm -r "$last" "$work/whole.w"
+    run --resume "$work/again"
+    check '--resume alone: exit 0, nothing on stderr' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "resumed from $work/again/checkpoint-60"'
+    check '--resume alone: the same weights, under the stored --save' same_tensors "$work/whole.w" "$work/whole/checkpoint-100/model.safetensors"
+    check '--resume alone: the same state' same_tensors "$last/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"
+    check '--resume alone: the same log' same_log "$work/again" "$work/whole"
+    cp "$work/again/log.csv" "$work/log.before"
+    run --resume "$work/again" --report "$work/again.json"
+    check 'a finished run: says that nothing is left' eval '[ $status -eq 0 ] && says "nothing is left to train: all 100 steps are done"'
+    check 'a finished run: no row is added' same "$work/again/log.csv" "$work/log.before"
+    check 'the report has the command line' eval 'grep -q "\"command\": \".*--resume $work/again --report" "$work/again.json"'
+    check 'the report has every option' is "$(sed -n 's/^    "--\([a-z0-9-]*\)": .*/\1/p' "$work/again.json")" "$(grep -v -x -e help -e version "$work/options")"
+    refuses 1 'beyond the 20 steps' --resume "$work/again" --steps 20
+    run --resume "$work/again" --steps 105 --lr 0.0009 --resume-changes steps
+    check 'other options are told, a line each' eval '[ $status -eq 0 ] && [ "$(wc -l <"$work/err")" -eq 2 ] && complains "note: --lr was "'
+    refuses 2 "got 'nonsense'" --resume "$work/again" --resume-changes nonsense
+    rm -rf "$work/again"
+    cp -R "$work/whole" "$work/again"
+    rm -rf "$work/moved"
+    mv "$work/again" "$work/moved"
+    rm -r "$work/moved/checkpoint-100"
+    run --resume "$work/moved"
+    check '--resume of a folder that was moved' eval '[ $status -eq 0 ] && same_tensors "$work/moved/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+    rm -rf "$work/again"
+    cp -R "$work/whole" "$work/again"
 }
 # again WHAT NOTES: resumes the copy $work/again, which prints so many notes, and compares.
 again() {
@@ -259,7 +297,7 @@ again() {
     check "$1: one note on the checkpoint that is skipped" eval '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
     check "$1: the same weights" same "$work/again.w" "$work/whole.w"
     check "$1: the same log" same_log "$work/again" "$work/whole"
-    check "$1: the checkpoints are whole again" eval 'same "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+    check "$1: the checkpoints are whole again" same_tensors "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
 }

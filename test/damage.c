@@ -9,6 +9,7 @@
 //     damage set FILE OFFSET HEX   overwrites bytes; a negative offset counts from the end
 //     damage cut FILE N            cuts N bytes off the end; a negative N appends zeros
 //     damage read FILE TENSOR      prints a tensor's dtype and shape, and its value if it is a single I64
+//     damage same A B              whether two files have the same tensors, apart from those that name the run (run.*)
 //     damage signal SIGNAL FILE ROWS COMMAND...
 //                                  runs the command with default signals, sends SIGNAL (INT, TERM, KILL) as soon as FILE
 //                                  has ROWS lines, and exits with the command's status, 128 + number if a signal ended it
@@ -241,6 +242,29 @@ static void print_tensor(const char *path, const char *name) {
     safetensors_close(&f);
 }
 
+// Whether every tensor of one file that does not name the run is in the other, with the same bits.
+static int contains(const safetensors_file *a, const safetensors_file *b) {
+    for (size_t i = 0; i < a->n_tensors; i++) {
+        const safetensors_tensor *t = &a->tensors[i], *u = safetensors_find(b, t->name);
+        if (!strncmp(t->name, "run.", 4)) continue;
+        int same = u && u->dtype == t->dtype && u->ndim == t->ndim && u->n_bytes == t->n_bytes;
+        for (int d = 0; same && d < t->ndim; d++) same = t->shape[d] == u->shape[d];
+        if (same && !memcmp(t->data, u->data, t->n_bytes)) continue;
+        printf("    %s: tensor %s is not the same in %s\n", a->path, t->name, b->path);
+        return 0;
+    }
+    return 1;
+}
+static int compare_files(const char *path_a, const char *path_b) {
+    char err[SAFETENSORS_ERROR_SIZE];
+    safetensors_file a, b;
+    if (safetensors_open(&a, path_a, err, sizeof err) || safetensors_open(&b, path_b, err, sizeof err)) die(1, err, "");
+    const int same = contains(&a, &b) && contains(&b, &a);
+    safetensors_close(&a);
+    safetensors_close(&b);
+    return same ? 0 : 1;
+}
+
 // --------------------------------------------------------------------------------------------------------------- signals
 
 // Lines in a file; 0 when there is none.
@@ -289,6 +313,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "set") && argc == 5) set_bytes(argv[2], atol(argv[3]), argv[4]);
     else if (!strcmp(what, "cut") && argc == 4) cut(argv[2], atol(argv[3]));
     else if (!strcmp(what, "read") && argc == 4) print_tensor(argv[2], argv[3]);
+    else if (!strcmp(what, "same") && argc == 4) return compare_files(argv[2], argv[3]);
     else if (!strcmp(what, "signal") && argc > 5) return run_and_signal(argv[2], argv[3], atol(argv[4]), argv + 5);
     else die(2, "usage: see the head of test/damage.c", "");
     return 0;

@@ -1045,28 +1045,31 @@ static void test_layer_sizes(void) {
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "784 features"), "wrong outputs of an autoencoder");
 }
 
-// Newest first, also where there are more checkpoints than room, and other names are left out.
+// Newest first, however many there are; names that no step is written as are left out, and what is no folder.
 static void test_find_checkpoints(const char *dir) {
-    static const char *const other[] = {"checkpoint-", "checkpoint-12x", "checkpoint-abc", "model", "checkpoint"};
-    const int room[] = {1, 2, 64, 99, 100, 200};
+    static const char *const other[] = {"checkpoint-", "checkpoint-12x", "checkpoint-abc", "model", "checkpoint", "checkpoint-007", "checkpoint--1",
+                                        "checkpoint-+5", "checkpoint- 5", "checkpoint-9223372036854775807", "checkpoint-99999999999999999999",
+                                        "checkpoint-5.tmp"};
+    enum { OTHERS = sizeof other / sizeof *other };
     char path[LOG_PATH];
-    int64_t steps[200];
+    int64_t *steps;
     snprintf(path, sizeof path, "%s/many", dir);
-    CHECK(train_find_checkpoints(path, steps, 64) == 0, "a folder that is not there");
+    CHECK(checkpoint_find(path, &steps) == 0 && !steps, "a folder that is not there");
     mkdir(path, 0777);
-    CHECK(train_find_checkpoints(path, steps, 64) == 0, "an empty folder");
-    for (int i = 0; i < 105; i++) {
+    CHECK(checkpoint_find(path, &steps) == 0 && !steps, "an empty folder");
+    for (int i = 0; i < 100 + OTHERS; i++) {
         if (i < 100) snprintf(path, sizeof path, "%s/many/checkpoint-%d", dir, i * 37 % 100 * 10);
         else snprintf(path, sizeof path, "%s/many/%s", dir, other[i - 100]);
         mkdir(path, 0777);
     }
+    snprintf(path, sizeof path, "%s/many/checkpoint-5000", dir);
+    FILE *f = fopen(path, "w");
+    CHECK(f && !fclose(f), "a file with a checkpoint's name");
     snprintf(path, sizeof path, "%s/many", dir);
-    for (int k = 0; k < 6; k++) {
-        const int want = room[k] < 100 ? room[k] : 100;
-        int ok = train_find_checkpoints(path, steps, room[k]) == want;
-        for (int i = 0; i < want; i++) ok = ok && steps[i] == 990 - 10 * i;
-        CHECK(ok, "the newest checkpoints in order");
-    }
+    int ok = checkpoint_find(path, &steps) == 100;
+    for (int i = 0; i < 100 && ok; i++) ok = steps[i] == 990 - 10 * i;
+    CHECK(ok, "all checkpoints in order, and nothing else");
+    free(steps);
 }
 
 // Weight files: back bit for bit, and files of other networks change nothing.

@@ -8,12 +8,15 @@
 // 1. options: rows, defaults, what excludes what       2. learning rates, against PyTorch's OneCycleLR
 // 3. tables of tensors                                 4. weight files: shapes, order, all or nothing
 // 5. runs: rescaling, log, report, resume, divergence, messages
+// 6. whose run: stored options, what a resume refuses and what it tells
+// 7. checkpoints: damage, bits flipped in headers, what is kept and removed, and in which order
 #include "common/cli.h"
 #include "common/log.h"
 #include "common/safetensors.h"
 #include "rescale.cuh"
 #include "common/train.h"
 #include "test.h"
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #if HAVE_CUDA_API
@@ -155,12 +158,15 @@ static void toy_build(toy *t, int with_counter, int wide) {
 }
 
 static void toy_free(toy *t) {
+    free(t->options.table), free(t->options.stored);
     free(t->net.params), free(t->net.grads), free(t->net.moment1), free(t->net.moment2), free(t->net.stats);
     train_net_free(&t->net);
 }
 
 static void toy_parse(train_options *o, int argc, char **argv) {
-    int layers = 2, smoothing = 0;
+    static int layers, smoothing;
+    layers = 2, smoothing = 0;
+    o->fixed = "depth";
     cli_option table[] = {
         TRAIN_DATA_ROWS(o, "none is needed"),
         CLI_GROUP("Model"),
@@ -175,26 +181,33 @@ static void toy_parse(train_options *o, int argc, char **argv) {
         TRAIN_OUTPUT_ROWS(o),
     };
     const int n = sizeof table / sizeof *table;
-    cli_parse("toy", "Trains a toy.", "0.1", table, n, argc, argv);
+    train_parse("toy", "Trains a toy.", "0.1", o, table, n, argc, argv);
     train_check_options("toy", o, table, n);
+}
+
+// Everything up to the run. The name of the data is part of them.
+static void toy_create(toy *t, int argc, char **argv) {
+    memset(t, 0, sizeof *t);
+    t->options = train_default_options();
+    toy_parse(&t->options, argc, argv);
+    train_run_init(&t->run, "toy", "0.1", &t->options);
+    for (int i = 0; i < N_TRAIN + N_TEST; i++) {
+        for (int k = 0; k < IN; k++) t->x[i][k] = toy_number((uint64_t)(5000 + 10 * i + k));
+        t->y[i][0] = t->x[i][0] - 2 * fabs(t->x[i][1]), t->y[i][1] = t->x[i][2] * 0.5;
+    }
+    toy_build(t, 1, 0);
+    train_describe(&t->net, "label-smoothing", *(const int *)t->options.table[cli_find(t->options.table, t->options.n_table, "label-smoothing", 15)].value);
+    train_set_length(&t->run, N_TRAIN);
+    t->run.data = 1000 + (uint64_t)t->options.data[0];
+    t->run.net = &t->net, t->run.step_loss = t->step_loss, t->run.trainer = t;
+    t->run.unit = "tokens", t->run.units_per_sample = 16, t->run.test_name = "val";
+    t->run.train_step = toy_step, t->run.evaluate = toy_evaluate, t->run.rescale = toy_rescale;
+    t->run.outputs = toy_outputs, t->run.norm = toy_norm;
 }
 
 static int toy_main(int argc, char **argv) {
     static toy t;
-    memset(&t, 0, sizeof t);
-    t.options = train_default_options();
-    toy_parse(&t.options, argc, argv);
-    train_run_init(&t.run, "toy", "0.1", &t.options);
-    for (int i = 0; i < N_TRAIN + N_TEST; i++) {
-        for (int k = 0; k < IN; k++) t.x[i][k] = toy_number((uint64_t)(5000 + 10 * i + k));
-        t.y[i][0] = t.x[i][0] - 2 * fabs(t.x[i][1]), t.y[i][1] = t.x[i][2] * 0.5;
-    }
-    toy_build(&t, 1, 0);
-    train_set_length(&t.run, N_TRAIN);
-    t.run.net = &t.net, t.run.step_loss = t.step_loss, t.run.trainer = &t;
-    t.run.unit = "tokens", t.run.units_per_sample = 16, t.run.test_name = "val";
-    t.run.train_step = toy_step, t.run.evaluate = toy_evaluate, t.run.rescale = toy_rescale;
-    t.run.outputs = toy_outputs, t.run.norm = toy_norm;
+    toy_create(&t, argc, argv);
     const int status = train_execute(&t.run);
     toy_free(&t);
     return status;
@@ -247,6 +260,27 @@ static int same_files(const char *a, const char *b) {
     return n > 0 && n == slurp(path, y, sizeof y) && memcmp(x, y, n) == 0;
 }
 
+// Whether two files have the same tensors bit for bit, apart from those that name the run.
+static int same_tensors(const char *a, const char *b) {
+    char path[1200], err[SAFETENSORS_ERROR_SIZE];
+    safetensors_file f[2];
+    int same = 1;
+    for (int k = 0; k < 2; k++) {
+        snprintf(path, sizeof path, "%s/%s", dir, k ? b : a);
+        if (!safetensors_open(&f[k], path, err, sizeof err)) continue;
+        printf("    %s\n", err);
+        return 0;
+    }
+    same = f[0].n_tensors == f[1].n_tensors;
+    for (size_t i = 0; i < f[0].n_tensors && same; i++) {
+        const safetensors_tensor *t = &f[0].tensors[i], *u = safetensors_find(&f[1], t->name);
+        if (!strncmp(t->name, "run.", 4)) continue;
+        same = u && u->dtype == t->dtype && u->n_bytes == t->n_bytes && !memcmp(u->data, t->data, t->n_bytes);
+    }
+    safetensors_close(&f[0]), safetensors_close(&f[1]);
+    return same;
+}
+
 // ---------------------------------------------------------------------------------------------------------- 1. options
 
 static void test_options(void) {
@@ -260,8 +294,10 @@ static void test_options(void) {
     CHECK(o.rescale_every.unit == CLI_EPOCHS && o.optimizer == OPTIMIZER_SGD && o.momentum == 0.9,
           "the others have their defaults");
     CHECK(o.log_dir && !strcmp(o.log_dir, "somewhere"), "--resume DIR logs to DIR");
+    free(o.table);
     o = train_default_options();
     toy_parse(&o, 1, args);
+    free(o.table);
     CHECK(o.steps == -1 && o.epochs == 10 && o.batch_size == 128 && o.seed == 1 && !o.log_dir, "defaults");
     CHECK(launch("toy --help") == 0 && strstr(out_text, "constant|cosine|one-cycle"), "--help knows one-cycle");
     const char *const groups[] = {"\nData\n", "\nModel\n", "\nRescaling\n", "\nTraining\n", "\nOutput\n"}, *at = out_text;
@@ -485,7 +521,7 @@ static void test_runs(void) {
     }
     CHECK(rows == 120 && sound && lr == 0.2, "a row for every step");
     CHECK(last < 0.5 * first, "it trains");
-    CHECK(same_files("w", "log/checkpoint-120/model.safetensors"), "the last checkpoint has the saved weights");
+    CHECK(same_tensors("w", "log/checkpoint-120/model.safetensors"), "the last checkpoint has the saved weights");
     snprintf(path, sizeof path, "%s/log/checkpoint-112", dir);
     CHECK(access(path, F_OK) != 0, "old checkpoints are removed");
     CHECK(launch("toy --epochs 3 --lr 1e30 --quiet") == 1 && strstr(err_text, "toy: ") == err_text &&
@@ -519,9 +555,261 @@ static void test_resume(void) {
         CHECK(launch(command) == 0 && !err_text[0], "resumed");
         CHECK(same_files("a.w", "b.w"), "the same weights, bit for bit");
         snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --log-dir %s/c");
-        CHECK(launch(command) == 0 && same_files("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
+        CHECK(launch(command) == 0 && same_tensors("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
               "the same state");
     }
+}
+
+// -------------------------------------------------------------------------------------------------------- 6. whose run
+
+// Runs a shell command in which every %s stands for the temporary folder.
+static int shell(const char *format) {
+    char command[4096];
+    snprintf(command, sizeof command, format, dir, dir, dir, dir);
+    return system(command);
+}
+
+// Reads a file of the temporary folder.
+static const char *content(const char *name) {
+    static char text[1 << 16];
+    char path[1200];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    slurp(path, text, sizeof text);
+    return text;
+}
+
+#define BASE "--quiet --batch-size 16 --lr 0.02 --optimizer adamw --checkpoint-every 12steps --epochs 10 --data moons "
+
+// `--resume DIR` and nothing else goes on with every option of the run, also with what only the trainer knows.
+static void test_whose_run(void) {
+    CHECK(shell("rm -rf %s/a %s/b %s/whose") == 0, "clean");
+    CHECK(launch("toy " BASE "--schedule one-cycle --momentum 0.8 --rescale-pow2 --rescale-every 7steps --log-dir %s/whose --save %s/whose.w "
+                 "--report %s/r1.json") == 0, "a run of 40 steps");
+    const char *text = content("r1.json"), *id = strstr(text, "\"run\": \"");
+    char run[17] = "", want[64];
+    if (CHECK(id && strlen(id) > 30, "the report has the run's id")) snprintf(run, sizeof run, "%s", id + 8);
+    CHECK(strlen(run) == 16 && strspn(run, "0123456789abcdef") == 16, "16 hex digits");
+    CHECK(strstr(text, "\"command\": \"toy --quiet --batch-size 16 ") != NULL, "the report has the command line");
+    CHECK(strstr(text, "\"--momentum\": 0.8,") && strstr(text, "\"--rescale-pow2\": true,") && strstr(text, "\"--load\": null,") &&
+              strstr(text, "\"--rescale-every\": \"7steps\",") && strstr(text, "\"--depth\": 2,"), "and every option");
+    CHECK(shell("rm -r %s/whose/checkpoint-40 && mv %s/whose.w %s/before.w") == 0, "as if it had been killed after step 36");
+    CHECK(launch("toy --resume %s/whose") == 0 && !err_text[0], "resumed by its folder alone");
+    if (!CHECK(strstr(out_text, "resumed from ") != NULL, "it was")) printf("%s\n", out_text);
+    CHECK(same_files("whose.w", "before.w"), "the same weights, bit for bit, under the stored --save");
+    snprintf(want, sizeof want, "\"run\": \"%s\"", run);
+    CHECK(strstr(content("r1.json"), want) != NULL, "a resumed run keeps its id");
+    CHECK(launch("toy " BASE "--schedule one-cycle --steps 0 --report %s/r2.json") == 0 && !strstr(content("r2.json"), run), "another run has another id");
+}
+
+// What a resume refuses, and what it tells in a line.
+static void test_changes(void) {
+    static const struct { const char *arguments, *words; } refused[] = {
+        {"--depth 3", "checkpoint-36: --depth was 2 in that run, here it is 3: leave --depth out\n"},
+        {"--schedule constant", "--schedule was cosine in that run, here it is constant: leave --schedule out, or allow it by --resume-changes schedule"},
+        {"--warmup 3", "--warmup was 0 in that run, here it is 3"},
+        {"--data other", "the samples or labels are not those of that run"},
+        {"--epochs 20", "40 steps in all in that run, here 80, and the schedule"},
+        {"--steps 50", "40 steps in all in that run, here 50, and the schedule"},
+        {"--steps 20", "checkpoint-36: is beyond the 20 steps of this command"},
+        {"--seed 5", "seed was 1 in that run, here it is 5: resume with the same --seed"},
+        {"--batch-size 8", "batch_size was 16 in that run, here it is 8"},
+        {"--shuffle none", "shuffle was 0 in that run, here it is 1"},
+        {"--optimizer momentum --resume-changes optimizer", "optimizer was 2 in that run, here it is 1"}};
+    static const struct { const char *arguments, *words; } told[] = {
+        {"--lr 0.5", "toy: note: --lr was 0.02 in that run, here it is 0.5\n"},
+        {"--weight-decay 0.1", "toy: note: --weight-decay was 0 in that run, here it is 0.1\n"},
+        {"--rescale-within", "toy: note: --rescale-within was not set in that run, here it is\n"},
+        {"--schedule constant --resume-changes schedule", "toy: note: --schedule was cosine in that run, here it is constant\n"},
+        {"--steps 50 --resume-changes warmup,steps", "toy: note: 40 steps in all in that run, here 50\n"},
+        {"--epochs 11 --resume-changes epochs", "toy: note: 40 steps in all in that run, here 44\n"},
+        {"--batch-size 8 --epochs 5 --steps 40 --resume-changes batch-size", "toy: note: batch_size was 16 in that run, here it is 8\n"},
+        {"--data other --resume-changes data", "toy: note: the data are not those of that run\n"}};
+    char command[1200];
+    CHECK(launch("toy " BASE "--schedule cosine --log-dir %s/changes") == 0 && shell("rm -r %s/changes/checkpoint-40") == 0, "36 of 40 steps");
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        snprintf(command, sizeof command, "toy --quiet --resume %%s/changes %s", refused[i].arguments);
+        CHECK(launch(command) == 1, "refused");
+        if (!CHECK(strstr(err_text, refused[i].words) && strchr(err_text, '\n') == err_text + strlen(err_text) - 1, "in one line"))
+            printf("    %s: %s\n", command, err_text);
+    }
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        CHECK(shell("rm -rf %s/copy && cp -R %s/changes %s/copy") == 0, "a copy");
+        snprintf(command, sizeof command, "toy --resume %%s/copy %s", told[i].arguments);
+        CHECK(launch(command) == 0, "goes on");
+        if (!CHECK(!strcmp(err_text, told[i].words), "and tells the difference, and no other")) printf("    %s: %s\n", command, err_text);
+    }
+    CHECK(launch("toy --resume %s/changes --resume-changes lr,foo") == 2 && strstr(err_text, "got 'foo'"), "not the name of an option");
+    CHECK(launch("toy --resume-changes lr") == 2 && strstr(err_text, "needs --resume"), "of no run");
+}
+
+// A finished run that is resumed says so and changes nothing.
+static void test_finished(void) {
+    CHECK(launch("toy " BASE "--log-dir %s/done --save %s/done.w") == 0 && shell("cp %s/done/log.csv %s/log.before") == 0, "a run of 40 steps");
+    CHECK(launch("toy --resume %s/done") == 0 && !err_text[0], "resumed");
+    CHECK(strstr(out_text, "nothing is left to train: all 40 steps are done") != NULL, "it says that nothing is left");
+    CHECK(same_files("done/log.csv", "log.before"), "no row is added");
+    CHECK(launch("toy --resume %s/done --steps 20") == 1 && strstr(err_text, "beyond the 20 steps"), "fewer steps than there are");
+    CHECK(same_files("done/log.csv", "log.before"), "and nothing is cut off");
+}
+
+// Writes a file again with only the tensors that do not name the run and, unless NULL, another step; without metadata.
+static int rewrite(const char *name, const int64_t *step) {
+    char path[1200], err[SAFETENSORS_ERROR_SIZE];
+    safetensors_file f;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (safetensors_open(&f, path, err, sizeof err)) return -1;
+    size_t n = 0;
+    for (size_t i = 0; i < f.n_tensors; i++) {
+        if (!strncmp(f.tensors[i].name, "run.", 4)) continue;
+        f.tensors[n] = f.tensors[i];
+        if (step && !strcmp(f.tensors[n].name, "step")) f.tensors[n].data = step;
+        n++;
+    }
+    const int status = safetensors_write(path, f.tensors, n, NULL, 0, err, sizeof err);
+    safetensors_close(&f);
+    return status;
+}
+
+// Checkpoints from before options were stored: read with a note; their step is checked like any other.
+static void test_older(void) {
+    static const int64_t wrong[] = {-1, 50, INT64_MAX};
+    CHECK(launch("toy " BASE "--log-dir %s/old --save %s/old.w") == 0, "a run of 40 steps");
+    CHECK(shell("rm -r %s/old/checkpoint-40") == 0 && !rewrite("old/checkpoint-36/state.safetensors", NULL) &&
+              !rewrite("old/checkpoint-36/model.safetensors", NULL) && shell("cp -R %s/old %s/old2") == 0, "36 steps, as older versions stored them");
+    CHECK(launch("toy --batch-size 16 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old --save %s/old2.w") == 0 &&
+              strstr(err_text, "toy: note: ") && strstr(err_text, "checkpoint-36 does not tell the options of its run: give the same ones\n"),
+          "resumed, with a note");
+    CHECK(same_files("old.w", "old2.w"), "the same weights");
+    CHECK(launch("toy --quiet --batch-size 8 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old2") == 1 &&
+              strstr(err_text, "batch_size was 16 in that run, here it is 8"), "another batch");
+    for (int i = 0; i < 3; i++) {
+        CHECK(!rewrite("old2/checkpoint-36/state.safetensors", &wrong[i]), "another step");
+        if (!CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old2") == 1 &&
+                       strstr(err_text, "skipping an incomplete or damaged checkpoint: ") && strstr(err_text, "expected step 36 as in the folder's name, found "),
+                   "is damage"))
+            printf("    %s\n", err_text);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ 7. checkpoints
+
+// Any bit that flips in a header leaves a checkpoint that loads as it was or is damaged, never one of "another run".
+static void test_flipped_bits(void) {
+    static const char *const file[] = {"state", "model"};
+    static toy t;
+    char path[1200], err[2 * LOG_PATH], resume[1200];
+    char *words[] = {(char *)"toy", (char *)"--quiet", (char *)"--resume", resume, NULL};
+    CHECK(launch("toy " BASE "--label-smoothing 3 --log-dir %s/flip") == 0, "a run of 40 steps");
+    snprintf(resume, sizeof resume, "%s/flip", dir);
+    toy_create(&t, 4, words);
+    CHECK(train_load_checkpoint(&t.run, 40, err, sizeof err) == 0, "it loads");
+    float *params = train_host_copy(t.net.params, t.net.n_params);
+    for (int k = 0; k < 2; k++) {
+        static unsigned char bytes[1 << 16];
+        int damaged = 0, harmless = 0, wrong = 0;
+        snprintf(path, sizeof path, "%s/flip/checkpoint-40/%s.safetensors", dir, file[k]);
+        FILE *f = fopen(path, "r+b");
+        const size_t n = f ? fread(bytes, 1, sizeof bytes, f) : 0, header = 8 + bytes[0] + 256u * bytes[1];
+        if (!CHECK(f && n > header && n < sizeof bytes, "a file")) return;
+        for (size_t bit = 0; bit < 8 * header; bit++) {
+            const unsigned char changed = (unsigned char)(bytes[bit / 8] ^ 1 << bit % 8);
+            fseek(f, (long)(bit / 8), SEEK_SET), fputc(changed, f), fflush(f);
+            const int status = train_load_checkpoint(&t.run, 40, err, sizeof err);
+            const int same = !memcmp(params, t.net.params, t.net.n_params * sizeof(float)) && t.run.step == 40;
+            damaged += status < 0, harmless += status == 0;
+            if (status > 0 || !same) wrong++;
+            if (status > 0 && wrong < 3) printf("    bit %zu of %s: %s\n", bit, file[k], err);
+            fseek(f, (long)(bit / 8), SEEK_SET), fputc(bytes[bit / 8], f), fflush(f);
+        }
+        fclose(f);
+        CHECK(wrong == 0 && damaged > 10 * harmless, "no flipped bit makes another run");
+        printf("    %s: %d flipped bits are damage, %d harmless, %d wrong\n", file[k], damaged, harmless, wrong);
+    }
+    free(params);
+    toy_free(&t);
+}
+
+// Damage falls back to the checkpoint before.
+static void test_damage(void) {
+    static const struct { const char *command, *words; } damage[] = {
+        {"cp %s/foreign/checkpoint-40/model.safetensors %s/hurt/checkpoint-40", "does not belong to the state beside it"},
+        {"cp %s/foreign/checkpoint-40/state.safetensors %s/hurt/checkpoint-40", "does not belong to the state beside it"},
+        {"cp %s/hurt/checkpoint-36/state.safetensors %s/hurt/checkpoint-40", "expected step 40 as in the folder's name, found 36"},
+        {"mv %s/hurt/checkpoint-40 %s/hurt/checkpoint-50", "expected step 50 as in the folder's name, found 40"},
+        {"for i in 1 2 3 4 5 6 7; do for j in 0 1 2 3 4 5 6 7 8 9; do mkdir %s/hurt/checkpoint-$i$i$j; done; done; rm -r %s/hurt/checkpoint-40",
+         "checkpoint-777/state.safetensors: cannot open"}};
+    CHECK(launch("toy " BASE "--seed 2 --log-dir %s/foreign") == 0 && launch("toy " BASE "--log-dir %s/intact --save %s/intact.w") == 0, "two runs");
+    for (size_t i = 0; i < sizeof damage / sizeof *damage; i++) {
+        CHECK(shell("rm -rf %s/hurt && cp -R %s/intact %s/hurt") == 0 && shell(damage[i].command) == 0, "damaged");
+        if (!CHECK(launch("toy --quiet --resume %s/hurt --save %s/hurt.w") == 0, "it falls back")) printf("    %s\n", err_text);
+        if (!CHECK(strstr(err_text, "skipping an incomplete or damaged checkpoint: ") && strstr(err_text, damage[i].words), "and says why"))
+            printf("    %s\n", err_text);
+        CHECK(same_files("intact.w", "hurt.w"), "the same end");
+        CHECK(shell("test \"$(ls %s/hurt)\" = \"$(ls %s/intact)\"") == 0, "and the same checkpoints are left");
+    }
+}
+
+// What the retention asks the system to do, in order: S the log folder is synced, D something in a folder is removed.
+static char calls[4096];
+static char watched[1200];
+static void note_call(char what, int fd) {
+    char link[64], path[1200];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0 || !watched[0]) return;
+    path[n] = 0;
+    const size_t used = strlen(calls);
+    if (what == 'S' ? !strcmp(path, watched) : !strncmp(path, watched, strlen(watched)))
+        snprintf(calls + used, sizeof calls - used, "%c", what);
+}
+#ifdef __cplusplus
+#error "the test replaces two functions of the C library"
+#endif
+int fsync(int fd) {
+    note_call('S', fd);
+    return (int)syscall(SYS_fsync, fd);
+}
+int unlinkat(int fd, const char *path, int flags) {
+    note_call('D', fd);
+    return (int)syscall(SYS_unlinkat, fd, path, flags);
+}
+
+// The two newest complete checkpoints stay; incomplete ones do not count and go, with the debris of killed runs; links and other
+// names are left alone; the log folder is synced before anything goes.
+static void test_retention(void) {
+    static toy t;
+    char resume[1200], err[1024];
+    char *words[] = {(char *)"toy", (char *)"--quiet", (char *)"--resume", resume, NULL};
+    CHECK(launch("toy " BASE "--log-dir %s/keep --steps 24") == 0, "checkpoints of 12 and 24 steps");
+    CHECK(shell("cp -R %s/keep/checkpoint-12 %s/linked && touch %s/linked/model.safetensors.tmp.7") == 0, "a folder elsewhere");
+    CHECK(shell("cd %s/keep && mkdir checkpoint-23 checkpoint-22 checkpoint-007 checkpoint-30 && ln -s ../linked checkpoint-20 && "
+                "echo x >checkpoint-22/state.safetensors && echo x >checkpoint-22/state.safetensors.tmp.99 && "
+                "echo x >checkpoint-24/model.safetensors.tmp.4711 && echo x >checkpoint-12/state.safetensors.tmp.1 && "
+                "cp checkpoint-12/state.safetensors checkpoint-007 && cp checkpoint-24/model.safetensors checkpoint-23") == 0,
+          "incomplete ones, a link, another name and debris between them");
+    snprintf(resume, sizeof resume, "%s/keep", dir);
+    toy_create(&t, 4, words);
+    CHECK(train_load_checkpoint(&t.run, 24, err, sizeof err) == 0, "resumed");
+    CHECK(realpath(resume, watched) != NULL, "watched");
+    CHECK(train_save_checkpoint(&t.run) == 0, "saved again");
+    CHECK(strchr(calls, 'S') && strchr(calls, 'D') && strchr(calls, 'S') < strchr(calls, 'D'), "the log folder is synced before anything is removed");
+    watched[0] = 0;
+    CHECK(shell("test \"$(cd %s/keep && ls -d check* | tr '\\n' ' ')\" = 'checkpoint-007 checkpoint-12 checkpoint-20 checkpoint-24 '") == 0,
+          "the two complete ones, the link and the other name stay");
+    CHECK(shell("test \"$(ls %s/linked | tr '\\n' ' ')\" = 'model.safetensors model.safetensors.tmp.7 state.safetensors '") == 0, "nothing is removed through a link");
+    CHECK(shell("test -z \"$(find %s/keep -name '*.tmp*')\"") == 0, "the debris is gone");
+    toy_free(&t);
+    CHECK(shell("rm -r %s/keep/checkpoint-24 && ln -s ../linked %s/keep/checkpoint-24") == 0, "a link where the next checkpoint goes");
+    CHECK(launch("toy --quiet --resume %s/keep") == 1 && strstr(err_text, "checkpoint-24: expected a folder, found something else"), "is not written through");
+}
+
+// Weights say what no shape shows.
+static void test_load_about(void) {
+    CHECK(launch("toy --quiet --steps 0 --label-smoothing 3 --save %s/about.w") == 0, "weights");
+    CHECK(launch("toy --quiet --steps 0 --label-smoothing 3 --load %s/about.w") == 0, "loaded");
+    CHECK(launch("toy --quiet --steps 0 --label-smoothing 4 --load %s/about.w") == 1 &&
+              strstr(err_text, "about.w: was made with --label-smoothing 3, here it is 4\n"), "another function");
+    CHECK(!rewrite("about.w", NULL) && launch("toy --quiet --steps 0 --label-smoothing 4 --load %s/about.w") == 0, "weights that do not say it");
 }
 
 int main(void) {
@@ -534,6 +822,14 @@ int main(void) {
     test_lengths();
     test_runs();
     test_resume();
+    test_whose_run();
+    test_changes();
+    test_finished();
+    test_older();
+    test_flipped_bits();
+    test_damage();
+    test_retention();
+    test_load_about();
     test_remove_dir(dir);
     return test_summary();
 }

@@ -195,7 +195,7 @@ ok 'training' --data images --limit 1000 --width 0.2 --epochs 4 --batch-size 50 
 check 'says what it trains' says '1000 training and 2000 test images of 1x28x28; small'
 check 'piped output has no control characters' is "$(tr -d '[:print:]\n' <"$work/out" | wc -c | tr -d ' ')" 0
 check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 91
-check 'the last checkpoint has the saved weights' same "$work/log/checkpoint-80/model.safetensors" "$work/s1"
+check 'the last checkpoint has the saved weights' same_tensors "$work/log/checkpoint-80/model.safetensors" "$work/s1"
 before=$(awk -F, '$3 == "test" && $1 == 0 { print $5 }' "$work/log/log.csv") after=$(number "$work/r.json" final_test_accuracy)
 echo "test accuracy on synthetic images: $before before training, $after after 80 steps"
 check 'training improves accuracy' eval 'less "$before" 0.3 && less 0.5 "$after"'
@@ -305,8 +305,10 @@ refuses 1 --seed $resumed --width 0.1 --batch-size 16 --optimizer adamw --seed 7
 refuses 1 --batch-size $resumed --width 0.1 --batch-size 32 --optimizer adamw
 refuses 1 --optimizer $resumed --width 0.1 --batch-size 16 --optimizer momentum
 refuses 1 --shuffle $resumed --width 0.1 --batch-size 16 --optimizer adamw --shuffle none
+refuses 1 '--no-bias was not set in that run, here it is' --resume "$work/again" --no-bias
+refuses 1 '--label-smoothing was 0.1 in that run, here it is 0.2' --resume "$work/again" --label-smoothing 0.2
 refuses 1 --limit $resumed --width 0.1 --batch-size 16 --optimizer adamw --limit 50
-refuses 1 'expected shape' $resumed --width 0.2 --batch-size 16 --optimizer adamw
+refuses 1 '--width was 0.1 in that run, here it is 0.2' $resumed --width 0.2 --batch-size 16 --optimizer adamw
 check 'a refused resume leaves the log alone' same "$work/again/log.csv" "$work/log.before"
 refuses 1 'no complete checkpoint' $tiny --resume "$work/nowhere"
 

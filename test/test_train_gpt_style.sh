@@ -124,6 +124,7 @@ refuses 1 "'transformer.h.2.ln_1.weight' does not belong" $load "$work/deep"
 refuses 1 "'lm_head.weight' does not belong" $load "$work/untied"
 refuses 1 "'lm_head.weight'" $load "$work/none" --untied
 refuses 1 "expected shape [256,16], found [300,16]" $load "$work/words"
+refuses 1 "$work/none: was made with --heads 2, here it is 4" $load "$work/none" --heads 4
 refuses 1 "$work/text" $load "$work/text"
 cp "$work/none" "$work/bad"
 "$damage" set "$work/bad" -3 01
@@ -229,8 +230,9 @@ full="$tiny --steps 100 --lr 2e-3 --quiet"
 damaged_checkpoints
 refuses 1 --seed $long --steps 1000 --resume "$work/run-INT" --seed 9
 refuses 1 --batch-size $long --steps 1000 --resume "$work/run-INT" --batch-size 9
-refuses 1 expected $long --steps 1000 --resume "$work/run-INT" --channels 32
-refuses 1 "no tensor 'moment1.transformer.h.2.ln_1.weight'" $long --steps 1000 --resume "$work/run-INT" --layers 3
+refuses 1 '--channels was 16 in that run, here it is 32' $long --steps 1000 --resume "$work/run-INT" --channels 32
+refuses 1 '--heads was 2 in that run, here it is 4' --resume "$work/run-INT" --heads 4
+refuses 1 '--layers was 2 in that run, here it is 3' $long --steps 1000 --resume "$work/run-INT" --layers 3
 
 # ------------------------------------------------------------------------------------------------------------- sampling
 

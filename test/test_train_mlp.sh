@@ -195,7 +195,7 @@ check 'log.csv has its header' is "$(head -n 1 "$work/log/log.csv")" $header
 check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 27
 check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-10" ] && [ "$(newest "$work/log")" = 20 ]'
-check 'the last checkpoint has the saved weights' same "$work/log/checkpoint-20/model.safetensors" "$work/s1"
+check 'the last checkpoint has the saved weights' same_tensors "$work/log/checkpoint-20/model.safetensors" "$work/s1"
 reports "$work/r.json"
 compared
 train=$(last_loss "$work/log" train)
@@ -335,7 +335,11 @@ refuses 1 --batch-size $resumed --batch-size 32 --optimizer adamw
 refuses 1 --optimizer $resumed --batch-size 64 --optimizer momentum
 refuses 1 --shuffle $resumed --batch-size 64 --optimizer adamw --shuffle none
 refuses 1 --limit $resumed --batch-size 64 --optimizer adamw --limit 500
-refuses 1 expected --data moons --layers 2,8,16,2 --steps 150 --resume "$work/again" --batch-size 64 --optimizer adamw
+refuses 1 'in all in that run' $resumed
+refuses 1 '--norm was none in that run' --resume "$work/again" --norm batch
+refuses 1 'the samples or labels are not those of that run' --resume "$work/again" --limit-test 500
+refuses 1 --warmup --resume "$work/again" --warmup 11
+refuses 1 '--layers was 2,16,16,2 in that run, here it is 2,8,16,2' --data moons --layers 2,8,16,2 --steps 150 --resume "$work/again" --batch-size 64 --optimizer adamw
 check 'a refused resume leaves the log alone' same "$work/again/log.csv" "$work/log.before"
 refuses 1 'no complete checkpoint' $moons --resume "$work/nowhere"
 refuses 1 'no complete checkpoint' $moons --resume "$work/folder"
