@@ -679,7 +679,7 @@ static inline int cli_restore(cli_option *options, int n, const char *word, char
     const int at = dashes ? cli_find(options, n, word + 2, strcspn(word + 2, "=")) : -1;
     if (at >= 0 && options[at].given == CLI_TYPED) return CLI_OK;
     const int status = cli_take_option(options, n, word, NULL, err, err_size);
-    if (status == CLI_OK) options[at].given = CLI_STORED;
+    if (at >= 0) options[at].given = status == CLI_OK ? CLI_STORED : 0;
     return status;
 }
 

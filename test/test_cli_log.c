@@ -384,6 +384,48 @@ static void test_cli_rest_of_api(void) {
 // ---------------------------------------------------------------------------------------------------------------
 // CSV log
 
+// Values as words of a command line, and back through another table.
+static void test_stored(void) {
+    static const char *const want[] = {"--name=a b=c", "--list=3,-4", "--word=y", "--no-thing", "--x=0.10000000000000001", "--big=9007199254740993",
+                                       "--every=2epochs", "--on"};
+    const char *name = "a b=c", *none = NULL, *name2 = NULL, *none2 = NULL;
+    cli_ints list = {2, {3, -4}}, list2 = {0, {0}}, empty = {0, {0}};
+    int word = 1, word2 = 0, thing = 0, thing2 = 1, steps = -1, steps2 = 7, on = 1, on2 = 0, off = 0;
+    double x = 0.1, x2 = 5, unknown = NAN;
+    int64_t big = INT64_C(9007199254740993), big2 = 0;
+    cli_every every = {2, CLI_EPOCHS}, every2 = {0, CLI_STEPS};
+    cli_option from[] = {CLI_GROUP("G"), CLI_STRING("name", &name, "S", ""), CLI_STRING("none", &none, "S", ""),
+                         CLI_INTS("list", &list, "N", -9, 9, ""), CLI_INTS("empty", &empty, "N", 0, 9, ""), CLI_CHOICE("word", &word, "x|y|z", ""),
+                         CLI_NO_FLAG("no-thing", &thing, ""), CLI_INT("steps", &steps, "N", 0, 9, ""), CLI_DOUBLE("x", &x, "X", 0, 1, 0, ""),
+                         CLI_DOUBLE("unknown", &unknown, "X", 0, 1, 0, ""), CLI_INT64("big", &big, "N", 0, CLI_NO_MAX, ""),
+                         CLI_EVERY("every", &every, ""), CLI_FLAG("on", &on, ""), CLI_FLAG("off", &off, "")};
+    cli_option to[] = {CLI_STRING("name", &name2, "S", ""), CLI_STRING("none", &none2, "S", ""), CLI_INTS("list", &list2, "N", -9, 9, ""),
+                       CLI_CHOICE("word", &word2, "x|y|z", ""), CLI_NO_FLAG("no-thing", &thing2, ""), CLI_INT("steps", &steps2, "N", 0, 9, ""),
+                       CLI_DOUBLE("x", &x2, "X", 0, 9, 0, ""), CLI_INT64("big", &big2, "N", 0, CLI_NO_MAX, ""), CLI_EVERY("every", &every2, ""),
+                       CLI_FLAG("on", &on2, "")};
+    enum { N_FROM = sizeof from / sizeof *from, N_TO = sizeof to / sizeof *to };
+    char words[N_FROM][64], err[512];
+    int n = 0;
+    to[6].given = CLI_TYPED;
+    for (int i = 0; i < N_FROM; i++) {
+        if (from[i].kind == CLI_KIND_GROUP) continue;
+        const size_t length = cli_store_word(&from[i], words[n], sizeof words[n]);
+        if (!length) continue;
+        CHECK(length == strlen(words[n]) && n < 8, "its length");
+        if (i == 8) CHECK(strtod(words[n] + 4, NULL) == 0.1, "a number reads back exactly");
+        else if (n < 8) same_text("a stored option", words[n], want[n]);
+        CHECK(cli_restore(to, N_TO, words[n], err, sizeof err) == CLI_OK, "restored");
+        n++;
+    }
+    CHECK(n == 8, "what is not set is not stored");
+    CHECK(name2 && !strcmp(name2, name) && !none2 && list2.n == 2 && list2.v[1] == -4 && word2 == 1 && thing2 == 0 && steps2 == 7 && big2 == big &&
+              every2.n == 2 && every2.unit == CLI_EPOCHS && on2 == 1, "values come back");
+    CHECK(x2 == 5 && to[6].given == CLI_TYPED, "the command line comes first");
+    CHECK(cli_given(to, N_TO, "list") == CLI_STORED && cli_given(to, N_TO, "steps") == 0, "stored ones are known as such");
+    static const char *const bad[] = {"--nonsense=1", "--steps=99", "--word=w", "--on=1", "--steps", "steps=1", ""};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(cli_restore(to, N_TO, bad[i], err, sizeof err) == CLI_ERROR && err[0], "refused");
+}
+
 static void test_csv(void) {
     static char text[1 << 16], many[1 << 15], err[512];
     char long_dir[1200], csv[1300];
@@ -729,6 +771,7 @@ int main(void) {
     test_help();
     test_rest();
     test_cli_rest_of_api();
+    test_stored();
     test_csv();
     test_unwritable();
     test_full_disk();

@@ -260,6 +260,22 @@ static void test_round_trip(void) {
 }
 
 // Headers that must be refused, with what the message says, and some odd ones that are fine.
+// The checksum before writing is the one in the file, whatever the order of the elements' sizes.
+static void test_payload_checksum(void) {
+    static const float w[3] = {1, 2, 3};
+    static const int64_t step = 7;
+    const int64_t three = 3, none = 0;
+    const safetensors_tensor t[4] = {safetensors_make("bytes", SAFETENSORS_U8, 1, &three, "abc"), safetensors_make("w", SAFETENSORS_F32, 1, &three, w),
+                                     safetensors_make("empty", SAFETENSORS_U8, 1, &none, NULL), safetensors_make("step", SAFETENSORS_I64, 0, NULL, &step)};
+    char want[40], err[SAFETENSORS_ERROR_SIZE];
+    safetensors_file f;
+    snprintf(want, sizeof want, "xxh64:%016llx", (unsigned long long)safetensors_payload_checksum(t, 4));
+    if (!CHECK(!safetensors_write(in_dir("sum"), t, 4, NULL, 0, err, sizeof err) && !safetensors_open(&f, in_dir("sum"), err, sizeof err), "a file"))
+        return;
+    CHECK(!strcmp(safetensors_metadata(&f, SAFETENSORS_CHECKSUM_KEY), want), "the checksum of its payload");
+    safetensors_close(&f);
+}
+
 static void test_headers(void) {
 #define T(name, dtype, shape, offsets)                                                                                 \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
@@ -684,6 +700,7 @@ int main(void) {
     snprintf(dir, sizeof dir, "%s", test_make_dir());
     test_checksum();
     test_round_trip();
+    test_payload_checksum();
     test_headers();
     test_files();
     test_conversion();
