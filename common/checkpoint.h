@@ -169,7 +169,8 @@ static inline void checkpoint_sweep(const char *log_dir) {
 // Keeps the two newest complete checkpoints up to `newest`, and removes the others: older, incomplete, of later steps. good[]:
 // steps of checkpoints that this process has written or read, which need no second look. The log folder is synced before
 // anything goes, so that a power loss cannot take both the old and the new.
-static inline int checkpoint_retain(const char *log_dir, int64_t newest, const int64_t *good, int n_good, char *err, size_t n) {
+static inline int checkpoint_retain(const char *log_dir, int64_t newest, const int64_t *good, int n_good, char *err,
+                                    size_t n) {
     char dir[CHECKPOINT_PATH];
     int64_t *steps;
     struct stat info;

@@ -198,8 +198,8 @@ static inline void train_check_changes(const char *program, const char *list, co
     }
 }
 
-// What remains after the command line is parsed: steps = -1 where --steps was not given, options that exclude each other (a usage error ends the
-// program), and log_dir = resume.
+// What remains after the command line is parsed: steps = -1 where --steps was not given, options that exclude each other (a
+// usage error ends the program), log_dir = resume, and a copy of the table.
 static inline void train_check_options(const char *program, train_options *o, const cli_option *table, int n) {
     if (!cli_given(table, n, "steps")) o->steps = -1;
     if (o->resume && o->load) cli_usage_error(program, "--resume and --load exclude each other");
@@ -453,8 +453,8 @@ static inline int train_check_about(const train_net *net, const safetensors_file
     return 0;
 }
 
-// Takes weights and buffers from an open file. Every tensor of the network must be there with its shape, and no other. The network changes only
-// when the whole file is good. Returns 0, or -1 with a message.
+// Takes weights and buffers from an open file. Every tensor of the network must be there with its shape, and no other. The
+// network changes only when the whole file is good. Returns 0, or -1 with a message.
 static inline int train_take_weights(train_net *net, const safetensors_file *f, char *err, size_t n) {
     float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
     int64_t *counts = (int64_t *)train_alloc(NULL, (size_t)net->n_counts, sizeof *counts);
@@ -783,7 +783,8 @@ static inline int train_read_saved(const safetensors_file *f, train_saved *s, ch
     if (s->known) train_list_run(&list, s);
     int status = train_read_list(f, &list, err, n);
     train_list_free(&list);
-    if (!status && s->known && (!safetensors_metadata(f, SAFETENSORS_CHECKSUM_KEY) || s->scalar[TRAIN_STATE_STEP] > s->total_steps))
+    const int has_sum = safetensors_metadata(f, SAFETENSORS_CHECKSUM_KEY) != NULL;
+    if (!status && s->known && (!has_sum || s->scalar[TRAIN_STATE_STEP] > s->total_steps))
         status = log_error(err, n, "%s: its header is damaged", f->path);
     if (!status && s->n_words && s->words[s->n_words - 1]) status = log_error(err, n, "%s: its options are damaged", f->path);
     return status;
@@ -819,10 +820,11 @@ static inline void train_restore(const char *program, train_options *o, cli_opti
 }
 
 // Fills the variables of the table from the command line and, with --resume, from the run that is continued. Exits as cli_parse.
-static inline void train_parse(const char *program, const char *synopsis, const char *version, train_options *o, cli_option *table, int n,
-                               int argc, char **argv) {
+static inline void train_parse(const char *program, const char *synopsis, const char *version, train_options *o,
+                               cli_option *table, int n, int argc, char **argv) {
     cli_parse(program, synopsis, version, table, n, argc, argv);
-    o->argc = argc, o->argv = argv;
+    o->argc = argc;
+    o->argv = argv;
     if (o->resume) train_restore(program, o, table, n);
 }
 
@@ -856,7 +858,8 @@ static inline int train_differs(const cli_option *option, const train_saved *s, 
     cli_printable(a, sizeof a, then ? then : "not set");
     cli_printable(b, sizeof b, now ? now : "not set");
     if (cli_takes_value(option)) snprintf(text, n, "--%s was %s in that run, here it is %s", option->name, a, b);
-    else snprintf(text, n, then ? "--%s was set in that run, here it is not" : "--%s was not set in that run, here it is", option->name);
+    else if (then) snprintf(text, n, "--%s was set in that run, here it is not", option->name);
+    else snprintf(text, n, "--%s was not set in that run, here it is", option->name);
     return 1;
 }
 
@@ -873,7 +876,8 @@ static inline int train_compare_run(const train_run *r, const char *dir, const t
         if (!train_listed(TRAIN_FIXED, name) && !train_listed(o->fixed, name)) continue;
         if (train_listed(changes, name) || !train_differs(&o->table[i], s, text, sizeof text)) continue;
         const int own = train_listed(o->fixed, name);
-        log_error(err, n, "%s: %s: leave --%s out%s%s", dir, text, name, own ? "" : ", or allow it by --resume-changes ", own ? "" : name);
+        const char *allow = own ? "" : ", or allow it by --resume-changes ";
+        log_error(err, n, "%s: %s: leave --%s out%s%s", dir, text, name, allow, own ? "" : name);
         return 1;
     }
     const int new_data = train_listed(changes, "data") || train_listed(changes, "limit");
@@ -964,7 +968,9 @@ static inline int train_write_checkpoint(train_run *r, char *err, size_t n) {
     train_saved s;
     memset(&s, 0, sizeof s);
     train_state_of(r, s.scalar);
-    s.known = 1, s.total_steps = r->total_steps, s.data = r->data;
+    s.known = 1;
+    s.total_steps = r->total_steps;
+    s.data = r->data;
     memcpy(s.id, r->id, sizeof s.id);
     s.words = checkpoint_words(r->options->table, r->options->n_table, &size);
     if (!s.words || size >= INT_MAX) return log_error(err, n, "out of memory for the options");
@@ -981,14 +987,20 @@ static inline int train_write_checkpoint(train_run *r, char *err, size_t n) {
     int status = train_write_weights(net, &model, path, more, 2, err, n);
     checkpoint_path(path, log_dir, r->step, "/state.safetensors");
     if (!status) status = safetensors_write(path, state.tensors, (size_t)state.n, NULL, 0, err, n);
-    train_list_free(&model), train_list_free(&state);
-    free(params), free(stats), free(moment1), free(moment2), free(s.words);
+    train_list_free(&model);
+    train_list_free(&state);
+    free(params);
+    free(stats);
+    free(moment1);
+    free(moment2);
+    free(s.words);
     return status;
 }
 
 // Remembers that the checkpoint of this step is good.
 static inline void train_know_good(train_run *r, const char *dir) {
-    r->good[1] = r->good[0], r->good[0] = r->step;
+    r->good[1] = r->good[0];
+    r->good[0] = r->step;
     r->n_good = r->n_good < CHECKPOINT_KEPT ? r->n_good + 1 : CHECKPOINT_KEPT;
     snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
 }
@@ -1035,7 +1047,8 @@ static inline int train_take_checkpoint(train_run *r, const safetensors_file *st
         if (moment1) train_upload(net->moment1, moment1, net->n_params * sizeof(float));
         if (moment2) train_upload(net->moment2, moment2, net->n_params * sizeof(float));
     }
-    free(moment1), free(moment2);
+    free(moment1);
+    free(moment2);
     return status;
 }
 
@@ -1062,7 +1075,8 @@ static inline int train_load_checkpoint(train_run *r, int64_t step, char *err, s
         train_tell_differences(r, dir, &s);
     }
     free(s.words);
-    safetensors_close(&state), safetensors_close(&model);
+    safetensors_close(&state);
+    safetensors_close(&model);
     return status;
 }
 
@@ -1086,7 +1100,8 @@ static inline int train_resume(train_run *r) {
     }
     log_progress_line(&r->progress, "resumed from %s", dir);
     if (r->step == r->total_steps)
-        log_progress_line(&r->progress, "nothing is left to train: all %lld steps are done (more: --steps or --epochs)", (long long)r->step);
+        log_progress_line(&r->progress, "nothing is left to train: all %lld steps are done (more: --steps or --epochs)",
+                          (long long)r->step);
     checkpoint_sweep(r->options->resume);
     return 0;
 }

@@ -165,7 +165,8 @@ static void toy_free(toy *t) {
 
 static void toy_parse(train_options *o, int argc, char **argv) {
     static int layers, smoothing;
-    layers = 2, smoothing = 0;
+    layers = 2;
+    smoothing = 0;
     o->fixed = "depth";
     cli_option table[] = {
         TRAIN_DATA_ROWS(o, "none is needed"),
@@ -196,7 +197,8 @@ static void toy_create(toy *t, int argc, char **argv) {
         t->y[i][0] = t->x[i][0] - 2 * fabs(t->x[i][1]), t->y[i][1] = t->x[i][2] * 0.5;
     }
     toy_build(t, 1, 0);
-    train_describe(&t->net, "label-smoothing", *(const int *)t->options.table[cli_find(t->options.table, t->options.n_table, "label-smoothing", 15)].value);
+    const int smoothing = cli_find(t->options.table, t->options.n_table, "label-smoothing", 15);
+    train_describe(&t->net, "label-smoothing", *(const int *)t->options.table[smoothing].value);
     train_set_length(&t->run, N_TRAIN);
     t->run.data = 1000 + (uint64_t)t->options.data[0];
     t->run.net = &t->net, t->run.step_loss = t->step_loss, t->run.trainer = t;
@@ -277,7 +279,8 @@ static int same_tensors(const char *a, const char *b) {
         if (!strncmp(t->name, "run.", 4)) continue;
         same = u && u->dtype == t->dtype && u->n_bytes == t->n_bytes && !memcmp(u->data, t->data, t->n_bytes);
     }
-    safetensors_close(&f[0]), safetensors_close(&f[1]);
+    safetensors_close(&f[0]);
+    safetensors_close(&f[1]);
     return same;
 }
 
@@ -713,13 +716,18 @@ static void test_flipped_bits(void) {
         if (!CHECK(f && n > header && n < sizeof bytes, "a file")) return;
         for (size_t bit = 0; bit < 8 * header; bit++) {
             const unsigned char changed = (unsigned char)(bytes[bit / 8] ^ 1 << bit % 8);
-            fseek(f, (long)(bit / 8), SEEK_SET), fputc(changed, f), fflush(f);
+            fseek(f, (long)(bit / 8), SEEK_SET);
+            fputc(changed, f);
+            fflush(f);
             const int status = train_load_checkpoint(&t.run, 40, err, sizeof err);
             const int same = !memcmp(params, t.net.params, t.net.n_params * sizeof(float)) && t.run.step == 40;
-            damaged += status < 0, harmless += status == 0;
+            damaged += status < 0;
+            harmless += status == 0;
             if (status > 0 || !same) wrong++;
             if (status > 0 && wrong < 3) printf("    bit %zu of %s: %s\n", bit, file[k], err);
-            fseek(f, (long)(bit / 8), SEEK_SET), fputc(bytes[bit / 8], f), fflush(f);
+            fseek(f, (long)(bit / 8), SEEK_SET);
+            fputc(bytes[bit / 8], f);
+            fflush(f);
         }
         fclose(f);
         CHECK(wrong == 0 && damaged > 10 * harmless, "no flipped bit makes another run");
