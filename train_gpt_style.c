@@ -974,11 +974,10 @@ static void corpus_free(corpus *d) {
     memset(d, 0, sizeof *d);
 }
 
-// Reads the tokens of a text (their bytes) or, where the name ends in .bin, of a token shard. *vocabulary = 0: set to 256, or for a shard
-// to GPT-2's 50257. Returns 0, or -1 with a message that names the file.
+// Reads the tokens of a text (their bytes) or of a token shard. *vocabulary = 0: set to 256, or for a shard to GPT-2's 50257. Returns
+// 0, or -1 with a message that names the file.
 static int load_tokens(const char *name, const char *dir, int *vocabulary, int *bytes, uint16_t **tokens, size_t *n, char *err, size_t size) {
-    const size_t length = strlen(name);
-    *bytes = !(length > 4 && !strcmp(name + length - 4, ".bin"));
+    *bytes = !dataset_is_shard(name);
     if (*bytes) {
         dataset_text text;
         if (dataset_text_load(name, dir, &text, err, size)) return -1;

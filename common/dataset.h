@@ -9,7 +9,8 @@
 //     dataset_free(&train), dataset_free(&test);
 //
 // Header-only; C11, C++17 and CUDA. Needs stat() and fileno() of POSIX (compile C with -D_GNU_SOURCE or -std=gnu11).
-// With -DUSE_ZLIB (link with -lz) every binary file may also be a .gz; without it a .gz is an error that says so.
+// With -DUSE_ZLIB (link with -lz) every file may be compressed by gzip, whatever its name; without it that is an error.
+// Other compressed files and archives (xz, zstd, bzip2, zip, tar, ...) are known by their first bytes and refused.
 //
 // Errors: every function that can fail returns 0 on success and -1 on error, with one line in err[err_size] (no
 // newline) that names the file, what was expected and what was found. On an error the outputs hold nothing. Nothing
@@ -32,6 +33,7 @@
 //                                               get_data.sh; `grammar`: built in, 1,000,000 bytes
 //     dataset_grammar(&text, n, seed, err, err_size)                          sentences of a small grammar, n bytes
 //     dataset_shard_load(path, &shard, err, err_size)                         a shard of 16-bit tokens (llm.c's format)
+//     dataset_is_shard(path)                    whether a file is to be read as a shard: by its first bytes or its name
 //     dataset_text_free(&text), dataset_shard_free(&shard)
 //
 // What is checked before any memory is allocated: magic numbers, dimensions (their product included), that the size of
@@ -147,6 +149,8 @@ static inline int dataset_alloc(dataset *d, const char *name, int n, int channel
 // ---------------------------------------------------------------------------------------------------------------------
 // Files, plain or compressed
 
+enum { DATASET_HEAD = 512 };  // bytes of a file that tell what it is
+
 // An open file whose size, uncompressed, is known.
 typedef struct {
     FILE *plain;
@@ -154,6 +158,8 @@ typedef struct {
     gzFile gz;
 #endif
     uint64_t size;
+    unsigned char head[DATASET_HEAD];  // its first bytes, uncompressed
+    size_t n_head;
     char path[DATASET_PATH_SIZE];
 } dataset_file;
 
@@ -179,53 +185,113 @@ static inline int dataset_path_kind(const char *path) {
     return (st.st_mode & S_IFMT) == S_IFREG ? 'f' : (st.st_mode & S_IFMT) == S_IFDIR ? 'd' : '?';
 }
 
+// Little-endian 32-bit integer.
+static inline uint32_t dataset_le32(const unsigned char *p) {
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+// A format that packs files: its name, the ending of its files, how to unpack one, and the bytes that tell it.
+typedef struct {
+    const char *name, *ending, *unpack;
+    size_t at, n;
+    const char *magic;
+} dataset_packing;
+
+// The packing number i; NULL after the last one. gzip is number 0.
+static inline const dataset_packing *dataset_packing_at(int i) {
+    static const dataset_packing all[] = {
+        {"gzip", ".gz", "gunzip it", 0, 2, "\x1f\x8b"},
+        {"xz", ".xz", "unpack it with xz -d", 0, 6, "\xfd" "7zXZ\0"},
+        {"zstd", ".zst", "unpack it with zstd -d", 0, 4, "\x28\xb5\x2f\xfd"},
+        {"bzip2", ".bz2", "unpack it with bzip2 -d", 4, 6, "1AY&SY"},
+        {"lz4", ".lz4", "unpack it with lz4 -d", 0, 4, "\x04\x22\x4d\x18"},
+        {"compress", ".Z", "unpack it with uncompress", 0, 2, "\x1f\x9d"},
+        {"zip", ".zip", "unpack it with unzip", 0, 4, "PK\3\4"},
+        {"7z", ".7z", "unpack it with 7z x", 0, 6, "7z\xbc\xaf\x27\x1c"},
+        {"tar", ".tar", "unpack it with tar -xf", 257, 5, "ustar"},
+    };
+    return i < (int)(sizeof all / sizeof *all) ? &all[i] : NULL;
+}
+
+// The packing that a file begins with, or NULL.
+static inline const dataset_packing *dataset_packing_of(const unsigned char *head, size_t n) {
+    const dataset_packing *p;
+    for (int i = 0; (p = dataset_packing_at(i)); i++) {
+        if (p->at + p->n <= n && !memcmp(head + p->at, p->magic, p->n)) return p;
+    }
+    return NULL;
+}
+
+static inline int dataset_ends_in(const char *path, const char *ending) {
+    const size_t n = strlen(path), m = strlen(ending);
+    return n > m && !strcmp(path + n - m, ending);
+}
+
 #ifdef USE_ZLIB
-// Opens a .gz and finds its uncompressed size by reading through it once, with constant memory: the length stored at
-// its end is only the size modulo 2^32, and a damaged file is found before anything is allocated.
+// Opens a gzip file and finds its uncompressed size by reading through it once, with constant memory: the length stored
+// at its end is only the size modulo 2^32, and a damaged file is found before anything is allocated.
 static inline int dataset_gz_open(dataset_file *f, char *err, size_t err_size) {
     char buffer[1 << 14];
     int got, code = Z_OK;
     const char *why;
+    f->size = f->n_head = 0;
     f->gz = gzopen(f->path, "rb");
     if (!f->gz) return dataset_error(err, err_size, "%s: cannot be opened", f->path);
     gzbuffer(f->gz, 1 << 17);
-    while ((got = gzread(f->gz, buffer, sizeof buffer)) > 0) f->size += (uint64_t)got;
+    while ((got = gzread(f->gz, buffer, sizeof buffer)) > 0) {
+        if (f->size == 0) {
+            f->n_head = (size_t)got < sizeof f->head ? (size_t)got : sizeof f->head;
+            memcpy(f->head, buffer, f->n_head);
+        }
+        f->size += (uint64_t)got;
+    }
     why = gzerror(f->gz, &code);
     if (!strncmp(why, f->path, strlen(f->path))) why += strlen(f->path);  // zlib puts "PATH: " in front
     while (*why == ':' || *why == ' ') why++;
-    if (got < 0 || code != Z_OK) {
-        dataset_error(err, err_size, "%s: damaged or cut off: %s", f->path, code == Z_ERRNO ? "read error" : why);
-    } else if (gzdirect(f->gz)) {
-        dataset_error(err, err_size, "%s: not gzip data", f->path);
-    } else if (gzrewind(f->gz)) {
-        dataset_error(err, err_size, "%s: cannot be read again", f->path);
-    } else {
-        return 0;
-    }
-    dataset_file_close(f);
-    return -1;
+    if (got < 0 || code != Z_OK)
+        return dataset_error(err, err_size, "%s: damaged or cut off: %s", f->path,
+                             code == Z_ERRNO ? "read error" : why);
+    if (gzrewind(f->gz)) return dataset_error(err, err_size, "%s: cannot be read again", f->path);
+    return 0;
 }
 #endif
 
-// Opens dir/name or, when that is not there, dir/name.gz; hint ends the message when neither is.
+// Unpacks an open file that is packed by gzip, and refuses every other packing; also a name that promises one.
+static inline int dataset_file_unpack(dataset_file *f, char *err, size_t err_size) {
+    const dataset_packing *const gzip = dataset_packing_at(0), *p;
+    const dataset_packing *const found = dataset_packing_of(f->head, f->n_head);
+    for (int i = 0; !found && (p = dataset_packing_at(i)); i++) {
+        if (!dataset_ends_in(f->path, p->ending)) continue;
+        return dataset_error(err, err_size, "%s: not %s data, as its name says", f->path, p->name);
+    }
+    if (!found) return 0;
+    if (found != gzip) return dataset_error(err, err_size, "%s: %s data: %s", f->path, found->name, found->unpack);
+#ifdef USE_ZLIB
+    fclose(f->plain);
+    f->plain = NULL;
+    if (dataset_gz_open(f, err, err_size)) return -1;
+    const dataset_packing *const inner = dataset_packing_of(f->head, f->n_head);
+    if (!inner) return 0;
+    return dataset_error(err, err_size, "%s: %s data inside gzip data: gunzip it, then %s", f->path, inner->name,
+                         inner->unpack);
+#else
+    return dataset_error(err, err_size, "%s: compressed by gzip; gunzip it or build with zlib (-DUSE_ZLIB -lz)",
+                         f->path);
+#endif
+}
+
+// Opens dir/name or, when that is not there, dir/name.gz; hint ends the message when neither is. Every file of data is
+// opened here, so that a compressed one is never taken for data.
 static inline int dataset_file_open(dataset_file *f, const char *dir, const char *name, const char *hint, char *err,
                                     size_t err_size) {
     struct stat st;
     memset(f, 0, sizeof *f);
     if (dataset_path(f->path, dir, name, ".gz"))
         return dataset_error(err, err_size, "%.64s...: path too long", dir);
-    if (dataset_path_kind(f->path) == 'f') {
-        char plain[DATASET_PATH_SIZE];
-        if (!dataset_path(plain, dir, name, "") && !dataset_path_kind(plain)) {
-#ifdef USE_ZLIB
-            return dataset_gz_open(f, err, err_size);
-#else
-            return dataset_error(err, err_size, "%s: compressed; gunzip it or build with zlib (-DUSE_ZLIB -lz)",
-                                 f->path);
-#endif
-        }
-    }
+    char packed[DATASET_PATH_SIZE];
+    memcpy(packed, f->path, sizeof packed);
     dataset_path(f->path, dir, name, "");
+    if (!dataset_path_kind(f->path) && dataset_path_kind(packed) == 'f') memcpy(f->path, packed, sizeof packed);
     const int kind = dataset_path_kind(f->path);
     if (!kind) return dataset_error(err, err_size, "%s: not found%s", f->path, hint);
     if (kind != 'f') return dataset_error(err, err_size, "%s: not a regular file", f->path);
@@ -235,7 +301,14 @@ static inline int dataset_file_open(dataset_file *f, const char *dir, const char
         return dataset_error(err, err_size, "%s: cannot be opened", f->path);
     }
     f->size = (uint64_t)st.st_size;
-    return 0;
+    f->n_head = fread(f->head, 1, sizeof f->head, f->plain);
+    if (ferror(f->plain) || fseek(f->plain, 0, SEEK_SET)) {
+        dataset_file_close(f);
+        return dataset_error(err, err_size, "%s: read error", f->path);
+    }
+    if (!dataset_file_unpack(f, err, err_size)) return 0;
+    dataset_file_close(f);
+    return -1;
 }
 
 // Reads exactly n bytes.
@@ -286,8 +359,7 @@ static inline int dataset_idx_open(dataset_file *f, const char *dir, const char 
         for (int i = 0; i < 3; i++) dim[i] = i < dims ? word[i + 1] : 1;
         if (word[0] != magic) {
             dataset_error(err, err_size, "%s: wrong magic: expected 0x%08x (IDX, unsigned bytes, %d dimension%s), "
-                          "found 0x%08x%s", f->path, magic, dims, dims == 1 ? "" : "s", word[0],
-                          raw[0] == 0x1f && raw[1] == 0x8b ? " (gzip data without the ending .gz)" : "");
+                          "found 0x%08x", f->path, magic, dims, dims == 1 ? "" : "s", word[0]);
         } else if (!dim[0] || !dim[1] || !dim[2]) {
             dataset_error(err, err_size, "%s: empty: the header says %u x %u x %u", f->path, dim[0], dim[1], dim[2]);
         } else if (dim[0] > INT_MAX || (uint64_t)dim[1] * dim[2] > INT_MAX) {
@@ -611,10 +683,12 @@ static inline int dataset_load_folder(const char *name, const char *dir, int for
                          "found neither", dir);
 }
 
-// Writes the ending of a `not found` message: how to get a data set.
+// Writes the ending of a `not found` message: how to get a data set, and which one is there without files.
 static inline void dataset_hint(char *hint, size_t size, const char *name, const char *data_dir) {
     const char *option = strcmp(data_dir, "data") ? " --dest " : "";
-    snprintf(hint, size, "; get it with: sh data/get_data.sh%s%s %s", option, *option ? data_dir : "", name);
+    const char *built_in = strcmp(name, "shakespeare") ? "images" : "grammar";
+    snprintf(hint, size, "; get it with: sh data/get_data.sh%s%s %s; built in: %s", option, *option ? data_dir : "",
+             name, built_in);
 }
 
 // The files of a named set, or of a folder.
@@ -768,9 +842,17 @@ static inline int dataset_text_load(const char *name_or_path, const char *data_d
     return status;
 }
 
-// Little-endian 32-bit integer.
-static inline uint32_t dataset_le32(const unsigned char *p) {
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+// Whether a file is to be read as a shard of tokens: it begins with a magic number of llm.c's files (a date of 2024), of
+// which only the shard's is then accepted; or its name ends in .bin or .bin.gz. 0 for the name of a text, and where
+// nothing can be read.
+static inline int dataset_is_shard(const char *path) {
+    dataset_file f;
+    if (!strcmp(path, "grammar") || !strcmp(path, "shakespeare")) return 0;
+    if (dataset_ends_in(path, ".bin") || dataset_ends_in(path, ".bin.gz")) return 1;
+    if (dataset_file_open(&f, "", path, "", NULL, 0)) return 0;
+    const uint32_t magic = f.n_head < 4 ? 0 : dataset_le32(f.head);
+    dataset_file_close(&f);
+    return magic > 20240000 && magic < 20250000;
 }
 
 // Reads the header of a shard and checks the size of its file.

@@ -85,6 +85,36 @@ refuses 1 "$work/none.bin" --data "$work/none.bin" $small --steps 0
 refuses 1 "$work/empty.bin" --data "$work/empty.bin" $small --steps 0
 cp "$work/empty" "$work/empty.bin"
 refuses 1 "$work/empty.bin: truncated" --data "$work/empty.bin" $small --steps 0
+cp "$work/good.bin" "$work/good"
+ok 'a token shard without .bin' --data "$work/good" $small --steps 0
+check 'a token shard without .bin: is one' says 'vocabulary 50257'
+shard "$work/llama" 20240801 7 60 $tokens
+refuses 1 "$work/llama: wrong magic: expected 20240520" --data "$work/llama" $small --steps 0
+# loss_on FILE: the validation loss of untrained weights on a text, in $loss.
+loss_on() {
+    ok "loss on $1" --data "$1" $sizes --vocabulary 123 --steps 0 --quiet --report "$work/r.json"
+    loss=$(number "$work/r.json" final_test_loss)
+}
+if ! command -v gzip >/dev/null 2>&1; then
+    skip 'compressed texts and shards: no gzip'
+elif gzip -c "$work/text" >"$work/text.gz" && run --data "$work/text.gz" $sizes --steps 0 && complains 'build with zlib'; then
+    skip 'compressed texts and shards: built without zlib'
+else
+    cp "$work/text.gz" "$work/packed"
+    loss_on "$work/text"
+    plain=$loss
+    loss_on "$work/text.gz"
+    check 'a text compressed by gzip: the loss of the text' is "$loss" "$plain"
+    loss_on "$work/packed"
+    check 'the same without .gz: the loss of the text' is "$loss" "$plain"
+    gzip -c "$work/good.bin" >"$work/packed"
+    ok 'a compressed token shard' --data "$work/packed" $small --steps 0
+    check 'a compressed token shard: is one' says 'vocabulary 50257'
+fi
+printf '\3757zXZ\000%01000d' 0 >"$work/packed"
+refuses 1 "$work/packed: xz data: unpack it with xz -d" --data "$work/packed" $sizes --steps 0
+printf '\050\265\057\375%01000d' 0 >"$work/packed"
+refuses 1 "$work/packed: zstd data: unpack it with zstd -d" --data "$work/text" --val-data "$work/packed" $sizes --steps 0
 refuses 1 'token 49 is 49000, beyond the vocabulary of 49000' --data "$work/good.bin" --vocabulary 49000 $small --steps 0
 refuses 1 'not the same kind of file' --data "$work/good.bin" --val-data "$work/text" $small --vocabulary 50257 --steps 0
 refuses 1 '--prompt: the data are tokens' --data "$work/good.bin" $small --steps 0 --sample 3 --prompt x
