@@ -62,7 +62,6 @@ typedef struct config {
     int micro_batch, recompute;
     double clip, beta1, beta2;
     const char *val_data, *rescale_sets;
-    int fell_back;               // no --data, and Shakespeare is not there
     int sets;                    // rescale_sets as bits
     int sample, top_k;
     double temperature;
@@ -255,6 +254,11 @@ static int model_create(model *m, const config *c, int max_B, int training, char
     train_add_parameter(&m->net, RESCALE_BIAS, m->L, C, 0, 0, 0, "transformer.ln_f.bias");
     if (!m->tied) train_add_parameter(&m->net, RESCALE_WEIGHT, m->L, m->V, C, 0, 0, "lm_head.weight");
     m->net.hint = "--model, --layers or --untied differ";
+    m->net.prefix = "transformer.";
+    if (m->tied) {
+        m->net.tied = "lm_head.weight";
+        m->net.tied_to = "transformer.wte.weight";
+    }
     m->params = alloc_reals(m->net.n_params);
     if (training) {
         m->grads = alloc_reals(m->net.n_params);
@@ -974,8 +978,8 @@ static void corpus_free(corpus *d) {
     memset(d, 0, sizeof *d);
 }
 
-// Reads the tokens of a text (their bytes) or of a token shard. *vocabulary = 0: set to 256, or for a shard to GPT-2's 50257. Returns
-// 0, or -1 with a message that names the file.
+// Reads the tokens of a text (their bytes) or of a token shard. *vocabulary = 0: set to 256, or for a
+// shard to GPT-2's 50257. Returns 0, or -1 with a message that names the file.
 static int load_tokens(const char *name, const char *dir, int *vocabulary, int *bytes, uint16_t **tokens, size_t *n, char *err, size_t size) {
     *bytes = !dataset_is_shard(name);
     if (*bytes) {
@@ -1144,12 +1148,16 @@ static int draw(const real *logits, int V, double temperature, int top_k, double
     return last;
 }
 
-// Continues text[n] up to text[end]. The context is text[start ...]; positions whose keys and values are known are not computed again.
-// When it is full, its later half starts the next one.
+// Continues text[n] up to text[end]. The context is text[start ...], at first the last T tokens; positions
+// whose keys and values are known are not computed again. When it is full, its later half starts the next.
 static void continue_text(model *m, const config *c, int *text, int n, int end) {
     real *work = (real *)train_alloc(NULL, (size_t)m->V, sizeof *work);
-    for (int start = 0, known = 0; n < end; n++) {
-        if (n - start > m->T) start = n - max_int(1, m->T / 2), known = 0;
+    int start = max_int(0, n - m->T), known = 0;
+    for (; n < end; n++) {
+        if (n - start > m->T) {
+            start = n - max_int(1, m->T / 2);
+            known = 0;
+        }
         if (m->recompute) known = 0;  // one layer's activations are there, not all
         const int T = n - start;
         for (int i = known; i < T; i++) m->tokens[i] = text[start + i];
@@ -1233,7 +1241,9 @@ static void parse_command_line(config *c, int argc, char **argv) {
         CLI_DOUBLE("beta2", &c->beta2, "X", 0, 1, CLI_BELOW_MAX, "decay of AdamW's second moment"),
         CLI_DOUBLE("weight-decay", &o->weight_decay, "X", 0, CLI_NO_MAX, 0, "decoupled, on matrices only"),
         CLI_DOUBLE("clip", &c->clip, "X", 0, CLI_NO_MAX, 0, "bound on the gradient's norm (0: none)"),
-        CLI_CHOICE("schedule", &o->schedule, "constant|cosine|one-cycle", "of the learning rate; cosine ends at zero"),
+        CLI_CHOICE("schedule", &o->schedule, "constant|cosine|one-cycle",
+                   "of the learning rate; cosine ends at zero; one-cycle is PyTorch's "
+                   "OneCycleLR(max_lr=LR, cycle_momentum=False)"),
         CLI_INT("warmup", &o->warmup, "N", 0, INT_MAX, "steps of linear warm-up"),
         TRAIN_LENGTH_ROWS(o),
         TRAIN_SAMPLING_ROWS(o),
@@ -1242,7 +1252,7 @@ static void parse_command_line(config *c, int argc, char **argv) {
         TRAIN_OUTPUT_ROWS(o),
         CLI_GROUP("Sampling, after training"),
         CLI_INT("sample", &c->sample, "N", 0, 1 << 24, "print N tokens of text"),
-        CLI_STRING("prompt", &c->prompt, "TEXT", "what it continues"),
+        CLI_TEXT("prompt", &c->prompt, "TEXT", "what it continues; of one beyond --context, its end"),
         CLI_DOUBLE("temperature", &c->temperature, "X", 0, CLI_NO_MAX, 0, "of the softmax (0: always the likeliest)"),
         CLI_INT("top-k", &c->top_k, "N", 0, INT_MAX, "draw among the N likeliest tokens (0: all)"),
     };
@@ -1258,9 +1268,12 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (!cli_given(options, n, "lr")) o->lr = p->lr;
     if (c->channels % c->heads) cli_usage_error(program, "--heads: %d does not divide the %d channels", c->heads, c->channels);
     c->sets = parse_sets(c->rescale_sets);
-    char folder[DATASET_PATH_SIZE];
-    if (!cli_given(options, n, "data") && (dataset_path(folder, o->data_dir, "shakespeare", "") || dataset_path_kind(folder) != 'd'))
-        o->data = "grammar", c->fell_back = 1;
+    static const char *const of_sampling[] = {"prompt", "temperature", "top-k"};
+    for (int i = 0; i < 3 && !c->sample && !o->quiet; i++) {
+        const char *name = of_sampling[i];
+        if (!cli_given(options, n, name)) continue;
+        fprintf(stderr, "%s: warning: --%s is unused without --sample\n", program, name);
+    }
 }
 
 // Loads the data, builds and initialises the model, trains, saves, samples. Returns the exit status.
@@ -1292,9 +1305,6 @@ static int run(config *c) {
     r->train_step = train_step, r->evaluate = evaluate, r->rescale = rescale_network, r->outputs = outputs, r->norm = norm_of;
     device_describe(device, sizeof device);
     log_progress_line(&r->progress, "%s, %s", device, gemm_backend());
-    if (c->fell_back)
-        log_progress_line(&r->progress, "no %s/shakespeare (sh data/get_data.sh shakespeare fetches it): training on the built-in grammar",
-                          c->train.data_dir);
     log_progress_line(&r->progress, "%s: %zu training and %zu validation tokens; %d layers, %d heads, %d channels, context %d, vocabulary %d, "
                       "%lld parameters", t.data.name, t.data.n_train, t.data.n_val, t.m.L, t.m.NH, t.m.C, t.m.T, t.m.V,
                       (long long)train_parameter_count(&t.m.net));

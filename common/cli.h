@@ -30,9 +30,9 @@
 // A usage error prints one line on stderr and exits 2:
 //     train_mlp: --lr: expected a number > 0, got 'abc' (see --help)
 // Refused: unknown options (the nearest name is suggested), abbreviations (`--epo` would break scripts as soon as a
-// second option starts like that), a missing or empty value, text after a number, overflow, numbers out of range,
-// inf and nan (unless CLI_ALLOW_NONFINITE), hexadecimal, unknown choices, a value for a flag, and arguments that
-// belong to no option (unless the table has CLI_REST). A separate value may start with one dash (`--lr -1` is a
+// second option starts like that), a missing value, an empty one (but of CLI_TEXT), text after a number, overflow,
+// numbers out of range, inf and nan (unless CLI_ALLOW_NONFINITE), hexadecimal, unknown choices, a value for a flag,
+// and arguments that belong to no option (unless the table has CLI_REST). A separate value may start with one dash (`--lr -1` is a
 // range error of --lr) but not with two, which is a forgotten value; write `--save=--odd` if it is meant.
 //
 //     cli_parse          fills the variables or exits; the one function of common/ that ends the process, with
@@ -89,6 +89,7 @@ typedef enum {
 } cli_kind;
 
 enum { CLI_ABOVE_MIN = 1, CLI_BELOW_MAX = 2, CLI_ALLOW_NONFINITE = 4 };    // open bounds; inf and nan allowed
+enum { CLI_ALLOW_EMPTY = 8 };                                               // the empty string is a value
 #define CLI_NO_MIN (-HUGE_VAL)
 #define CLI_NO_MAX HUGE_VAL
 
@@ -97,7 +98,7 @@ typedef struct {
     cli_kind kind;
     void *value;             // type by kind, see cli_kind
     double min, max;         // bounds of a number, of each number of a list, of the count of CLI_REST
-    int flags;               // CLI_ABOVE_MIN | CLI_BELOW_MAX | CLI_ALLOW_NONFINITE
+    int flags;               // CLI_ABOVE_MIN | CLI_BELOW_MAX | CLI_ALLOW_NONFINITE; CLI_ALLOW_EMPTY
     const char *choices;     // "a|b|c"
     const char *arg;         // what --help calls the value: N, X, FILE
     const char *help;
@@ -117,6 +118,7 @@ enum { CLI_TYPED = 1, CLI_STORED = 2 };
 #define CLI_DOUBLE(name, ptr, arg, min, max, flags, help) \
     {name, CLI_KIND_DOUBLE, ptr, (double)(min), (double)(max), flags, NULL, arg, help, 0}
 #define CLI_STRING(name, ptr, arg, help) {name, CLI_KIND_STRING, ptr, 0, 0, 0, NULL, arg, help, 0}
+#define CLI_TEXT(name, ptr, arg, help) {name, CLI_KIND_STRING, ptr, 0, 0, CLI_ALLOW_EMPTY, NULL, arg, help, 0}
 #define CLI_CHOICE(name, ptr, choices, help) {name, CLI_KIND_CHOICE, ptr, 0, 0, 0, choices, NULL, help, 0}
 #define CLI_INTS(name, ptr, arg, min, max, help) \
     {name, CLI_KIND_INTS, ptr, (double)(min), (double)(max), 0, NULL, arg, help, 0}
@@ -378,7 +380,7 @@ static inline int cli_store(const cli_option *o, const char *text) {
         return CLI_OK;
     }
     case CLI_KIND_STRING:
-        if (!*text) return CLI_BAD;
+        if (!*text && !(o->flags & CLI_ALLOW_EMPTY)) return CLI_BAD;
         *(const char **)o->value = text;
         return CLI_OK;
     case CLI_KIND_CHOICE: {

@@ -842,8 +842,8 @@ static inline int dataset_text_load(const char *name_or_path, const char *data_d
     return status;
 }
 
-// Whether a file is to be read as a shard of tokens: it begins with a magic number of llm.c's files (a date of 2024), of
-// which only the shard's is then accepted; or its name ends in .bin or .bin.gz. 0 for the name of a text, and where
+// Whether a file is to be read as a shard of tokens: it begins with a magic number of llm.c's files (a date of 2024),
+// of which only the shard's is then accepted; or its name ends in .bin or .bin.gz. 0 for the name of a text, and where
 // nothing can be read.
 static inline int dataset_is_shard(const char *path) {
     dataset_file f;

@@ -19,7 +19,7 @@
 // The format: 8 bytes, little-endian, with the length of the header; the header, a JSON object in UTF-8, which starts
 // with '{' and may be padded with spaces; the payload, up to the end of the file. The header maps each tensor's name to
 // {"dtype": .., "shape": [..], "data_offsets": [begin, end]} (offsets into the payload, row-major data) and may map
-// "__metadata__" to an object of strings.
+// "__metadata__" to an object of strings (or to null).
 //
 // Errors: a function that can fail returns 0 on success and -1 on error, with one line in err[err_size] that names the
 // file and the tensor. Nothing here prints or exits. A failed read leaves its output as it was.
@@ -41,6 +41,8 @@
 //     safetensors_read_f32(&f, name, ndim, shape, out, err, err_size)
 //             a tensor of this shape as floats; F64, F16 and BF16 are converted. An element that is not finite, or an
 //             F64 beyond the range of a float, is an error. out is written only when the whole tensor is good.
+//     safetensors_read_integer(&f, name, &out, err, err_size)
+//             a single number of any shape that holds one ([], [1]), integer or float, whose value is an integer
 //     tensor->data                                the bytes themselves, valid until safetensors_close. NOT aligned to
 //                                                 the element's size in general: use memcpy.
 //
@@ -508,6 +510,14 @@ static inline int safetensors_grow(safetensors_parser *s, void **array, size_t u
     return 0;
 }
 
+// Takes null, with white space behind it, if it comes next: some writers have it for no metadata.
+static inline int safetensors_take_null(safetensors_parser *s) {
+    if (s->end - s->p < 4 || memcmp(s->p, "null", 4)) return 0;
+    s->p += 4;
+    safetensors_skip_space(s);
+    return 1;
+}
+
 // The object of __metadata__: strings only, no key twice.
 static inline int safetensors_parse_metadata(safetensors_parser *s) {
     safetensors_file *const f = s->f;
@@ -539,6 +549,7 @@ static inline int safetensors_parse(safetensors_parser *s) {
             if (!strcmp(name, "__metadata__")) {
                 if (has_metadata++)
                     return safetensors_error(s->err, s->err_size, f->path, "__metadata__ is there twice");
+                if (safetensors_take_null(s)) continue;
                 if (safetensors_parse_metadata(s)) return -1;
                 continue;
             }
@@ -685,6 +696,23 @@ static inline int safetensors_verify(const safetensors_file *f, char *err, size_
     return 0;
 }
 
+// What else a file may be that begins with these 8 bytes, for the message that refuses it; NULL: unknown.
+static inline const char *safetensors_guess(const unsigned char *prefix) {
+    static const struct { const char *magic; size_t n; const char *what; } known[] = {
+        {"PK\3\4", 4, "a zip archive, as torch.save writes: write it with safetensors.torch.save_file"},
+        {"\x80\x02", 2, "a pickle, as old versions of torch.save write: write it with safetensors.torch.save_file"},
+        {"version ", 8, "the pointer of a file in Git LFS: fetch it with git lfs pull"},
+        {"\x1f\x8b", 2, "gzip data: unpack it"},
+        {"\xfd" "7zXZ", 5, "xz data: unpack it"},
+        {"\x28\xb5\x2f\xfd", 4, "zstd data: unpack it"},
+        {"GGUF", 4, "a GGUF file"},
+        {"\x89HDF", 4, "an HDF5 file"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!memcmp(prefix, known[i].magic, known[i].n)) return known[i].what;
+    return NULL;
+}
+
 // Reads and checks the open file of the given size.
 static inline int safetensors_load(safetensors_file *f, int fd, uint64_t size, char *err, size_t err_size) {
     unsigned char prefix[8];
@@ -694,7 +722,10 @@ static inline int safetensors_load(safetensors_file *f, int fd, uint64_t size, c
                                  (unsigned long long)size);
     if (safetensors_read_all(fd, prefix, 8, f->path, err, err_size)) return -1;
     for (int i = 7; i >= 0; i--) header_size = header_size << 8 | prefix[i];
-    if (header_size > SAFETENSORS_MAX_HEADER || header_size > size - 8)
+    const int fits = header_size <= SAFETENSORS_MAX_HEADER && header_size <= size - 8;
+    const char *const guess = fits ? NULL : safetensors_guess(prefix);
+    if (guess) return safetensors_error(err, err_size, f->path, "not a safetensors file but %s", guess);
+    if (!fits)
         return safetensors_error(
             err, err_size, f->path,
             "a header of %llu bytes does not fit the file of %llu bytes (limit %u): truncated, or not a "
@@ -845,6 +876,42 @@ static inline int safetensors_read_f32(const safetensors_file *f, const char *na
     if (t->dtype == SAFETENSORS_F32 && n) memcpy(out, t->data, t->n_bytes);
     else
         for (size_t i = 0; i < n; i++) out[i] = (float)safetensors_element(t->dtype, t->data, i);
+    return 0;
+}
+
+// Reads a single number whose value is an integer, of whatever dtype.
+static inline int safetensors_read_integer(const safetensors_file *f, const char *name, int64_t *out, char *err,
+                                           size_t err_size) {
+    static const char signed_types[] = {SAFETENSORS_I8, SAFETENSORS_I16, SAFETENSORS_I32, SAFETENSORS_I64};
+    static const char unsigned_types[] = {SAFETENSORS_U8, SAFETENSORS_U16, SAFETENSORS_U32, SAFETENSORS_U64};
+    static const char float_types[] = {SAFETENSORS_F16, SAFETENSORS_BF16, SAFETENSORS_F32, SAFETENSORS_F64};
+    const safetensors_tensor *const t = safetensors_find(f, name);
+    char shape[200];
+    uint64_t bits = 0;
+    if (!t) return safetensors_error(err, err_size, f->path, "no tensor '%.200s'", name);
+    if (t->numel != 1)
+        return safetensors_error(err, err_size, f->path, "tensor '%.200s': expected one number, found shape %s", name,
+                                 safetensors_shape_text(shape, sizeof shape, t->ndim, t->shape));
+    if (memchr(float_types, (int)t->dtype, sizeof float_types)) {
+        const double value = safetensors_element(t->dtype, t->data, 0), limit = 9223372036854775808.0;
+        const int inside = value >= -limit && value < limit;
+        if (!inside || value != (double)(int64_t)value)
+            return safetensors_error(err, err_size, f->path, "tensor '%.200s': expected an integer, found %g", name,
+                                     value);
+        *out = (int64_t)value;
+        return 0;
+    }
+    const int is_signed = memchr(signed_types, (int)t->dtype, sizeof signed_types) != NULL;
+    if (!is_signed && !memchr(unsigned_types, (int)t->dtype, sizeof unsigned_types))
+        return safetensors_error(err, err_size, f->path, "tensor '%.200s': expected a dtype of numbers, found %s", name,
+                                 safetensors_dtype_name(t->dtype));
+    memcpy(&bits, t->data, t->n_bytes);
+    const uint64_t sign = (uint64_t)1 << (8 * t->n_bytes - 1);
+    if (is_signed && t->n_bytes < 8 && (bits & sign)) bits -= 2 * sign;
+    if (!is_signed && bits > INT64_MAX)
+        return safetensors_error(err, err_size, f->path, "tensor '%.200s': %llu is too large", name,
+                                 (unsigned long long)bits);
+    memcpy(out, &bits, sizeof bits);
     return 0;
 }
 

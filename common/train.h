@@ -27,7 +27,8 @@
 //     Tensors     train_net: a table of parameters and one of buffers (running statistics, counters), and the arrays
 //     Weights     train_save_weights, train_load_weights: safetensors with PyTorch's names
 //     Stored      train_parse: the command line and, with --resume, the options of the run that is continued
-//     Run         train_run, train_run_init, train_set_length, train_batch, train_fail, train_execute
+//     Run         train_run, train_run_init, train_set_length, train_batch, train_check_batch_norm, train_fail,
+//                 train_execute
 //     Rescaling   train_rescale_options, train_relative_difference
 // What else is here (checkpoints, losses, loop, report) train_execute calls; tests call it too.
 //
@@ -153,7 +154,8 @@ static inline train_options train_default_options(void) {
         CLI_DOUBLE("momentum", &(o)->momentum, "X", 0, 1, CLI_BELOW_MAX, "of --optimizer momentum"),                        \
         CLI_DOUBLE("weight-decay", &(o)->weight_decay, "X", 0, CLI_NO_MAX, 0, "on every parameter; AdamW's is decoupled"),  \
         CLI_CHOICE("schedule", &(o)->schedule, "constant|cosine|one-cycle",                                                 \
-                   "of the learning rate; cosine ends at zero, one-cycle is PyTorch's OneCycleLR with --lr at its peak"),   \
+                   "of the learning rate; cosine ends at zero; one-cycle is PyTorch's OneCycleLR(max_lr=LR, "               \
+                   "cycle_momentum=False)"),                                                                                \
         CLI_INT("warmup", &(o)->warmup, "N", 0, INT_MAX, "steps of linear warm-up; one-cycle has its own")
 #define TRAIN_LENGTH_ROWS(o)                                                                                                \
     CLI_INT("epochs", &(o)->epochs, "N", 0, 1000000, "passes over the training set"),                                       \
@@ -224,7 +226,8 @@ static inline void train_check_options(const char *program, train_options *o, co
 
 // Learning rate of a step (from 0). constant and cosine: linear warm-up over `warmup` steps, then lr, or a cosine from lr to zero
 // at total_steps. one-cycle: torch.optim.lr_scheduler.OneCycleLR(max_lr = lr, total_steps) with its defaults: a cosine from
-// lr / 25 up to lr over the first 30% of the steps, then a cosine down to lr / 250000 in the last one; momentum is left alone.
+// lr / 25 up to lr over the first 30% of the steps, then a cosine down to lr / 250000 in the last one; but momentum is
+// left alone, as with cycle_momentum = False.
 static inline double train_learning_rate(const train_options *o, int64_t step, int64_t total_steps) {
     if (o->schedule == SCHEDULE_ONE_CYCLE) {
         const double start = o->lr / 25, end = start / 1e4;                                 // rates
@@ -270,6 +273,8 @@ typedef struct train_net {
     const char *hint;              // ends the message on a tensor that the network lacks: "layers or --norm differ"
     int n_about;                   // what the function depends on and no shape shows, by train_describe
     struct { char key[24], value[24]; } about[4];
+    const char *prefix;            // that names in a file may lack: "transformer."; or NULL
+    const char *tied, *tied_to;    // another name of a tensor in files, lm_head.weight for transformer.wte.weight; or NULL
 } train_net;
 
 // Appends a zeroed tensor to a table, which doubles when it is full.
@@ -453,28 +458,143 @@ static inline int train_check_about(const train_net *net, const safetensors_file
     return 0;
 }
 
-// Takes weights and buffers from an open file. Every tensor of the network must be there with its shape, and no other. The
-// network changes only when the whole file is good. Returns 0, or -1 with a message.
+// A name without what torch.compile (_orig_mod.) and DataParallel (module.) put in front of it.
+static inline const char *train_plain_name(const char *name) {
+    for (;;) {
+        if (!strncmp(name, "_orig_mod.", 10)) name += 10;
+        else if (!strncmp(name, "module.", 7)) name += 7;
+        else return name;
+    }
+}
+
+// Whether a name in a file stands for the tensor `name` of the network.
+static inline int train_same_name(const train_net *net, const char *in_file, const char *name) {
+    const char *const plain = train_plain_name(in_file);
+    const size_t n = net->prefix ? strlen(net->prefix) : 0;
+    if (!strcmp(plain, name)) return 1;
+    return n && !strncmp(name, net->prefix, n) && !strcmp(plain, name + n);
+}
+
+// Finds the tensor of a file whose name stands for `name`: *found, or NULL. Two of them are an error.
+static inline int train_find_name(const train_net *net, const safetensors_file *f, const char *name,
+                                  const safetensors_tensor **found, char *err, size_t n) {
+    *found = NULL;
+    for (size_t k = 0; k < f->n_tensors; k++) {
+        const safetensors_tensor *const t = &f->tensors[k];
+        if (!train_same_name(net, t->name, name)) continue;
+        if (*found)
+            return safetensors_error(err, n, f->path, "tensors '%.200s' and '%.200s' both stand for '%s'", (*found)->name,
+                                     t->name, name);
+        *found = t;
+    }
+    return 0;
+}
+
+// The same; a tied tensor may also stand there under its other name alone. The metadata that safetensors' save_model
+// writes say so too: they map the name that was left out to the one that was kept.
+static inline int train_find_tensor(const train_net *net, const safetensors_file *f, const char *name,
+                                    const safetensors_tensor **found, char *err, size_t n) {
+    if (train_find_name(net, f, name, found, err, n)) return -1;
+    const int has_other = net->tied && !strcmp(name, net->tied_to);
+    if (!*found && has_other && train_find_name(net, f, net->tied, found, err, n)) return -1;
+    for (size_t k = 0; k < f->n_metadata && !*found; k++) {
+        if (train_same_name(net, f->metadata[k].key, name)) *found = safetensors_find(f, f->metadata[k].value);
+    }
+    return 0;
+}
+
+// Reads a tensor of the network into host memory from the one in the file that stands for it (NULL: there is none).
+static inline int train_read_tensor(const safetensors_file *f, const train_tensor *t, const safetensors_tensor *from,
+                                    float *out, char *err, size_t n) {
+    const size_t length = strlen(t->name);
+    int64_t shape[TRAIN_MAX_DIMS] = {0};
+    for (int i = 0; i < t->n_dims; i++) shape[i] = t->dim[i];
+    const int matrices = from && t->n_dims == 2 && from->ndim == 2 && t->rows != t->cols;
+    if (matrices && from->shape[0] == t->cols && from->shape[1] == t->rows)
+        return safetensors_error(err, n, f->path,
+                                 "tensor '%.200s': expected shape [%d,%d], found [%d,%d]: it is transposed, [in][out], like "
+                                 "the Conv1D of Hugging Face's GPT-2 (c_attn, c_proj, c_fc); transpose every such weight, "
+                                 "the square ones too",
+                                 from->name, t->rows, t->cols, t->cols, t->rows);
+    if (safetensors_read_f32(f, from ? from->name : t->name, t->n_dims, shape, out, err, n)) return -1;
+    if (t->role != TRAIN_STATISTIC || length < 11 || strcmp(t->name + length - 11, "running_var")) return 0;
+    for (int i = 0; i < t->rows; i++)
+        if (out[i] < 0)
+            return safetensors_error(err, n, f->path, "tensor '%.200s': element [%d] is %g, expected a variance, 0 or more",
+                                     from->name, i, (double)out[i]);
+    return 0;
+}
+
+// Where a file holds a tied tensor under both names, they must be equal. params: what was read from it.
+static inline int train_check_tied(const train_net *net, const safetensors_file *f, const float *params, char *used,
+                                   char *err, size_t n) {
+    const safetensors_tensor *head = NULL;
+    const train_tensor *t = NULL;
+    for (int i = 0; i < net->n_tensors && net->tied; i++)
+        if (!strcmp(net->tensors[i].name, net->tied_to)) t = &net->tensors[i];
+    if (!t) return 0;
+    if (train_find_name(net, f, net->tied, &head, err, n)) return -1;
+    if (!head || used[head - f->tensors]) return 0;
+    used[head - f->tensors] = 1;
+    const size_t size = (size_t)t->rows * (size_t)t->cols;
+    float *values = (float *)train_alloc(NULL, size, sizeof *values);
+    int status = train_read_tensor(f, t, head, values, err, n);
+    for (size_t i = 0; i < size && !status; i++)
+        if (values[i] != params[t->offset + i])
+            status = safetensors_error(
+                err, n, f->path, "tensor '%.200s' does not belong to this network: here it is '%s', but they differ (%s)",
+                head->name, t->name, net->hint ? net->hint : "its options differ");
+    free(values);
+    return status;
+}
+
+// Whether a tensor is a constant of GPT-2's attention, as old files hold: the causal mask [1][1][T][T], or its fill value.
+static inline int train_is_mask(const safetensors_tensor *t) {
+    static const char *const ending[] = {".attn.bias", ".attn.masked_bias"};
+    const size_t length = strlen(t->name);
+    for (int i = 0; i < 2; i++) {
+        const size_t n = strlen(ending[i]);
+        if (length <= n || strcmp(t->name + length - n, ending[i])) continue;
+        if (i == 1) return t->numel == 1;
+        return t->ndim == 4 && t->shape[0] == 1 && t->shape[1] == 1 && t->shape[2] == t->shape[3];
+    }
+    return 0;
+}
+
+// Takes weights and buffers from an open file, under the network's names or as PyTorch's world writes them
+// (doc/reference.md). Every tensor of the network must be there with its shape, and no other; only a counter may be
+// missing, it is 0 then. The network changes only when the whole file is good. Returns 0, or -1 with a message.
 static inline int train_take_weights(train_net *net, const safetensors_file *f, char *err, size_t n) {
     float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
     int64_t *counts = (int64_t *)train_alloc(NULL, (size_t)net->n_counts, sizeof *counts);
-    train_list list = train_list_weights(net, params, stats, counts);
-    int status = train_read_list(f, &list, err, n);
-    for (size_t k = 0; k < f->n_tensors && !status; k++) {
-        int known = 0;
-        for (int i = 0; i < list.n && !known; i++) known = !strcmp(f->tensors[k].name, list.names[i]);
-        if (!known)
-            status = log_error(err, n, "%s: tensor '%s' does not belong to this network (%s)", f->path, f->tensors[k].name,
-                               net->hint ? net->hint : "its options differ");
+    char *used = (char *)train_alloc(NULL, f->n_tensors, 1);
+    int status = 0;
+    for (int i = 0; i < net->n_tensors + net->n_buffers && !status; i++) {
+        const train_tensor *t = i < net->n_tensors ? &net->tensors[i] : &net->buffers[i - net->n_tensors];
+        const safetensors_tensor *from;
+        status = train_find_tensor(net, f, t->name, &from, err, n);
+        if (status) break;
+        if (from) used[from - f->tensors] = 1;
+        if (t->role != TRAIN_COUNTER)
+            status = train_read_tensor(f, t, from, (t->role == TRAIN_STATISTIC ? stats : params) + t->offset, err, n);
+        else if (from)
+            status = safetensors_read_integer(f, from->name, counts + t->offset, err, n);
     }
+    if (!status) status = train_check_tied(net, f, params, used, err, n);
+    for (size_t k = 0; k < f->n_tensors && !status; k++)
+        if (!used[k] && !train_is_mask(&f->tensors[k]))
+            status = safetensors_error(err, n, f->path, "tensor '%.200s' does not belong to this network (%s)",
+                                       f->tensors[k].name, net->hint ? net->hint : "its options differ");
     if (!status) status = train_check_about(net, f, err, n);
     if (!status) {
         train_upload(net->params, params, net->n_params * sizeof(float));
         train_upload(net->stats, stats, net->n_stats * sizeof(float));
         for (int i = 0; i < net->n_counts; i++) net->counts[i] = counts[i];
     }
-    train_list_free(&list);
-    free(params), free(stats), free(counts);
+    free(params);
+    free(stats);
+    free(counts);
+    free(used);
     return status;
 }
 
@@ -602,6 +722,21 @@ static inline int train_batch(const train_run *r, int64_t *epoch, int *first) {
     return (int)(left < r->batch ? left : r->batch);
 }
 
+// As PyTorch, BatchNorm does not train on one value of a channel, whose variance is 0: a usage error ends the program,
+// before the first step, where a step to come has such a batch. values: height x width of the smallest map that is
+// normalised, 1 for vectors.
+static inline void train_check_batch_norm(const train_run *r, int64_t values) {
+    const int64_t tail = r->samples - (r->steps_per_epoch - 1) * r->batch;  // samples in the last batch of an epoch
+    const char *which = NULL;
+    if (r->batch == 1 && r->total_steps > 0) which = "a batch";
+    else if (tail == 1 && r->total_steps >= r->steps_per_epoch) which = "the last batch of an epoch";
+    if (!which || values > 1) return;
+    cli_usage_error(r->program,
+                    "BatchNorm: expected more than 1 value per channel when training, but %s has 1 sample (of %lld, in "
+                    "batches of %d): choose another --batch-size or --limit",
+                    which, (long long)r->samples, r->batch);
+}
+
 // Prints `program: message` on stderr and returns 1, the exit status of a failure.
 static inline int train_fail(train_run *r, const char *message) {
     log_progress_clear(&r->progress);
@@ -635,7 +770,8 @@ static inline int train_diverged(train_run *r, const char *what, int64_t step) {
     char text[2 * LOG_PATH], hint[128];
     train_hint(r, hint, sizeof hint);
     if (step == 0)
-        snprintf(text, sizeof text, "%s is not finite before the first step: the initial weights are too large", what);
+        snprintf(text, sizeof text, "%s is not finite before the first step: the %s weights are too large", what,
+                 r->options->load ? "loaded" : "initial");
     else
         snprintf(text, sizeof text, "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s%s", what,
                  (long long)step, r->options->lr, hint, r->last_checkpoint[0] ? "; last good checkpoint: " : "", r->last_checkpoint);

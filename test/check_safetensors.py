@@ -92,9 +92,10 @@ def check_file_from_c(path):
                 f.get_tensor(name)
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (KeyError, TypeError, AttributeError) as e:  # numpy has no bfloat16 of its own
-        check(torch is not None, f"numpy cannot load the file: {e!r}")
-        return
+    except (KeyError, TypeError, AttributeError):  # numpy has no bfloat16 of its own: all but that
+        with safetensors.safe_open(path, framework="np") as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys() if k != "bf16"}
+        tensors["bf16"] = None
     check(tensors["f16"].view(np.uint16).tolist() == bits["f16"], "numpy f16")
     check_values(tensors, weight)
 

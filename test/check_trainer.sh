@@ -98,6 +98,7 @@ helps() {
     check '--help: exit 0, on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "Usage: $program"'
     sed -n 's/^  --\([a-z0-9-]*\).*/\1/p' "$work/out" >"$work/options"
     check '--help: lists the options' eval '[ "$(wc -l <"$work/options")" -gt 30 ]'
+    check '--help: one-cycle is the one without cycling momentum' says 'OneCycleLR(max_lr=LR, cycle_momentum=False)'
     check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
     run --version
     check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'

@@ -8,6 +8,7 @@
 //     damage weights KIND FILE     a safetensors file for --layers 36,4,10: good, or with one thing wrong (see kinds[])
 //     damage set FILE OFFSET HEX   overwrites bytes; a negative offset counts from the end
 //     damage cut FILE N            cuts N bytes off the end; a negative N appends zeros
+//     damage rename IN OUT FROM TO a copy of weights: names that begin with FROM begin with TO instead
 //     damage read FILE TENSOR      prints a tensor's dtype and shape, and its value if it is a single I64
 //     damage same A B              whether two files have the same tensors, apart from those that name the run (run.*)
 //     damage signal SIGNAL FILE ROWS COMMAND...
@@ -303,6 +304,25 @@ static int run_and_signal(const char *name, const char *file, long rows, char **
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+// Copies a file of weights with other names: `from` at the front of a name becomes `to`.
+static void rename_tensors(const char *in, const char *out, const char *from, const char *to) {
+    char err[SAFETENSORS_ERROR_SIZE];
+    safetensors_file f;
+    const size_t length = strlen(from);
+    if (safetensors_open(&f, in, err, sizeof err)) die(1, "cannot read", err);
+    for (size_t i = 0; i < f.n_tensors; i++) {
+        const char *old = f.tensors[i].name;
+        if (strncmp(old, from, length)) continue;
+        const size_t size = strlen(old) - length + strlen(to) + 1;
+        char *name = (char *)malloc(size);  // kept: the program ends soon
+        if (!name) die(1, "out of memory", "");
+        snprintf(name, size, "%s%s", to, old + length);
+        f.tensors[i].name = name;
+    }
+    if (safetensors_write(out, f.tensors, f.n_tensors, NULL, 0, err, sizeof err)) die(1, "cannot write", err);
+    safetensors_close(&f);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "parity") && argc == 3) write_parity(argv[2]);
@@ -312,6 +332,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "weights") && argc == 4) write_weights(argv[2], argv[3]);
     else if (!strcmp(what, "set") && argc == 5) set_bytes(argv[2], atol(argv[3]), argv[4]);
     else if (!strcmp(what, "cut") && argc == 4) cut(argv[2], atol(argv[3]));
+    else if (!strcmp(what, "rename") && argc == 6) rename_tensors(argv[2], argv[3], argv[4], argv[5]);
     else if (!strcmp(what, "read") && argc == 4) print_tensor(argv[2], argv[3]);
     else if (!strcmp(what, "same") && argc == 4) return compare_files(argv[2], argv[3]);
     else if (!strcmp(what, "signal") && argc > 5) return run_and_signal(argv[2], argv[3], atol(argv[4]), argv + 5);

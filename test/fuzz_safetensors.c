@@ -184,6 +184,9 @@ static const char *broken(const safetensors_file *f) {
         } else if (out[0] != 42) {
             return "a refused tensor was half read";
         }
+        int64_t integer = 42;
+        const int got = !safetensors_read_integer(f, t->name, &integer, err, sizeof err);
+        if (got ? t->numel != 1 : integer != 42) return "an integer that is none";
     }
     return covered != f->payload_size || sum > 255u * CAPACITY ? "tensors do not cover the payload" : NULL;
 }

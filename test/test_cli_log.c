@@ -192,6 +192,13 @@ static void test_values(void) {
     accepted("--save -x", "save -x ");
     accepted("--save -", "save - ");
     accepted("--save=--odd", "save --odd ");
+    const char *text = "before";
+    cli_option table[] = {CLI_TEXT("prompt", &text, "TEXT", "what it continues")};
+    char word[] = "--prompt", empty[] = "", joined[] = "--prompt=", program[] = "prog", message[200];
+    char *apart[] = {program, word, empty, NULL}, *together[] = {program, joined, NULL};
+    CHECK(cli_try(table, 1, 3, apart, message, sizeof message) == CLI_OK && !*text, "an empty text, apart");
+    text = "before";
+    CHECK(cli_try(table, 1, 2, together, message, sizeof message) == CLI_OK && !*text, "an empty text, together");
     accepted("--data=a=b", "data a=b ");
     accepted("--quiet --", "quiet 1 ");
     run_cli("--seed 4 --lr 1 --quiet", 0);

@@ -323,7 +323,9 @@ static void test_headers(void) {
     refuse("{" T("a", "F32", "[1]", "[0,4]"), 4, "expected ',' or '}', found the header's end");
     refuse("{\"__metadata__\":{\"a\":1}}", 0, "expected a string (__metadata__ maps strings to strings), found '1'");
     refuse("{\"__metadata__\":{\"a\":{}}}", 0, "maps strings to strings");
-    refuse("{\"__metadata__\":null}", 0, "expected '{'");
+    refuse("{\"__metadata__\":nul}", 0, "expected '{'");
+    refuse("{\"__metadata__\":nulls}", 0, "expected ',' or '}', found 's'");
+    refuse("{\"__metadata__\":null,\"__metadata__\":{}}", 0, "__metadata__ is there twice");
     refuse("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "__metadata__ is there twice");
     refuse("{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "metadata key 'k' is there twice");
     refuse("", 0, "header, byte 0: expected '{', found the header's end");
@@ -351,6 +353,8 @@ static void test_headers(void) {
 
     accept("{}", 0);
     accept("{}        ", 0);
+    accept("{\"__metadata__\":null}", 0);
+    accept("{\"__metadata__\" : null , " T("a", "F32", "[1]", "[0,4]") "}", 4);
     accept("{ \"a\" :\n\t{ \"shape\" : [ ] , \"data_offsets\" : [ 0 , 4 ] ,\r\n\"dtype\" : \"F32\" } }", 4);
     accept("{" T("a", "U8", "[0]", "[4,4]") "," T("b", "U8", "[4]", "[0,4]") "," T("c", "I64", "[0,9]", "[0,0]") "}",
            4);
@@ -391,6 +395,75 @@ static void test_headers(void) {
     safetensors_close(&f);
     free(deep);
 #undef T
+}
+
+// Files of other kinds, which a user may take for safetensors files, are refused by name.
+static void test_other_files(void) {
+    static const struct { const char *bytes; size_t n; const char *words; } files[] = {
+        {"PK\3\4 and so on", 16, "not a safetensors file but a zip archive, as torch.save writes"},
+        {"\x80\x02}q\1 and so on", 16, "a pickle, as old versions of torch.save write"},
+        {"version https://git-lfs.github.com/spec/v1\n", 43, "the pointer of a file in Git LFS"},
+        {"\x1f\x8b\x08 and so on", 16, "gzip data"},
+        {"\xfd" "7zXZ\0 and so on", 16, "xz data"},
+        {"\x28\xb5\x2f\xfd and so on", 16, "zstd data"},
+        {"GGUF\3 and so on", 16, "a GGUF file"},
+        {"\x89HDF\r\n\x1a\n and so on", 16, "an HDF5 file"},
+        {"something else", 14, "truncated, or not a safetensors file"}};
+    safetensors_file f;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        write_bytes(in_dir("other"), files[i].bytes, files[i].n);
+        CHECK(safetensors_open(&f, in_dir("other"), err, sizeof err) == -1, files[i].words);
+        check_message("a file of another kind", files[i].words);
+    }
+}
+
+// One tensor 'n' with these bytes is read as an integer; words: what refuses it, or NULL where `want` is right.
+static void integer(const char *dtype, const char *shape, const void *bytes, size_t n, int64_t want, const char *words) {
+    char header[200];
+    unsigned char raw[8 + 200 + 64] = {0};
+    safetensors_file f;
+    int64_t got = 12345;
+    const size_t size = (size_t)snprintf(header, sizeof header, "{\"n\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[0,%zu]}}",
+                                         dtype, shape, n);
+    raw[0] = (unsigned char)size;
+    memcpy(raw + 8, header, size);
+    memcpy(raw + 8 + size, bytes, n);
+    write_bytes(in_dir("integer"), raw, 8 + size + n);
+    if (!CHECK(!safetensors_open(&f, in_dir("integer"), err, sizeof err), header)) return;
+    const int status = safetensors_read_integer(&f, "n", &got, err, sizeof err);
+    if (words) {
+        CHECK(status == -1 && got == 12345, header);
+        check_message(header, words);
+    } else if (!CHECK(status == 0 && got == want, header)) {
+        printf("    %lld, expected %lld\n", (long long)got, (long long)want);
+    }
+    safetensors_close(&f);
+}
+
+static void test_integers(void) {
+    const unsigned char minus_two[8] = {0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, seven[8] = {7};
+    const float f = 1000000, half = 0.5f, nan = (float)NAN;
+    const double d = 9007199254740992.0, large = 1e19, limit = 9223372036854775808.0;
+    const unsigned char bf16[2] = {0x20, 0x41}, f16[2] = {0x00, 0x49};  // 10 in both
+    static const char *const types[] = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"};
+    for (int i = 0; i < 8; i++) {
+        const size_t n = (size_t)1 << i % 4;
+        integer(types[i], i % 2 ? "[]" : "[1]", seven, n, 7, NULL);
+        if (i < 4) integer(types[i], "[1,1]", minus_two, n, -2, NULL);
+        if (i >= 4 && i < 7) integer(types[i], "[]", minus_two, n, (INT64_C(1) << 8 * n) - 2, NULL);
+    }
+    integer("U64", "[]", minus_two, 8, 0, "'n': 18446744073709551614 is too large");
+    integer("F32", "[]", &f, 4, 1000000, NULL);
+    integer("F64", "[1]", &d, 8, INT64_C(9007199254740992), NULL);
+    integer("BF16", "[]", bf16, 2, 10, NULL);
+    integer("F16", "[]", f16, 2, 10, NULL);
+    integer("F32", "[]", &half, 4, 0, "'n': expected an integer, found 0.5");
+    integer("F32", "[]", &nan, 4, 0, "'n': expected an integer, found nan");
+    integer("F64", "[]", &large, 8, 0, "'n': expected an integer, found 1e+19");
+    integer("F64", "[]", &limit, 8, 0, "'n': expected an integer");
+    integer("BOOL", "[]", seven, 1, 0, "'n': expected a dtype of numbers, found BOOL");
+    integer("I32", "[2]", seven, 8, 0, "'n': expected one number, found shape [2]");
+    integer("I32", "[0]", seven, 0, 0, "'n': expected one number, found shape [0]");
 }
 
 static void test_files(void) {
@@ -702,6 +775,8 @@ int main(void) {
     test_round_trip();
     test_payload_checksum();
     test_headers();
+    test_other_files();
+    test_integers();
     test_files();
     test_conversion();
     test_failing_writes();

@@ -6,7 +6,7 @@
 // does on a device, and with a real command line, is tested with the MLP trainer (test_mlp.cu, test_train_mlp.sh).
 //
 // 1. options: rows, defaults, what excludes what       2. learning rates, against PyTorch's OneCycleLR
-// 3. tables of tensors                                 4. weight files: shapes, order, all or nothing
+// 3. tables of tensors                                 4. weight files: shapes, order, all or nothing, names of others
 // 5. runs: rescaling, log, report, resume, divergence, messages
 // 6. whose run: stored options, what a resume refuses and what it tells
 // 7. checkpoints: damage, bits flipped in headers, what is kept and removed, and in which order
@@ -303,6 +303,7 @@ static void test_options(void) {
     free(o.table);
     CHECK(o.steps == -1 && o.epochs == 10 && o.batch_size == 128 && o.seed == 1 && !o.log_dir, "defaults");
     CHECK(launch("toy --help") == 0 && strstr(out_text, "constant|cosine|one-cycle"), "--help knows one-cycle");
+    CHECK(strstr(out_text, "OneCycleLR(max_lr=LR, cycle_momentum=False)") != NULL, "and that its momentum does not cycle");
     const char *const groups[] = {"\nData\n", "\nModel\n", "\nRescaling\n", "\nTraining\n", "\nOutput\n"}, *at = out_text;
     for (int i = 0; i < 5 && at; i++) CHECK((at = strstr(at, groups[i])) != NULL, "--help has the groups in order");
     const struct { const char *arguments, *message; } wrong[] = {
@@ -419,7 +420,7 @@ static void test_shapes(void) {
     net.params = (float *)train_alloc(NULL, net.n_params, sizeof(float)),
     net.stats = (float *)train_alloc(NULL, net.n_stats, sizeof(float));
     for (size_t i = 0; i < net.n_params; i++) net.params[i] = (float)i;
-    for (int i = 0; i < 5; i++) net.stats[i] = (float)(-i);
+    for (int i = 0; i < 5; i++) net.stats[i] = (float)i;
     net.counts[0] = INT64_C(1) << 40, net.counts[1] = 3;
     CHECK(train_save_weights(&net, path, err, sizeof err) == 0, "saved");
     if (CHECK(safetensors_open(&f, path, err, sizeof err) == 0 && f.n_tensors == 5, "a file of five tensors")) {
@@ -436,7 +437,7 @@ static void test_shapes(void) {
     net.counts[0] = net.counts[1] = 0;
     CHECK(train_load_weights(&net, path, err, sizeof err) == 0 && net.counts[0] == INT64_C(1) << 40 && net.counts[1] == 3,
           "loaded");
-    CHECK(net.params[119] == 119 && net.params[120] == 0 && net.params[128 + 4] == 132 && net.stats[4] == -4,
+    CHECK(net.params[119] == 119 && net.params[120] == 0 && net.params[128 + 4] == 132 && net.stats[4] == 4,
           "every tensor in its place");
     CHECK(train_save_weights(&net, "/dev/null", err, sizeof err) == -1 && strstr(err, "is not a regular file"),
           "a device is not replaced");
@@ -446,29 +447,174 @@ static void test_shapes(void) {
 
 // Files of other networks: an error with these words, and nothing has changed.
 static void test_load_errors(void) {
-    const struct { int counter, wide; const char *words; } other[] = {
-        {1, 1, "'fc2.weight': expected shape [2,8], found [2,9]"}, {0, 0, "'bn1.num_batches_tracked'"}};
+    const char *const words = "'fc2.weight': expected shape [2,8], found [2,9]";
+    const char *const not_mine = "'bn1.num_batches_tracked' does not belong to this network (--depth or --norm differ)";
     static toy t, o;
     char path[1200], err[512];
     snprintf(path, sizeof path, "%s/other.safetensors", dir);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 2; i++) {
         t.options = o.options = train_default_options();
-        toy_build(&t, i < 2, 0), toy_build(&o, i < 2 ? other[i].counter : 1, i < 2 ? other[i].wide : 0);
-        const char *words =
-            i < 2 ? other[i].words : "'bn1.num_batches_tracked' does not belong to this network (--depth or --norm differ)";
+        toy_build(&t, i == 0, 0);
+        toy_build(&o, 1, i == 0);
         for (size_t k = 0; k < o.net.n_params; k++) o.net.params[k] = 99;
         CHECK(train_save_weights(&o.net, path, err, sizeof err) == 0, "weights of another network");
         float *params = train_host_copy(t.net.params, t.net.n_params);
-        if (i < 2) t.net.counts[0] = 7;
+        if (i == 0) t.net.counts[0] = 7;
         t.net.stats[2] = 5;
-        if (!CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, words), "refused"))
+        if (!CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, i ? not_mine : words), "refused"))
             printf("    %s\n", err);
         CHECK(memcmp(params, t.net.params, t.net.n_params * sizeof(float)) == 0 && t.net.stats[2] == 5,
               "the network is as before");
-        CHECK(i == 2 || t.net.counts[0] == 7, "and its counter");
+        CHECK(i == 1 || t.net.counts[0] == 7, "and its counter");
         free(params);
         toy_free(&t), toy_free(&o);
     }
+}
+
+// A tied transformer in small: two tensors of attention, an embedding that is also the head, a BatchNorm beside them.
+enum { V = 6, C = 4 };
+static void gpt_build(train_net *net, int tied) {
+    memset(net, 0, sizeof *net);
+    net->hint = "--untied differs";
+    net->prefix = "transformer.";
+    if (tied) {
+        net->tied = "lm_head.weight";
+        net->tied_to = "transformer.wte.weight";
+    }
+    train_add_parameter(net, RESCALE_WEIGHT, 0, V, C, 0, 0, "transformer.wte.weight");
+    train_add_parameter(net, RESCALE_WEIGHT, 0, 3 * C, C, 0, 0, "transformer.h.0.attn.c_attn.weight");
+    train_add_parameter(net, RESCALE_BIAS, 0, 3 * C, 0, 0, 0, "transformer.h.0.attn.c_attn.bias");
+    if (!tied) train_add_parameter(net, RESCALE_WEIGHT, 0, V, C, 0, 0, "lm_head.weight");
+    train_add_statistic(net, 0, C, "bn1.running_var");
+    train_add_counter(net, 0, "bn1.num_batches_tracked");
+    net->params = (float *)train_alloc(NULL, net->n_params, sizeof(float));
+    net->stats = (float *)train_alloc(NULL, net->n_stats, sizeof(float));
+}
+
+static void gpt_free(train_net *net) {
+    free(net->params);
+    free(net->stats);
+    train_net_free(net);
+}
+
+// A file of other people's: each word is NAME=VARIANT; the variants: a plain tensor of the network's shape, `turned` (transposed),
+// `other` (other values), `mask`, `fill`, and for the counter the dtype, of shape [] or (small letters) [1].
+static char other_path[1200];
+static void write_other(const char *words, const safetensors_pair *metadata) {
+    enum { MOST = 12 };
+    static float values[MOST][3 * C * V], mask[25];
+    static char text[1024];
+    const float as_float = 41, variance = -1;
+    const int32_t as_int = 41;
+    const double as_double = 41;
+    const int64_t one = 1, as_long = 41;
+    const unsigned char as_byte = 41;
+    safetensors_tensor t[MOST];
+    size_t n = 0;
+    char err[512];
+    snprintf(text, sizeof text, "%s", words);
+    for (char *w = strtok(text, " "); w && n < MOST; w = strtok(NULL, " ")) {
+        char *const variant = strchr(w, '=');
+        if (variant) *variant = 0;
+        const char *const how = variant ? variant + 1 : "";
+        const int matrix = strstr(w, "wte") || strstr(w, "lm_head");
+        const int attn = strstr(w, "c_attn.weight") != NULL;
+        int64_t shape[4] = {matrix ? V : attn || strstr(w, "c_attn") ? 3 * C : C, C, 0, 0};
+        for (int i = 0; i < 3 * C * V; i++) values[n][i] = (float)(i + 1) + (matrix ? 0.5f : 0) + (strcmp(how, "other") ? 0 : 1);
+        t[n] = safetensors_make(w, SAFETENSORS_F32, matrix || attn ? 2 : 1, shape, values[n]);
+        if (!strcmp(how, "turned")) {
+            t[n].shape[0] = shape[1];
+            t[n].shape[1] = shape[0];
+        }
+        if (!strcmp(how, "negative")) values[n][2] = variance;
+        const int64_t square[4] = {1, 1, 5, 5};
+        if (!strcmp(how, "mask")) t[n] = safetensors_make(w, SAFETENSORS_F32, 4, square, mask);
+        if (!strcmp(how, "fill")) t[n] = safetensors_make(w, SAFETENSORS_F32, 0, NULL, mask);
+        if (!strcmp(how, "i64")) t[n] = safetensors_make(w, SAFETENSORS_I64, 1, &one, &as_long);
+        if (!strcmp(how, "I32")) t[n] = safetensors_make(w, SAFETENSORS_I32, 0, NULL, &as_int);
+        if (!strcmp(how, "u8")) t[n] = safetensors_make(w, SAFETENSORS_U8, 1, &one, &as_byte);
+        if (!strcmp(how, "F32")) t[n] = safetensors_make(w, SAFETENSORS_F32, 0, NULL, &as_float);
+        if (!strcmp(how, "f64")) t[n] = safetensors_make(w, SAFETENSORS_F64, 1, &one, &as_double);
+        n++;
+    }
+    snprintf(other_path, sizeof other_path, "%s/others.safetensors", dir);
+    if (!CHECK(!safetensors_write(other_path, t, n, metadata, metadata ? 1 : 0, err, sizeof err), words)) printf("    %s\n", err);
+}
+
+// The weights of write_other load, with the values of the network's tensors and this counter; or are refused with `refusal`.
+static void check_other(int tied, const char *words, const safetensors_pair *metadata, int64_t counter, const char *refusal) {
+    train_net net;
+    char err[512] = "";
+    gpt_build(&net, tied);
+    write_other(words, metadata);
+    const int status = train_load_weights(&net, other_path, err, sizeof err);
+    if (refusal) {
+        int untouched = 1;
+        for (size_t i = 0; i < net.n_params; i++) untouched = untouched && net.params[i] == 0;
+        if (!CHECK(status == -1 && strstr(err, refusal) && untouched, words)) printf("    %s\n", err);
+        gpt_free(&net);
+        return;
+    }
+    if (!CHECK(status == 0, words)) printf("    %s\n", err);
+    int good = net.counts[0] == counter && net.stats[C - 1] == C;
+    for (int k = 0; k < net.n_tensors; k++) {
+        const train_tensor *t = &net.tensors[k];
+        const float more = strstr(t->name, "c_attn") ? 0 : 0.5f;
+        for (int i = 0; i < t->rows * t->cols; i++) good = good && net.params[t->offset + (size_t)i] == (float)(i + 1) + more;
+    }
+    CHECK(good || status, words);
+    gpt_free(&net);
+}
+
+// Weights as nanoGPT, PyTorch, safetensors and Hugging Face write them.
+static void test_names_of_others(void) {
+    const safetensors_pair left_out = {"transformer.wte.weight", "lm_head.weight"};
+    const safetensors_pair compiled = {"_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"};
+    const safetensors_pair nowhere = {"transformer.wte.weight", "no such tensor"};
+#define ATTN(prefix) prefix "h.0.attn.c_attn.weight " prefix "h.0.attn.c_attn.bias "
+#define REST " bn1.running_var bn1.num_batches_tracked=i64"
+    check_other(1, "transformer.wte.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "_orig_mod.transformer.wte.weight " ATTN("_orig_mod.transformer.") REST, NULL, 41, NULL);
+    check_other(1, "module.transformer.wte.weight " ATTN("module._orig_mod.transformer.") " _orig_mod.module.bn1.running_var", NULL, 0, NULL);
+    check_other(1, "wte.weight " ATTN("") REST, NULL, 41, NULL);
+    check_other(1, "transformer.wte.weight module.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0,
+                "tensors 'transformer.wte.weight' and 'module.transformer.wte.weight' both stand for 'transformer.wte.weight'");
+    check_other(1, "modules.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0, "no tensor 'transformer.wte.weight'");
+    // masks
+    check_other(1, "wte.weight h.0.attn.bias=mask h.0.attn.masked_bias=fill " ATTN("") REST, NULL, 41, NULL);
+    check_other(1, "transformer.wte.weight module.transformer.h.0.attn.bias=mask " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "wte.weight h.0.attn.bias " ATTN("") REST, NULL, 0, "'h.0.attn.bias' does not belong");
+    check_other(1, "wte.weight h.0.mlp.bias=mask " ATTN("") REST, NULL, 0, "'h.0.mlp.bias' does not belong");
+    // tied weights
+    check_other(1, "transformer.wte.weight lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "_orig_mod.transformer.wte.weight _orig_mod.lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "lm_head.weight " ATTN("transformer.") REST, &left_out, 41, NULL);
+    check_other(1, "transformer.wte.weight lm_head.weight=other " ATTN("transformer.") REST, NULL, 0,
+                "'lm_head.weight' does not belong to this network: here it is 'transformer.wte.weight', but they differ (--untied differs)");
+    check_other(1, "transformer.wte.weight lm_head.weight=turned " ATTN("transformer.") REST, NULL, 0, "'lm_head.weight': expected shape [6,4]");
+    check_other(0, "transformer.wte.weight lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(0, "lm_head.weight " ATTN("transformer.") REST, &left_out, 41, NULL);
+    check_other(0, "_orig_mod.lm_head.weight " ATTN("_orig_mod.transformer.") REST, &compiled, 41, NULL);
+    check_other(0, "lm_head.weight " ATTN("transformer.") REST, NULL, 0, "no tensor 'transformer.wte.weight'");
+    check_other(0, "lm_head.weight " ATTN("transformer.") REST, &nowhere, 0, "no tensor 'transformer.wte.weight'");
+    check_other(0, "transformer.wte.weight " ATTN("transformer.") REST, NULL, 0, "no tensor 'lm_head.weight'");
+    // transposed
+    check_other(1, "wte.weight h.0.attn.c_attn.weight=turned h.0.attn.c_attn.bias" REST, NULL, 0,
+                "'h.0.attn.c_attn.weight': expected shape [12,4], found [4,12]: it is transposed, [in][out], like the Conv1D of Hugging Face's GPT-2");
+    // counters
+#define WITH_COUNTER(counter) "wte.weight bn1.running_var " ATTN("") counter
+    check_other(1, WITH_COUNTER(""), NULL, 0, NULL);
+    check_other(1, WITH_COUNTER("bn1.num_batches_tracked=I32"), NULL, 41, NULL);
+    check_other(1, WITH_COUNTER("bn1.num_batches_tracked=u8"), NULL, 41, NULL);
+    check_other(1, WITH_COUNTER("bn1.num_batches_tracked=F32"), NULL, 41, NULL);
+    check_other(1, WITH_COUNTER("module.bn1.num_batches_tracked=f64"), NULL, 41, NULL);
+    check_other(1, WITH_COUNTER("bn1.num_batches_tracked"), NULL, 0, "'bn1.num_batches_tracked': expected one number, found shape [4]");
+    // a variance
+    check_other(1, "wte.weight bn1.running_var=negative " ATTN(""), NULL, 0, "'bn1.running_var': element [2] is -1, expected a variance, 0 or more");
+#undef ATTN
+#undef REST
+#undef WITH_COUNTER
 }
 
 // ------------------------------------------------------------------------------------------------------------- 5. runs
@@ -827,6 +973,7 @@ int main(void) {
     test_tables();
     test_shapes();
     test_load_errors();
+    test_names_of_others();
     test_lengths();
     test_runs();
     test_resume();

@@ -120,9 +120,9 @@ refuses 1 'not the same kind of file' --data "$work/good.bin" --val-data "$work/
 refuses 1 '--prompt: the data are tokens' --data "$work/good.bin" $small --steps 0 --sample 3 --prompt x
 refuses 1 '--prompt: byte 200 is beyond the vocabulary of 123' --data "$work/text" --vocabulary 123 $sizes --steps 0 --sample 3 --prompt "$(printf '\310')"
 refuses 1 '--prompt: byte 126 is beyond' --data "$work/text" --vocabulary 123 $sizes --steps 0 --sample 3 --prompt 'a~'
-mkdir "$work/empty-dir"
-(cd "$work/empty-dir" && "$trainer" $sizes --limit 50 --steps 0) >"$work/out" 2>"$work/err"
-check 'without --data and without Shakespeare: the grammar, visibly' eval '[ $? -eq 0 ] && says "training on the built-in grammar" && says "grammar: "'
+# As the other trainers: without their data nothing else is trained on.
+refuses 1 'get_data.sh --dest' --data-dir "$work" $sizes --steps 0
+check 'without --data and without Shakespeare: how to get it, and what is built in' complains 'shakespeare; built in: grammar'
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
@@ -161,6 +161,19 @@ cp "$work/none" "$work/bad"
 refuses 1 checksum $load "$work/bad"
 "$damage" cut "$work/bad" 5
 refuses 1 "$work/bad" $load "$work/bad"
+
+# Names that other programs give to the same weights: loaded and saved again, they are the same file.
+renamed() { # renamed FROM TO: FROM at the front of a name becomes TO
+    check "names with '$2' for '$1': written" "$damage" rename "$work/none" "$work/renamed" "$1" "$2"
+    ok "names with '$2' for '$1' load" $tiny --steps 0 --rescale none --quiet --load "$work/renamed" --save "$work/again"
+    check "names with '$2' for '$1': the same weights" same "$work/again" "$work/none"
+}
+renamed '' _orig_mod.
+renamed '' module.
+renamed '' module._orig_mod.
+renamed transformer. ''
+renamed transformer.wte.weight lm_head.weight
+refuses 1 "no tensor 'transformer.wte.weight'" $tiny --untied --steps 0 --load "$work/renamed"
 
 # shellcheck disable=SC2086
 bad_outputs $tiny
@@ -282,7 +295,25 @@ ok 'the likeliest, as the only one of one' $sample --prompt 'the cat' --temperat
 check 'temperature 0 is top-k 1' same "$work/out" "$work/first"
 ok 'no prompt' $sample
 check 'no prompt: 40 characters' is "$(wc -c <"$work/out" | tr -d ' ')" 41
+ok 'an empty prompt' $sample --prompt ''
+check 'an empty prompt is no prompt' is "$(wc -c <"$work/out" | tr -d ' ')" 41
+ok 'an empty prompt, in one word' $sample --prompt=
+check 'an empty prompt in one word is no prompt' is "$(wc -c <"$work/out" | tr -d ' ')" 41
 ok 'a prompt longer than the context' $sample --prompt "$(awk 'BEGIN { for (i = 0; i < 50; i++) printf "abc " }')"
+# Large random weights, whose likeliest next byte depends on every byte of the context: the last 12 bytes are all that counts.
+blank="$tiny --steps 0 --rescale none --quiet --init-scale 20 --sample 20 --temperature 0"
+tail_of() { tail -c 21 "$work/out"; }
+for seed in 1 2 3; do
+    ok 'a prompt of the whole context' $blank --seed $seed --prompt 'abcdefghijkl'
+    whole=$(tail_of)
+    ok 'a prompt longer than the context, with that end' $blank --seed $seed --prompt 'another beginning: abcdefghijkl'
+    check 'a longer prompt keeps as many bytes as fit the context' is "$(tail_of)" "$whole"
+done
+ok 'a prompt, and no sample' $tiny --steps 0 --quiet --prompt 'the cat'
+for option in prompt temperature top-k; do
+    run $tiny --steps 0 --$option 1
+    check "--$option without --sample: a warning, and the run goes on" eval '[ $status -eq 0 ] && complains "warning: --$option is unused without --sample"'
+done
 ok 'tokens' --data "$work/good.bin" $small --steps 0 --rescale none --quiet --sample 5
 check 'tokens are printed as numbers' is "$(wc -w <"$work/out" | tr -d ' ')" 5
 
