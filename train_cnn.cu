@@ -800,6 +800,18 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (c->model != MODEL_RESNET18 && cli_given(options, n, "shortcut") == CLI_TYPED) cli_usage_error("train_cnn", "--shortcut: only --model resnet18 has shortcuts");
 }
 
+// Height x width of the smallest map that BatchNorm normalises; 0 where none is.
+static int smallest_normed_map(const model *m) {
+    int smallest = 0;
+    for (int k = 0; k < m->n_layers; k++) {
+        const layer *l = &m->layers[k];
+        if (l->gamma == NONE) continue;
+        const int size = l->h * l->w;
+        if (!smallest || size < smallest) smallest = size;
+    }
+    return smallest;
+}
+
 // Device memory of the model, in MiB.
 static double model_mebibytes(const model *m) {
     const size_t families = 2 + (m->net.moment1 != NULL) + (m->net.moment2 != NULL);
@@ -823,6 +835,8 @@ static int run(const config *c) {
     const int max_rows = t.run.batch > EVAL_ROWS ? t.run.batch : EVAL_ROWS;
     if (model_create(&t.m, c, train.channels, train.height, train.width, train.classes, max_rows, err, sizeof err))
         cli_usage_error("train_cnn", "%s", err);
+    const int normed = smallest_normed_map(&t.m);
+    if (normed) train_check_batch_norm(&t.run, normed);
     t.train = device_data_create(&train, 1), t.test = device_data_create(&test, 1);
     device_describe(device, sizeof device);
     log_progress_line(&t.run.progress, "%s, %s", device, gemm_backend());

@@ -489,6 +489,7 @@ static int run(config *c) {
     c->layers.n = n_layers + 1;  // what is stored with checkpoints
     memcpy(c->layers.v, dim, (size_t)c->layers.n * sizeof *dim);
     train_set_length(&t.run, train.n);
+    if (c->norm == NORM_BATCH && n_layers > 1) train_check_batch_norm(&t.run, 1);
     const int max_rows = t.run.batch > 512 ? t.run.batch : 512;
     if (model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err)) cli_usage_error("train_mlp", "--precision: %s", err);
     t.train = device_data_create(&train, c->task == TASK_CLASSIFY), t.test = device_data_create(&test, c->task == TASK_CLASSIFY);

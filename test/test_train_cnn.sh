@@ -253,8 +253,11 @@ check 'full batch: a step per epoch' is "$(number "$work/r.json" steps)" 3
 ok 'full batch, logged' $tiny --batch-size 0 --steps 1 --log-dir "$work/fullbatch" --quiet
 check 'the loss of a full batch is the loss of the evaluation before it' \
     near "$(awk -F, '$3 == "step" { print $4 }' "$work/fullbatch/log.csv")" "$(awk -F, '$3 == "train" && $1 == 0 { print $4 }' "$work/fullbatch/log.csv")" 1e-6
-ok 'BatchNorm, a last batch of one image' $tiny --limit 7 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
+ok 'BatchNorm, a last batch of two images' $tiny --limit 8 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
 check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
+refuses 2 'the last batch of an epoch has 1 sample (of 7, in batches of 3): choose another --batch-size or --limit' $tiny --limit 7 --batch-size 3 --norm batch
+refuses 2 'a batch has 1 sample' $tiny --limit 7 --batch-size 1 --norm batch
+ok 'BatchNorm, batches of one image with maps of more than one pixel' --data images --limit 3 --limit-test 3 --batch-size 1 --width 0.1 --norm batch --epochs 1 --quiet
 ok 'fewer test images' $tiny --limit-test 30 --steps 0
 check '--limit-test: fewer test images' says ' 30 test images'
 ok 'evaluation every 5 steps' $tiny --steps 12 --eval-every 5steps --log-dir "$work/eval" --quiet --precision fp32

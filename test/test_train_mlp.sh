@@ -102,6 +102,19 @@ refuses 1 "'fc1.bias' does not belong" $moons --no-bias --load "$work/other" --s
 refuses 1 "'fc2.weight': expected shape [8,16], found [16,16]" --data moons --layers 2,16,8,2 --load "$work/other" --steps 0
 refuses 1 "'fc3.weight': expected shape [16,16], found [2,16]" --data moons --layers 2,16,16,16,2 --load "$work/other" --steps 0
 refuses 1 "'bn1.weight'" $moons --norm batch --load "$work/other" --steps 0
+start norm --norm batch --rescale none
+for prefix in _orig_mod. module.; do # of torch.compile and of DataParallel
+    "$damage" rename "$work/norm" "$work/renamed" '' $prefix
+    ok "names with $prefix load" $moons --norm batch --rescale none --steps 0 --quiet --load "$work/renamed" --save "$work/again"
+    check "names with $prefix: the same weights" same "$work/again" "$work/norm"
+done
+"$damage" rename "$work/norm" "$work/renamed" bn2.num_batches_tracked bn2.unknown
+refuses 1 "'bn2.unknown' does not belong" $moons --norm batch --load "$work/renamed" --steps 0
+"$damage" rename "$work/norm" "$work/swap1" fc1.bias bias         # the biases and the variances change places
+"$damage" rename "$work/swap1" "$work/swap2" bn1.running_var fc1.bias
+"$damage" rename "$work/swap2" "$work/renamed" bias bn1.running_var
+refuses 1 "'bn1.running_var': element [" $moons --norm batch --load "$work/renamed" --steps 0
+check 'a negative running variance: what was expected' complains 'expected a variance, 0 or more'
 
 # --------------------------------------------------------------------------------------------------------------- output
 
@@ -263,8 +276,18 @@ check 'the loss of a full batch is the loss of the evaluation before it' \
 ok 'a batch as large as the training set' $moons --batch-size 1000 --epochs 3 --quiet --save "$work/b"
 ok 'a batch larger than the training set' $moons --batch-size 5000 --epochs 3 --quiet --save "$work/c"
 check 'a batch as large as the training set, or larger, is the full batch' eval 'same "$work/a" "$work/b" && same "$work/a" "$work/c"'
-ok 'batches of one sample, BatchNorm' $moons --limit 7 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
+ok 'a last batch of two samples, BatchNorm' $moons --limit 8 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
 check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
+one="$moons --norm batch --log-dir $work/one"
+refuses 2 'the last batch of an epoch has 1 sample (of 7, in batches of 3): choose another --batch-size or --limit' $one --limit 7 --batch-size 3
+refuses 2 'BatchNorm: expected more than 1 value per channel when training, but a batch has 1 sample' $one --limit 7 --batch-size 1
+refuses 2 'a batch has 1 sample (of 1, in batches of 1)' $one --limit 1 --batch-size 0
+refuses 2 'the last batch of an epoch has 1 sample' $one --limit 7 --batch-size 3 --steps 3
+refuses 2 'the last batch of an epoch has 1 sample' $one --limit 7 --batch-size 3 --resume "$work/one" --epochs 9
+check 'BatchNorm on one value is refused before anything is written' eval '[ ! -e "$work/one" ]'
+ok 'BatchNorm, a last batch of one sample that no step takes' $moons --norm batch --limit 7 --batch-size 3 --steps 2 --quiet
+ok 'BatchNorm, batches of one sample and no steps' $moons --norm batch --batch-size 1 --steps 0 --quiet
+ok 'no BatchNorm, batches of one sample' $moons --limit 7 --batch-size 3 --epochs 2 --quiet
 check 'BatchNorm has its statistics' is "$("$damage" read "$work/a" bn2.running_var)" 'F32 [16]'
 ok 'no bias' $moons --no-bias --epochs 1 --quiet --save "$work/a"
 check 'no bias: none in the file' eval '! "$damage" read "$work/a" fc1.bias 2>"$work/err"'
