@@ -15,6 +15,7 @@
 //                                errors inside them show at the next synchronizing call.
 //     device_synchronize()       waits for the device, CUDA_CHECKed
 //     device_describe(buf, n)    writes "NVIDIA H200 (sm_90, 132 SMs, 139 GiB)" or "CPU, 2 threads (AMD EPYC 7763)"
+//     device_require(program)    where there is no GPU that works, says so in one line and exits 1; first thing in main
 //     device_threads()           CPU threads that kernels and loops use; 1 on a GPU
 //
 //     UNROLL                     before a loop of known length: unroll it wholly. On a CPU the loop over a block's threads
@@ -109,6 +110,16 @@ static inline void cuda_check(cudaError_t error, const char *file, int line, con
 // Waits until everything launched so far is done.
 static inline void device_synchronize(void) {
     CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+// Exits with one line that names the program where no device can be used: a GPU build on a machine without a GPU.
+static inline void device_require(const char *program) {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error == cudaSuccess && devices > 0) return;
+    fflush(stdout);
+    fprintf(stderr, "%s: no GPU: build with DEVICE=cpu (%s)\n", program, cudaGetErrorString(error));
+    exit(1);
 }
 
 #if DEVICE_IS_GPU

@@ -38,6 +38,10 @@
 //  - No grid-wide barrier, no waiting for another block, no implicit warp synchrony; blocks a multiple of 32 threads
 //    where warp intrinsics are used. Atomics on floats are reproducible with one thread only.
 //  - Pass nullptr, not NULL or 0, for a pointer argument of a launch.
+//  - Within a warp either all lanes go on to the next __syncthreads() or none: lanes may leave a kernel before its first
+//    barrier, whole warps at any time.
+//  - More than 48 KiB of dynamic shared memory must be asked for, kernel by kernel, with cudaFuncSetAttribute. A launch
+//    with dynamic shared memory names all template arguments of its kernel.
 //  - __nv_bfloat16 and __half are storage types here: only their conversions exist, no arithmetic. (On a GPU they need
 //    cuda_bf16.h and cuda_fp16.h; common/mma.cuh includes them and has the tensor cores' instructions for both devices.)
 //
@@ -45,6 +49,8 @@
 //     OMP_NUM_THREADS            number of OS threads
 //     CUDA_CPU_ORDER             forward (default), reverse or random[:SEED]: order of blocks and threads. Results must
 //                                not depend on it; a missing barrier usually shows as a difference.
+//     CUDA_CPU_SHARED_KIB=99     dynamic shared memory that a kernel may ask for (default 227; 99 is an RTX card's)
+//     CUDA_CPU_DEVICES=0         behave like a machine without a GPU, for tests
 //     OMP_WAIT_POLICY=passive    where other programs use the processors too: OpenMP's idle threads otherwise spin and
 //                                a launch can take 10 ms. On an idle machine it takes 1 us without and 10 us with it.
 //
@@ -163,6 +169,7 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorInvalidMemcpyDirection = 21,
+    cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorNotReady = 600,
     cudaErrorNotSupported = 801
@@ -204,7 +211,7 @@ struct Lane {
     uint64_t in, out;
 };
 struct Warp {
-    uint32_t alive, waiting;
+    uint32_t alive, waiting, met;  // lanes; met: those that were at the last barrier, 0 before the first
     Lane lane[32];
 };
 
@@ -344,8 +351,15 @@ inline void make_ready(Worker &w, int t) {
     w.ready[(w.ready_head + w.ready_n++) % kMaxThreads] = (uint16_t)t;
 }
 
-// Every live thread waits at the barrier or is the caller, so the ready ring is empty.
+// Every live thread waits at the barrier or is the caller, so the ready ring is empty. A warp whose lanes have parted since
+// the last barrier is a mistake: those that left the loop wait on a GPU for the others, which wait here.
 inline void release_barrier(Worker &w) {
+    for (int i = 0; i * 32 < w.n; i++) {
+        Warp &p = w.warp[i];
+        if (p.met && p.alive && p.alive != p.met)
+            die("lanes of one warp go on to a barrier that others, which were at the last one, do not reach", w.bar_line);
+        p.met = p.alive;
+    }
     std::swap(w.ready, w.bar);
     w.ready_head = 0;
     w.ready_n = (unsigned)w.bar_n;
@@ -536,6 +550,7 @@ __attribute__((noinline)) inline void begin_fibers() {
     w.bar_n = 0;
     for (int i = 0; i * 32 < w.n; i++) {
         w.warp[i].waiting = 0;
+        w.warp[i].met = 0;
         w.warp[i].alive = w.n - i * 32 >= 32 ? ~0u : (1u << w.n % 32) - 1;
     }
     for (int i = 0; i < k; i++) w.warp[thread_at(w, i) / 32].alive &= ~(1u << thread_at(w, i) % 32);
@@ -738,12 +753,46 @@ __attribute__((noinline)) void run_blocks(const Launch &l, F f, int64_t b0, int6
 }
 
 inline cudaError_t last_error = cudaSuccess;
-inline int64_t smem_limit = 48 << 10;  // cudaFuncSetAttribute raises it (for all kernels)
+
+// Dynamic shared memory that kernels have asked for with cudaFuncSetAttribute, by the kernel's address.
+inline std::map<uintptr_t, int> shared_limits;
+inline std::mutex shared_limits_mutex;
+template <class K> uintptr_t address_of(K *kernel) {
+    return reinterpret_cast<uintptr_t>(kernel);
+}
+// The bytes that a launch of the kernel may use.
+inline size_t shared_limit(uintptr_t kernel) {
+    std::lock_guard<std::mutex> lock(shared_limits_mutex);
+    const auto it = shared_limits.find(kernel);
+    return it == shared_limits.end() || it->second < 48 << 10 ? (size_t)48 << 10 : (size_t)it->second;
+}
+// The environment variable `name`, a whole number from 0 to `most`; `otherwise` where it is not set.
+inline int environment_number(const char *name, int most, int otherwise) {
+    const char *s = getenv(name);
+    if (!s || !*s) return otherwise;
+    char *end;
+    const long v = strtol(s, &end, 10);
+    if (*end || v < 0 || v > most) {
+        fprintf(stderr, "%s=%s: expected a whole number from 0 to %d\n", name, s, most);
+        exit(2);
+    }
+    return (int)v;
+}
+// The most that a kernel may ask for, in bytes.
+inline int shared_most() {
+    static const int bytes = environment_number("CUDA_CPU_SHARED_KIB", 227, 227) << 10;
+    return bytes;
+}
+inline bool has_device() {
+    static const int devices = environment_number("CUDA_CPU_DEVICES", 1, 1);
+    return devices > 0;
+}
 
 // What LAUNCH makes of kernel<<<grid, block, smem, stream>>>; calling it with the arguments runs the grid.
 template <class F> struct Launcher {
     F f;
     const char *name;
+    uintptr_t kernel;
     dim3 grid, block;
     size_t smem;
     template <class... A> void operator()(A... a) const {
@@ -753,7 +802,7 @@ template <class F> struct Launcher {
             last_error = cudaErrorInvalidConfiguration;
             return;
         }
-        if ((int64_t)smem > smem_limit) {
+        if (smem > shared_limit(kernel)) {
             last_error = cudaErrorInvalidValue;
             return;
         }
@@ -778,13 +827,21 @@ template <class F> struct Launcher {
     }
 };
 template <class F>
-Launcher<F> launcher(const char *name, F f, dim3 grid, dim3 block, size_t smem = 0, cudaStream_t = nullptr) {
-    return {f, name, grid, block, smem};
+Launcher<F> launcher(const char *name, F f, uintptr_t kernel, dim3 grid, dim3 block, size_t smem = 0,
+                     cudaStream_t = nullptr) {
+    return {f, name, kernel, grid, block, smem};
 }
 }  // namespace cuda_cpu
 
+// A launch without dynamic shared memory does not need the kernel's address, so its template arguments may be deduced.
+#define CUDA_CPU_LAUNCH(kernel, address, ...)                                                                        \
+    cuda_cpu::launcher(#kernel, [](auto... a_) __attribute__((always_inline)) { kernel(a_...); }, address, __VA_ARGS__)
+#define CUDA_CPU_PLAIN(kernel, ...) CUDA_CPU_LAUNCH(kernel, 0, __VA_ARGS__)
+#define CUDA_CPU_SHARED(kernel, ...) CUDA_CPU_LAUNCH(kernel, cuda_cpu::address_of(kernel), __VA_ARGS__)
+#define CUDA_CPU_PICK(a, b, c, d, e, f, g, h, pick, ...) pick
 #define LAUNCH(kernel, ...)                                                                                          \
-    cuda_cpu::launcher(#kernel, [](auto... a_) __attribute__((always_inline)) { kernel(a_...); }, __VA_ARGS__)
+    CUDA_CPU_PICK(__VA_ARGS__, CUDA_CPU_SHARED, CUDA_CPU_SHARED, CUDA_CPU_SHARED, CUDA_CPU_SHARED, CUDA_CPU_SHARED,  \
+                  CUDA_CPU_SHARED, CUDA_CPU_PLAIN, CUDA_CPU_PLAIN, )(kernel, __VA_ARGS__)
 
 // ----------------------------------------------------------------------------------------- device-side intrinsics
 // The line number is a default argument, so that messages can say where a thread waits.
@@ -1054,6 +1111,7 @@ inline cudaError_t result(bool ok, cudaError_t error = cudaErrorInvalidValue) {
 }
 inline cudaError_t allocate(void **p, size_t n, cudaMemoryType type) {
     *p = nullptr;
+    if (!has_device()) return result(false, cudaErrorNoDevice);
     if (!n) return cudaSuccess;
     if (posix_memalign(p, 256, n)) {
         *p = nullptr;
@@ -1093,6 +1151,7 @@ inline const char *cudaGetErrorString(cudaError_t e) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorInvalidMemcpyDirection: return "invalid copy direction for memcpy";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorNotSupported: return "operation not supported";
@@ -1107,7 +1166,10 @@ inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaDeviceReset() { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int d) { return cuda_cpu::result(d == 0, cudaErrorInvalidDevice); }
 inline cudaError_t cudaGetDevice(int *d) { return *d = 0, cudaSuccess; }
-inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int *n) {
+    *n = cuda_cpu::has_device();
+    return cuda_cpu::result(*n > 0, cudaErrorNoDevice);
+}
 inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 0, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 0, cudaSuccess; }
 // Free and total memory of the machine.
@@ -1127,7 +1189,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
     snprintf(p->name, sizeof p->name, "CPU");
     cudaMemGetInfo(&available, &p->totalGlobalMem);
     p->sharedMemPerBlock = 48 << 10;
-    p->sharedMemPerBlockOptin = 227 << 10;
+    p->sharedMemPerBlockOptin = (size_t)cuda_cpu::shared_most();
     p->maxThreadsPerBlock = cuda_cpu::kMaxThreads;
     p->maxThreadsPerMultiProcessor = 2048;
     p->warpSize = 32;
@@ -1144,10 +1206,11 @@ inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int d) {
                                                             : 0;
     return e;
 }
-template <class K> cudaError_t cudaFuncSetAttribute(K *, cudaFuncAttribute a, int v) {
+template <class K> cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute a, int v) {
     if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (v < 0 || v > 227 << 10) return cuda_cpu::result(false);
-    cuda_cpu::smem_limit = std::max<int64_t>(cuda_cpu::smem_limit, v);
+    if (v < 0 || v > cuda_cpu::shared_most()) return cuda_cpu::result(false);
+    std::lock_guard<std::mutex> lock(cuda_cpu::shared_limits_mutex);
+    cuda_cpu::shared_limits[cuda_cpu::address_of(kernel)] = v;
     return cudaSuccess;
 }
 

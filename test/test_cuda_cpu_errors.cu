@@ -137,6 +137,21 @@ __global__ void big_stack(float *p) {
 __global__ void fine(float *p) {
     p[threadIdx.x] = 1;
 }
+__global__ void fine_too(float *p) {
+    p[threadIdx.x] = 1;
+}
+// The trip count differs within a warp.
+__global__ void leave_between_barriers(float *p) {
+    for (int round = 0; round <= (int)threadIdx.x; round++) __syncthreads();
+    p[threadIdx.x] = 1;
+}
+// The two lanes that go on meet in another place than those that have left the loop would.
+__global__ void return_between_barriers(float *p) {
+    __syncthreads();
+    if (threadIdx.x > 1) return;
+    __syncthreads();
+    p[threadIdx.x] = 1;
+}
 
 // Is this the mistake that was asked for?
 static const char *mistake = "";
@@ -146,6 +161,7 @@ static int is(const char *name) {
 
 int main(int argc, char **argv) {
     if (argc > 1) mistake = argv[1];
+    if (is("no_gpu")) device_require("test_cuda_cpu_errors");
     float *p, *q, h[N];
     for (int i = 0; i < N; i++) h[i] = (float)i;
     CUDA_CHECK(cudaMalloc(&p, sizeof h));
@@ -177,6 +193,20 @@ int main(int argc, char **argv) {
     if (is("too_many_threads")) fine<<<1, 2048>>>(p);
     if (is("no_block")) fine<<<0, 32>>>(p);
     if (is("too_much_shared")) fine<<<1, 32, 100000>>>(p);
+    if (is("shared_of_another")) {
+        CUDA_CHECK(cudaFuncSetAttribute(fine_too, cudaFuncAttributeMaxDynamicSharedMemorySize, 100000));
+        fine<<<1, 32, 100000>>>(p);
+    }
+    if (is("shared_asked")) {
+        CUDA_CHECK(cudaFuncSetAttribute(fine, cudaFuncAttributeMaxDynamicSharedMemorySize, 108544));
+        fine<<<1, 32, 108544>>>(p);
+    }
+    if (is("shared_asked_too_little")) {
+        CUDA_CHECK(cudaFuncSetAttribute(fine, cudaFuncAttributeMaxDynamicSharedMemorySize, 99999));
+        fine<<<1, 32, 100000>>>(p);
+    }
+    if (is("leave_between_barriers")) leave_between_barriers<<<1, 32>>>(p);
+    if (is("return_between_barriers")) return_between_barriers<<<1, 32>>>(p);
     if (is("check_launch")) {
         fine<<<1, 2048>>>(p);
         CUDA_CHECK_LAUNCH();
