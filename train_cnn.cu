@@ -597,8 +597,8 @@ static void model_init(model *m, const config *c) {
 static void diag_g(model *m, int bias_paths) {
     const int n = (int)m->net.n_params, pixels = m->layers[0].in_h * m->layers[0].in_w * m->layers[0].in_c;
     float *params = m->net.params, *squares = device_floats(m->net.n_params);
-    const gemm_context reduced = m->gemm;
-    if (reduced.precision != GEMM_FP32 && gemm_create(&m->gemm, GEMM_FP32, NULL, 0)) m->gemm = reduced;
+    const int precision = m->gemm.precision;
+    gemm_set_precision(&m->gemm, GEMM_FP32, NULL, 0);  // also with --precision tf32 or bf16
     square_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(squares, params, n);
     fill_kernel<<<ceil_div(pixels, BLOCK), BLOCK>>>(m->image, 1.0f, pixels);
     for (int i = 0; i < m->net.n_tensors && !bias_paths; i++) {
@@ -612,7 +612,7 @@ static void diag_g(model *m, int bias_paths) {
     device_synchronize();
     m->net.params = params;
     CUDA_CHECK(cudaFree(squares));
-    if (reduced.precision != GEMM_FP32 && m->gemm.precision == GEMM_FP32) gemm_destroy(&m->gemm), m->gemm = reduced;
+    gemm_set_precision(&m->gemm, precision, NULL, 0);
 }
 
 // Describes the model to rescale.cuh; returns the number of groups. The channels of an activation are one group of units, and so
@@ -859,6 +859,7 @@ int train_cnn_main(int argc, char **argv);
 int main(int argc, char **argv) {
     config c = default_config();
     parse_command_line(&c, argc, argv);
+    device_require("train_cnn");
     log_signal_install();
     return run(&c);
 }

@@ -517,6 +517,7 @@ int train_mlp_main(int argc, char **argv);
 int main(int argc, char **argv) {
     config c = default_config();
     parse_command_line(&c, argc, argv);
+    device_require("train_mlp");
     log_signal_install();
     return run(&c);
 }

@@ -16,6 +16,9 @@
 //     Prepares g and allocates its workspace. precision is GEMM_FP32, or on a GPU also GEMM_TF32 or GEMM_BF16: inputs are
 //     rounded to that format inside the tensor cores, sums and results stay fp32. Returns 0, or nonzero with one line in
 //     err (NULL is allowed); g may then be passed to gemm_destroy, to nothing else.
+// gemm_set_precision(g, precision, err, err_size)
+//     Later products use another precision; workspace and handle stay. GEMM_FP32, and what g had before, never fail. Returns 0,
+//     or nonzero with one line in err (NULL is allowed), and g is as it was.
 // gemm_destroy(g)
 //     Frees what g holds. A context that is all zeros, or destroyed already, is fine.
 // gemm(g, trans_a, trans_b, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc)
@@ -134,13 +137,18 @@ static inline void gemm_set_stream(gemm_context *g, cudaStream_t stream) {
     GEMM_CUBLAS_CHECK(cublasSetWorkspace(g->handle, g->workspace, g->workspace_size));
 }
 
-static inline int gemm_create(gemm_context *g, int precision, char *err, size_t err_size) {
-    memset(g, 0, sizeof *g);
-    g->precision = precision;
+static inline int gemm_set_precision(gemm_context *g, int precision, char *err, size_t err_size) {
     if (precision == GEMM_FP32) g->compute = CUBLAS_COMPUTE_32F;
     else if (precision == GEMM_TF32) g->compute = CUBLAS_COMPUTE_32F_FAST_TF32;
     else if (precision == GEMM_BF16) g->compute = CUBLAS_COMPUTE_32F_FAST_16BF;
     else return gemm_error(err, err_size, "precision must be GEMM_FP32, GEMM_TF32 or GEMM_BF16");
+    g->precision = precision;
+    return 0;
+}
+
+static inline int gemm_create(gemm_context *g, int precision, char *err, size_t err_size) {
+    memset(g, 0, sizeof *g);
+    if (gemm_set_precision(g, precision, err, err_size)) return 1;
     if (cudaMalloc(&g->workspace, GEMM_WORKSPACE_BYTES) != cudaSuccess) {
         g->workspace = NULL;
         return gemm_error(err, err_size, "no device memory for the cuBLAS workspace (32 MiB)");
@@ -633,10 +641,15 @@ static inline void gemm_destroy(gemm_context *g) {
     memset(g, 0, sizeof *g);
 }
 
+static inline int gemm_set_precision(gemm_context *g, int precision, char *err, size_t err_size) {
+    if (precision != GEMM_FP32) return gemm_error(err, err_size, "a CPU computes in fp32 only, not in tf32 or bf16");
+    g->precision = precision;
+    return 0;
+}
+
 static inline int gemm_create(gemm_context *g, int precision, char *err, size_t err_size) {
     memset(g, 0, sizeof *g);
-    g->precision = precision;
-    if (precision != GEMM_FP32) return gemm_error(err, err_size, "a CPU computes in fp32 only, not in tf32 or bf16");
+    if (gemm_set_precision(g, precision, err, err_size)) return 1;
     g->threads = 1;
 #ifdef _OPENMP
     g->threads = omp_get_max_threads();

@@ -6,6 +6,7 @@
 #     is A B, not COMMAND..., same FILE FILE
 #     picture FILE                whether a plot of dev/plot.h is whole: light and dark colours, both axes of every panel titled (with
 #                                 SHARED=1 the panels share the vertical one), no number that is none, every marker inside its frame
+#     full_disk COMMAND...        runs a command whose files must not grow beyond a kilobyte: every write past it fails
 #     summary                     the last line `N passed, N failed, N skipped`; returns the exit status of the test
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
@@ -61,6 +62,8 @@ picture() {
         if (bad) print bad
         exit bad != "" }' "$1"
 }
+# Writing fails, as on a full disk, and does not kill. A GPU's driver must not need files of its own then (its cache is off).
+full_disk() { (trap '' XFSZ && export CUDA_CACHE_DISABLE=1 && ulimit -f 2 && exec "$@"); }
 summary() {
     echo "$passed passed, $failed failed, $skipped skipped"
     [ $failed -eq 0 ] && [ $passed -gt 0 ]

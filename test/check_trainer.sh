@@ -8,8 +8,8 @@
 #     ok WHAT ARGUMENTS               a run that ends well and has nothing to complain about
 #     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in it
 #     says TEXT, complains TEXT       stdout, stderr of the last run has the text
-# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared, no_room, interrupted,
-# again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
+# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared, no_room, no_gpu,
+# interrupted, again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
     echo "usage: sh $0 TRAINER [COMPARE]" >&2
@@ -165,13 +165,34 @@ bad_outputs() {
     check '--save does not replace a pipe or a device' test -p "$work/pipe"
 }
 
+# full_disk_works ARGUMENTS: without room a run that saves nothing must work. Where it does not because a GPU's driver needs files
+# of its own, the status is 1, and this is said as a skipped check.
+full_disk_works() {
+    run "$@" --steps 0
+    on_cpu=1
+    says 'CPU, ' || on_cpu=0
+    full_disk "$trainer" --quiet "$@" --steps 0 >"$work/out" 2>"$work/err"
+    status=$?
+    [ $status -eq 0 ] || [ $on_cpu -eq 1 ] || { skip "full disk: the driver needs files of its own: $(tail -n 1 "$work/err")" && return 1; }
+    check 'no room: a run that saves nothing works' is $status 0
+}
+
+# no_gpu ARGUMENTS: where there is no GPU, a program of both devices says so before it reads or writes anything.
+no_gpu() {
+    export CUDA_CPU_DEVICES=0 CUDA_VISIBLE_DEVICES=
+    refuses 1 "$program: no GPU: build with DEVICE=cpu" "$@"
+    refuses 1 "$program: no GPU: build with DEVICE=cpu" "$@" --data "$work/missing" --log-dir "$work/no_gpu"
+    unset CUDA_CPU_DEVICES CUDA_VISIBLE_DEVICES
+    check 'no GPU: no log folder' test ! -e "$work/no_gpu"
+}
+
 # no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.
 no_room() {
     label=$1 file=$2
     shift 2
     mkdir -p "$(dirname "$file")"
     echo 'an older file' >"$file"
-    (trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet "$@") >"$work/out" 2>"$work/err"
+    full_disk "$trainer" --quiet "$@" >"$work/out" 2>"$work/err"
     status=$? want=1 text=$file
     check "$label, no room: exit 1 and one line with '$text', not $status" one_line
     check "$label, no room: the older file is intact" same "$file" "$work/old"

@@ -628,8 +628,30 @@ static void test_rescale_in_training(const char *name, const RefCnnConfig *k, in
     release();
 }
 
+// diag(G) is computed in fp32 whatever --precision says, and leaves the precision as it was. (A CPU has only fp32.)
+static void test_diag_g_precision(const char *name, const RefCnnConfig *k) {
+    static const int precisions[] = {GEMM_FP32, GEMM_TF32, GEMM_BF16};
+    float *want = NULL;
+    for (int i = 0; i < (DEVICE_IS_GPU ? 3 : 1); i++) {
+        config c = config_of(k);
+        model m;
+        c.train.precision = precisions[i];
+        snprintf(label, sizeof label, "diag(G) of %s, precision %d", name, precisions[i]);
+        build(&m, k, &c, PROBE_ROWS);
+        model_init(&m, &c);
+        diag_g(&m, 1);
+        CHECK(m.gemm.precision == precisions[i], "the precision is as before");
+        if (!want) want = train_host_copy(m.net.grads, m.net.n_params);
+        same_bits("diag(G)", m.net.grads, want, m.net.n_params * sizeof(float));
+        model_free(&m);
+        release();
+    }
+    free(want);
+}
+
 int main(void) {
     test_special_groups();
+    test_diag_g_precision("allconv", &narrow[0].k), test_diag_g_precision("resnet18", &narrow[4].k);
     for (int i = 0; i < N_NARROW; i++) {
         const char *name = narrow[i].name;
         const RefCnnConfig *k = &narrow[i].k;

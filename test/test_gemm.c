@@ -355,6 +355,9 @@ static void test_context(gemm_context *g) {
     CHECK(gemm_create(&other, 77, err, sizeof err) != 0 && strlen(err) > 10, "an unknown precision is refused");
     gemm_destroy(&other);
     gemm_destroy(&other);
+    CHECK(gemm_set_precision(g, 77, err, sizeof err) != 0 && g->precision == GEMM_FP32, "an unknown precision is not set");
+    CHECK(gemm_set_precision(g, GEMM_FP32, NULL, 0) == 0 && g->precision == GEMM_FP32, "fp32 can always be set");
+    check_product(g, 0, 1, 64, 48, 80, 1, 0, 0, 1e-7);
     CHECK(strlen(gemm_backend()) > 3, "the backend has a name");
 #ifdef __CUDACC__
     static const struct { int precision; double rounding; } modes[] = {{GEMM_TF32, 1e-3}, {GEMM_BF16, 8e-3}};
@@ -364,6 +367,9 @@ static void test_context(gemm_context *g) {
             check_product(&other, t & 1, t >> 1, 128, 512, 784, 1, 0, 0, modes[i].rounding);
             check_product(&other, t & 1, t >> 1, 33, 65, 129, 0.5f, 1.5f, 3, modes[i].rounding);
         }
+        const cublasHandle_t handle = other.handle;
+        CHECK(gemm_set_precision(&other, GEMM_FP32, err, sizeof err) == 0 && other.handle == handle, "fp32, with the same handle");
+        check_product(&other, 0, 1, 128, 512, 784, 1, 0, 0, 1e-7);
         gemm_destroy(&other);
     }
     cudaStream_t stream;
@@ -375,6 +381,7 @@ static void test_context(gemm_context *g) {
 #else
     CHECK(gemm_create(&other, GEMM_TF32, err, sizeof err) != 0, "tf32 is refused on a CPU");
     CHECK(gemm_create(&other, GEMM_BF16, NULL, 0) != 0, "bf16 is refused on a CPU, message or not");
+    CHECK(gemm_set_precision(g, GEMM_TF32, err, sizeof err) != 0 && g->precision == GEMM_FP32, "tf32 is not set on a CPU");
 #endif
 }
 

@@ -127,10 +127,13 @@ refuses 1 "'fc.weight': expected shape [5,6], found [10,6]" --data "$work/change
 # --------------------------------------------------------------------------------------------------------------- output
 
 bad_outputs $tiny
-no_room --save "$work/full/w" $tiny --steps 0 --save "$work/full/w"
-(trap '' XFSZ && ulimit -f 2 && exec "$trainer" --quiet $tiny --steps 200 --eval-every 0 --log-dir "$work/fulllog" --checkpoint-every 0) >"$work/out" 2>"$work/err"
-check 'log and checkpoint, no room: exit 1' is $? 1
-check 'log and checkpoint, no room: a line for each' eval '[ "$(grep -c "^train_cnn: $work/fulllog/" "$work/err")" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 2 ]'
+no_gpu $tiny
+if full_disk_works $tiny; then
+    no_room --save "$work/full/w" $tiny --steps 0 --save "$work/full/w"
+    full_disk "$trainer" --quiet $tiny --steps 200 --eval-every 0 --log-dir "$work/fulllog" --checkpoint-every 0 >"$work/out" 2>"$work/err"
+    check 'log and checkpoint, no room: exit 1' is $? 1
+    check 'log and checkpoint, no room: a line for each' eval '[ "$(grep -c "^train_cnn: $work/fulllog/" "$work/err")" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 2 ]'
+fi
 
 # ------------------------------------------------------------------------------------- initialisation and rescaling
 
