@@ -54,7 +54,7 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench tables paper-report gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench bench-programs tables paper-report gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
 all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
@@ -148,7 +148,9 @@ test-programs: $(KERNEL_PROGRAMS) $(addprefix build/c/test/,$(C_TESTS)) $(addpre
 test: train_mlp train_cnn train_gpt_style compare build/c/dev/paper/report test-programs           ## runs every test; the last line counts them
 	@sh test/run.sh $(B) build/c $(KERNELS_USED)
 
-bench: train_mlp train_cnn $(addprefix build/c/dev/bench/,$(C_BENCH)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
+BENCH_PROGRAMS := $(addprefix $(B)/dev/bench/,$(CU_BENCH)) $(if $(filter cpu,$(DEVICE)),$(addprefix build/c/dev/bench/,$(C_BENCH)))
+bench-programs: $(BENCH_PROGRAMS)
+bench: train_mlp train_cnn $(BENCH_PROGRAMS) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
 
 # The experiments of dev/paper (its Makefile is the way in); QUICK=1 is for a CPU.
@@ -162,8 +164,8 @@ paper-report: build/c/dev/paper/report compare
 tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files
 	@sh dev/tables.sh README.md doc/results.md dev/kernels/README.md dev/paper/README.md
 
-gpu-check:                                      ## on a machine with a GPU: build, all tests, compare with the CPU, sanitizer, benchmarks
-	@sh dev/gpu_check.sh
+gpu-check:                                      ## on a machine with a GPU, in stages: STAGE=build|tests|compare|sanitizer|bench|kernels DIR=out/gpu
+	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)
 
 NVCC_SOURCES := $(wildcard *.cu test/test_*.cu dev/bench/*.cu dev/kernels/*.cu)
 NVCC_OBJECTS := $(foreach a,80 90,$(NVCC_SOURCES:%.cu=build/nvcc/sm_$(a)/%.o))

@@ -6,6 +6,7 @@
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
+# ONLY=NAME runs one test, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a test that takes longer has failed.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 device=$1 host=$2
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
@@ -18,11 +19,18 @@ log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0 skipped=0
 
+. "$(dirname -- "$0")/../dev/limit.sh"
+# wanted NAME: whether ONLY asks for this test
+wanted() {
+    case ${ONLY:-} in '' | "$1") return 0 ;; device) ;; *) return 1 ;; esac
+    [ -e "test/$1.cu" ] || [ "$1" = dev/kernels ] || [ "$1" = test_train_mlp ] || [ "$1" = test_train_cnn ]
+}
 # run NAME COMMAND...: runs one test, shows what matters of its output, adds its counts
 run() {
     name=$1
     shift
-    "$@" >"$log" 2>&1
+    wanted "$name" || return 0
+    limited "${TEST_LIMIT:-1200}" "$@" >"$log" 2>&1
     status=$?
     if [ $status -eq 77 ]; then
         skipped=$((skipped + 1))
@@ -33,6 +41,7 @@ run() {
     if [ -z "$counts" ]; then
         cat "$log"
         printf '%-28s FAILED: no closing line, exit status %d\n' "$name" $status
+        [ $status -ne 124 ] || echo "    no end after ${TEST_LIMIT:-1200} s"
         failed=$((failed + 1))
         return
     fi
@@ -61,6 +70,7 @@ run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"
 run test_paper sh test/test_paper.sh "$host/dev/paper/report"
+run test_gpu_check sh test/test_gpu_check.sh
 run test_train_mlp sh test/test_train_mlp.sh "$device/train_mlp" "$host/dev/compare"
 run test_train_cnn sh test/test_train_cnn.sh "$device/train_cnn" "$host/dev/compare"
 run test_train_gpt_style sh test/test_train_gpt_style.sh "$host/train_gpt_style" "$host/dev/compare"

@@ -16,6 +16,8 @@
 #include "ref_parity.h"
 #include "ref_rescale.h"
 #include "trainer.h"
+#define STEPS_A_SAMPLE 64  // as on a GPU
+#include "dev/bench/bench.h"
 
 // ---------------------------------------------------------------------------------------------------------- 1. kernels
 
@@ -1173,6 +1175,30 @@ static void print_bits(void) {
     printf("bits %08X\n", (unsigned)hash);
 }
 
+// The benchmark's times: samples of 64 steps between two events, each a time of one step, and the trainer moves on by all of them.
+static void test_timed_steps(void) {
+    static trainer t;
+    const int dim[] = {4, 8, 3};
+    char err[256];
+    config c = default_config();
+    dataset d = random_data(256, 1, 1, 4, 3);
+    memset(&t, 0, sizeof t);
+    t.c = &c, t.ready = -1;
+    train_run_init(&t.run, "test_mlp", VERSION, &c.train);
+    train_set_length(&t.run, d.n);
+    CHECK(model_create(&t.m, dim, 2, &c, t.run.batch, err, sizeof err) == 0, "a small model");
+    t.train = device_data_create(&d, 1);
+    dataset_free(&d);
+    model_init(&t.m, &c);
+    const double start = log_seconds();
+    const timing one = time_steps(&t, 0);
+    const double all = log_seconds() - start;
+    CHECK(one.runs == MIN_SAMPLES * 64 && t.run.step == 3 + one.runs, "five samples of 64 steps, after three to warm up");
+    CHECK(one.p10 > 0 && one.p10 <= one.median && one.median <= one.p90, "times of a step");
+    CHECK(one.p10 * 64 * MIN_SAMPLES <= all, "a time is that of one step, not of 64");
+    model_free(&t.m), device_data_free(&t.train);
+}
+
 int main(void) {
     char dir[1024];
     snprintf(dir, sizeof dir, "%s", test_make_dir());
@@ -1186,6 +1212,7 @@ int main(void) {
     test_find_checkpoints(dir);
     test_weights(dir);
     test_runs(dir);
+    test_timed_steps();
     print_bits();
     test_remove_dir(dir);
     return test_summary();

@@ -5,30 +5,54 @@
 #include "dev/timing.h"
 
 enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
+// Steps between two events, and the least number of such samples. A GPU works on while the host goes ahead, as in training: waiting
+// for every step would cost an MLP 10 to 20 us of it. A CPU has nothing to overlap, so there every step is a sample.
+#ifndef STEPS_A_SAMPLE
+#define STEPS_A_SAMPLE (DEVICE_IS_GPU ? 64 : 1)
+#endif
+#define MIN_SAMPLES (STEPS_A_SAMPLE > 1 ? 5 : MIN_RUNS)
 
-// One training step, and on to the next batch; waits for the device.
-static void next_step(trainer *t) {
+// One training step, and on to the next batch. The device may still be at work.
+static inline void next_step(trainer *t) {
     train_step(t);
     t->run.step++;
-    device_synchronize();
 }
 
-// Training steps on a prepared trainer, at least MIN_RUNS and at_least seconds of them.
-static timing time_steps(trainer *t, double at_least) {
+// Seconds of one step by events around `steps` of them.
+static inline double time_between_events(trainer *t, int steps) {
+    cudaEvent_t start, stop;
+    float ms = 0;
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&stop));
+    CUDA_CHECK(cudaEventRecord(start));
+    for (int i = 0; i < steps; i++) next_step(t);
+    CUDA_CHECK(cudaEventRecord(stop));
+    CUDA_CHECK(cudaEventSynchronize(stop));
+    CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(stop));
+    return 1e-3 * (double)ms / steps;
+}
+
+// Training steps on a prepared trainer, at_least seconds of them. Times are those of one step; .runs counts steps.
+static inline timing time_steps(trainer *t, double at_least) {
     static double samples[MAX_RUNS];
     double total = 0;
     int n = 0;
     for (int warmup = 0; warmup < 3; warmup++) next_step(t);
-    while (n < MAX_RUNS && (n < MIN_RUNS || total < at_least)) {
-        const double start = log_seconds();
-        next_step(t);
-        total += samples[n++] = log_seconds() - start;
+    device_synchronize();
+    while (n < MAX_RUNS && (n < MIN_SAMPLES || total < at_least)) {
+        samples[n] = time_between_events(t, STEPS_A_SAMPLE);
+        total += STEPS_A_SAMPLE * samples[n];
+        n++;
     }
-    return summarise(samples, n);
+    timing result = summarise(samples, n);
+    result.runs = n * STEPS_A_SAMPLE;
+    return result;
 }
 
 // rescale_model from the same parameters every time, which it leaves as they were; the report of the last call.
-static timing time_rescale(trainer *t, double at_least, rescale_report *report) {
+static inline timing time_rescale(trainer *t, double at_least, rescale_report *report) {
     static double samples[MAX_RUNS];
     double total = 0;
     int n = -2;
@@ -53,7 +77,7 @@ static timing time_rescale(trainer *t, double at_least, rescale_report *report) 
 }
 
 // Best rate of gemm() on square matrices, in flop/s.
-static double gemm_ceiling(gemm_context *g) {
+static inline double gemm_ceiling(gemm_context *g) {
     const int n = 1024;
     float *A = device_floats((size_t)n * n), *B = device_floats((size_t)n * n), *C = device_floats((size_t)n * n);
     double best = 0;
@@ -71,7 +95,7 @@ static double gemm_ceiling(gemm_context *g) {
 }
 
 // A data set of n samples of random pixels [channels][height][width], with random labels.
-static dataset random_data(int n, int channels, int height, int width, int classes) {
+static inline dataset random_data(int n, int channels, int height, int width, int classes) {
     dataset d;
     memset(&d, 0, sizeof d);
     d.n = n, d.features = channels * height * width, d.channels = channels, d.height = height, d.width = width, d.classes = classes;

@@ -4,7 +4,7 @@
 //     build/cpu/dev/bench/bench_cnn    this program alone; CSV on stdout. Arguments: [seconds per measurement] [net]
 //
 // For every net, PyTorch-default init, SGD with momentum, random images:
-//     step_ms             one training step (batch, forward, loss, backward, update)
+//     step_ms             one training step (batch, forward, loss, backward, update); on a GPU by events over 64 steps
 //     effective_gflops    the multiplications and additions of the direct algorithm over that time: Winograd does fewer
 //     gemm_share          part of the step inside gemm();  gemm_gflops: what was really multiplied there over that part
 //     ceiling_gflops      the best rate of gemm() on 1024^3, measured in the same run
@@ -58,6 +58,7 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
     g->timed = 1, g->seconds = g->flops = 0;
     const double start = log_seconds();
     for (int i = 0; i < MIN_RUNS; i++) next_step(&t);
+    device_synchronize();
     const double share = g->seconds / (log_seconds() - start), gemm_rate = g->flops / g->seconds, flops = batch * direct_flops(&t.m);
     g->timed = 0;
     const double mebibytes = model_mebibytes(&t.m), ceiling = gemm_ceiling(g);
@@ -78,6 +79,7 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
 
 int main(int argc, char **argv) {
     const double at_least = argc > 1 ? atof(argv[1]) : 1;
+    device_require("bench_cnn");
     static const struct {
         const char *name;
         int model, norm, channels, size, batch;

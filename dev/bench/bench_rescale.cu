@@ -1,10 +1,10 @@
 // bench_rescale.cu -- what exact rescaling costs beside one training step, and how well a training step uses the machine.
 //
 //     make bench                           builds, runs, writes dev/bench/results/*.csv and prints tables
-//     build/cpu/dev/bench/bench_rescale    this program alone; CSV on stdout. Optional argument: seconds per measurement
+//     build/cpu/dev/bench/bench_rescale    this program alone; CSV on stdout. Arguments: [seconds per measurement] [net]
 //
 // For every net, PyTorch-default init, batch 128, SGD, random data:
-//     step_ms        one training step (batch, forward, loss, backward, update)
+//     step_ms        one training step (batch, forward, loss, backward, update); on a GPU by events over 64 steps
 //     rescale_ms     exact PathCond as the trainer calls it (diag(G) + solve + apply), from the initial weights each time
 //     published_ms   the published algorithm, 10 sweeps unit by unit over all parameters, in plain C (this file), diag(G)
 //                    not included; F_published and F_exact are the objectives reached, from the same diag(G)
@@ -109,6 +109,7 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     t.m.gemm.timed = 1, t.m.gemm.seconds = t.m.gemm.flops = 0;
     const double start = log_seconds(), fixed_steps = step.runs;
     for (int i = 0; i < (int)fixed_steps; i++) next_step(&t);
+    device_synchronize();
     const double timed = log_seconds() - start, flops = t.m.gemm.flops / fixed_steps;
     t.m.gemm.timed = 0;
     printf("%s,%lld,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%.4f,%d,%.3g,%.3g,%.2f,%.10g,%.10g,%.10g,%zu,%.3f,%.1f,%.1f,%.1f\n", name,
@@ -123,6 +124,8 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
 
 int main(int argc, char **argv) {
     const double at_least = argc > 1 ? atof(argv[1]) : 1;
+    const char *only = argc > 2 ? argv[2] : NULL;
+    device_require("bench_rescale");
     char device[256];
     device_describe(device, sizeof device);
     printf("# %s, %s, batch 128, SGD\n", device, gemm_backend());
@@ -132,11 +135,23 @@ int main(int argc, char **argv) {
     const int a[] = {784, 512, 512, 512, 10}, b[] = {3072, 500, 500, 500, 10}, c[] = {3072, 500, 500, 500, 500, 500, 10};
     const int d[] = {3072, 500, 500, 500, 500, 500, 500, 500, 500, 10}, e[] = {784, 1000, 100, 30, 100, 1000, 784};
     const int f[] = {2048, 2048, 2048, 2048, 2048, 2048, 10};
-    bench_net("784-512x3-10", a, 5, TASK_CLASSIFY, at_least);
-    bench_net("3072-500x3-10", b, 5, TASK_CLASSIFY, at_least);
-    bench_net("3072-500x5-10", c, 7, TASK_CLASSIFY, at_least);
-    bench_net("3072-500x8-10", d, 10, TASK_CLASSIFY, at_least);
-    bench_net("784-1000-100-30-100-1000-784", e, 7, TASK_AUTOENCODE, at_least);
-    bench_net("2048x5-10", f, 7, TASK_CLASSIFY, at_least);
-    return 0;
+    const struct {
+        const char *name;
+        const int *dim;
+        int n_dims, task;
+    } nets[] = {{"784-512x3-10", a, 5, TASK_CLASSIFY},
+                {"3072-500x3-10", b, 5, TASK_CLASSIFY},
+                {"3072-500x5-10", c, 7, TASK_CLASSIFY},
+                {"3072-500x8-10", d, 10, TASK_CLASSIFY},
+                {"784-1000-100-30-100-1000-784", e, 7, TASK_AUTOENCODE},
+                {"2048x5-10", f, 7, TASK_CLASSIFY}};
+    int found = 0;
+    for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) {
+        if (only && strcmp(only, nets[i].name)) continue;
+        bench_net(nets[i].name, nets[i].dim, nets[i].n_dims, nets[i].task, at_least);
+        found = 1;
+    }
+    if (found) return 0;
+    fprintf(stderr, "bench_rescale: no net is called '%s'\n", only);
+    return 2;
 }

@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
 """peer_torch.py -- PyTorch's training step on the nets of bench_rescale, for comparison in the same run.
 
-    python3 dev/bench/peer_torch.py [SECONDS]      (make bench runs it where torch is installed)
+    python3 dev/bench/peer_torch.py [--device cpu] [--seconds S] [--only NET] [--budget S]
+    python3 dev/bench/peer_torch.py --device cuda [--seconds S] [--only NET] [--budget S]
 
-The same step: batch 128, fp32, SGD; a batch is a slice of a float tensor (the trainer also gathers and normalises its batch from
-bytes). Threads: OMP_NUM_THREADS or all. CSV on stdout, medians with p10 and p90 of at least 20 runs. Exit status 77 without torch.
+The same step: batch 128, SGD; a batch is a slice of a float tensor (the trainer also gathers and normalises its batch from bytes).
+On the CPU fp32, eager; threads: OMP_NUM_THREADS or all; medians with p10 and p90 of at least 20 steps. On CUDA fp32 and tf32, each
+eager, as one CUDA graph, compiled and compiled with CUDA graphs (torch_timing.py), by events over 64 steps. --budget: rows that would
+begin after so many seconds are left out, and named on stderr. CSV on stdout. Exit status 77 without torch, or without a GPU when
+one is asked for.
 """
+import argparse
 import sys
 import time
 
@@ -15,37 +20,60 @@ try:
 except ImportError:
     print("peer_torch: torch is not installed (pip install torch)", file=sys.stderr)
     sys.exit(77)
+import torch_timing
 
 NETS = [("784-512x3-10", [784, 512, 512, 512, 10]), ("3072-500x3-10", [3072] + [500] * 3 + [10]),
         ("3072-500x5-10", [3072] + [500] * 5 + [10]), ("3072-500x8-10", [3072] + [500] * 8 + [10]),
         ("784-1000-100-30-100-1000-784", [784, 1000, 100, 30, 100, 1000, 784]), ("2048x5-10", [2048] * 6 + [10])]
+WAYS = {"cpu": ["fp32_eager"], "cuda": [p + "_" + m for p in ("fp32", "tf32") for m in ("eager", "graph")]}
+COMPILED = [p + "_" + m for p in ("fp32", "tf32") for m in ("compile", "reduce_overhead")]
+COMPILED_NETS = ["784-512x3-10", "3072-500x5-10"]
 
 
-def step_times(dims, at_least):
+def rows(device):
+    """(net, way) in the order of measurement: what has to be compiled comes last."""
+    plain = [(net, way) for net in NETS for way in WAYS[device]]
+    if device == "cpu":
+        return plain
+    return plain + [(net, way) for net in NETS if net[0] in COMPILED_NETS for way in COMPILED]
+
+
+def bench(dims, way, device, at_least):
     layers = []
     for a, b in zip(dims, dims[1:]):
         layers += [nn.Linear(a, b), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    module = nn.Sequential(*layers[:-1]).to(device)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     autoencoder = dims[0] == dims[-1]
     loss_of = nn.MSELoss() if autoencoder else nn.CrossEntropyLoss()
-    x = torch.rand(2048, dims[0])
-    y = x if autoencoder else torch.randint(0, dims[-1], (2048,))
-    times = []
-    while len(times) < 30 or sum(times) < at_least:
-        i = len(times) * 128 % 2048
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(model(x[i:i + 128]), y[i:i + 128]).backward()
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    return sorted(times[10:])
+    x = torch.rand(2048, dims[0], device=device)
+    y = x if autoencoder else torch.randint(0, dims[-1], (2048,), device=device)
+    batches = [(x[i:i + 128], y[i:i + 128]) for i in range(0, 2048, 128)]
+    return torch_timing.measure(module, loss_of, optimizer, device, way, batches, at_least)
 
 
-at_least = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-print(f"# PyTorch {torch.__version__}, {torch.get_num_threads()} threads, batch 128, SGD")
-print("net,torch_step_ms,torch_p10,torch_p90,runs")
-for name, dims in NETS:
-    t = step_times(dims, at_least)
-    n = len(t)
-    print(f"{name},{1e3 * t[n // 2]:.4f},{1e3 * t[n // 10]:.4f},{1e3 * t[n - 1 - n // 10]:.4f},{n}", flush=True)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--only", default="", metavar="NET", help="only this net")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="S", help="begin no row after S seconds")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("peer_torch: no GPU", file=sys.stderr)
+        sys.exit(77)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else "%d threads" % torch.get_num_threads()
+    print("# PyTorch %s, %s, batch 128, SGD" % (torch.__version__, where))
+    print("net,format,torch_step_ms,torch_p10,torch_p90,runs", flush=True)
+    begin = time.perf_counter()
+    for (name, dims), way in rows(args.device):
+        if args.only and args.only != name:
+            continue
+        if time.perf_counter() - begin > args.budget:
+            print("peer_torch: left out, the time is used up: %s %s" % (name, way), file=sys.stderr)
+            continue
+        print("%s,%s,%.4f,%.4f,%.4f,%d" % ((name, way) + bench(dims, way, args.device, args.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

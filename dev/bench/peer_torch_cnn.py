@@ -6,10 +6,12 @@
 
 The same step: forward, cross-entropy, backward, SGD with momentum 0.9, PyTorch's default initialisation, images and labels already
 on the device. On the CPU fp32, batch 32 (small: 128), in PyTorch's default memory format (nchw) and in channels_last; threads:
-OMP_NUM_THREADS or all. On CUDA batch 512: fp32 with TF32 matrix products, and bf16 autocast, both channels_last, eager and
-compiled. CSV on stdout: medians with p10 and p90 of at least 20 steps and S seconds (default 1), after warm-up. torch_peak_mib is the
-largest resident size of a process that runs this net alone (ru_maxrss; the remark says how much of it torch itself is), on CUDA
-the allocator's peak. Exit status 77 without torch, or without a GPU when one is asked for.
+OMP_NUM_THREADS or all. On CUDA batch 512, channels_last: fp32 (TF32 off), tf32 and bf16 autocast, each eager and as one CUDA graph;
+allconv and resnet18 also compiled and compiled with CUDA graphs (torch_timing.py). Times after warm-up, median, p10 and p90: on the
+CPU of at least 20 steps and S seconds (default 1), on CUDA by events over 64 steps. torch_peak_mib is the largest resident size of
+a process that measures this row alone (ru_maxrss; the remark says how much of it torch itself is), on CUDA the allocator's peak.
+--budget S: rows that would begin after S seconds are left out, and named on stderr. Exit status 77 without torch, or without a GPU
+when one is asked for.
 """
 import argparse
 import os
@@ -27,15 +29,25 @@ except ImportError:
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "test"))
 import torch_cnn_models  # noqa: E402
+import torch_timing  # noqa: E402
 
 # name, model, image, BatchNorm, batch on a CPU
 NETS = [("allconv", "allconv", (3, 32, 32), False, 32), ("allconv-bn", "allconv", (3, 32, 32), True, 32),
         ("resnet18", "resnet18", (3, 32, 32), True, 32), ("small", "small", (1, 28, 28), False, 128)]
 CUDA_BATCH = 512
-FORMATS = {"cpu": ["nchw", "channels_last"],
-           "cuda": ["tf32_channels_last", "tf32_channels_last_compile", "bf16_channels_last", "bf16_channels_last_compile"]}
-WARM_UP = 3
-MIN_RUNS = 20
+WAYS = {"cpu": ["fp32_nchw_eager", "fp32_channels_last_eager"],
+        "cuda": ["%s_channels_last_%s" % (p, m) for p in ("tf32", "bf16", "fp32") for m in ("eager", "graph")]}
+FORMAT_NAMES = {"fp32_nchw_eager": "nchw", "fp32_channels_last_eager": "channels_last"}  # in the CSV; on the CPU
+COMPILED = ["%s_channels_last_%s" % (p, m) for p in ("bf16", "tf32") for m in ("compile", "reduce_overhead")]
+COMPILED_NETS = ["resnet18", "allconv"]
+
+
+def rows(device):
+    """(net, way) in the order of measurement: what has to be compiled comes last."""
+    plain = [(net, way) for net in NETS for way in WAYS[device]]
+    if device == "cpu":
+        return plain
+    return plain + [(net, way) for way in COMPILED for net in NETS if net[0] in COMPILED_NETS]
 
 
 def peak_mib():
@@ -43,53 +55,21 @@ def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kib
 
 
-def step_times(net, how, device, at_least):
-    """Sorted times of single steps, and the batch."""
-    _, model, shape, norm, batch = net
+def run_one(net, way, device, at_least):
+    """Measures one net in this process and prints its row."""
+    name, model, shape, norm, batch = net
     batch = CUDA_BATCH if device == "cuda" else batch
-    layout = torch.channels_last if "channels_last" in how else torch.contiguous_format
+    layout = torch.channels_last if "channels_last" in way else torch.contiguous_format
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = device == "cuda"
     module = torch_cnn_models.build(model, shape, 10, norm=norm).to(device).to(memory_format=layout)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-    loss_of = nn.CrossEntropyLoss()
-    x = torch.randn(4, batch, *shape, device=device)
-    batches = [part.contiguous(memory_format=layout) for part in x]
+    images = torch.randn(4, batch, *shape, device=device)
     labels = torch.randint(0, 10, (4, batch), device=device)
-    forward = torch.compile(module) if how.endswith("compile") else module
-
-    def step(i):
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=how.startswith("bf16")):
-            loss = loss_of(forward(batches[i % 4]), labels[i % 4])
-        loss.backward()
-        optimizer.step()
-
-    def finish():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    for i in range(WARM_UP + (20 if device == "cuda" else 0)):
-        step(i)
-    finish()
-    times = []
-    while len(times) < MIN_RUNS or sum(times) < at_least:
-        start = time.perf_counter()
-        step(len(times))
-        finish()
-        times.append(time.perf_counter() - start)
-    return sorted(times), batch
-
-
-def run_one(net, how, device, at_least):
-    """Measures one net in this process and prints its row."""
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    t, batch = step_times(net, how, device, at_least)
-    n = len(t)
+    batches = [(images[i].contiguous(memory_format=layout), labels[i]) for i in range(4)]
+    times = torch_timing.measure(module, nn.CrossEntropyLoss(), optimizer, device, way, batches, at_least)
     peak = torch.cuda.max_memory_allocated() / 2 ** 20 if device == "cuda" else peak_mib()
-    median, p10, p90 = 1e3 * t[n // 2], 1e3 * t[n // 10], 1e3 * t[n - 1 - n // 10]
-    print("%s,%d,%s,%.3f,%.3f,%.3f,%d,%.0f" % (net[0], batch, how, median, p10, p90, n, peak))
+    print("%s,%d,%s,%.3f,%.3f,%.3f,%d,%.0f" % ((name, batch, FORMAT_NAMES.get(way, way)) + times + (peak,)))
 
 
 def main():
@@ -97,14 +77,15 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--only", default="", metavar="NAME", help="only the net NAME")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="S", help="begin no row after S seconds")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # NET:FORMAT, measured in this process
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("peer_torch_cnn: no GPU", file=sys.stderr)
         sys.exit(77)
     if args.one:
-        name, how = args.one.split(":")
-        run_one(next(net for net in NETS if net[0] == name), how, args.device, args.seconds)
+        name, way = args.one.split(":")
+        run_one(next(net for net in NETS if net[0] == name), way, args.device, args.seconds)
         return
     if args.device == "cuda":
         print("# PyTorch %s, %s, SGD momentum 0.9" % (torch.__version__, torch.cuda.get_device_name()))
@@ -113,13 +94,16 @@ def main():
               % (torch.__version__, torch.get_num_threads(), peak_mib()))
     print("net,batch,format,torch_step_ms,torch_p10,torch_p90,runs,torch_peak_mib", flush=True)
     failed = False
-    for net in NETS:
+    begin = time.perf_counter()
+    for net, way in rows(args.device):
         if args.only and net[0] != args.only:
             continue
-        for how in FORMATS[args.device]:
-            command = [sys.executable, os.path.abspath(__file__), "--device", args.device, "--seconds", str(args.seconds),
-                       "--one", "%s:%s" % (net[0], how)]
-            failed |= subprocess.run(command).returncode != 0
+        if time.perf_counter() - begin > args.budget:
+            print("peer_torch_cnn: left out, the time is used up: %s %s" % (net[0], way), file=sys.stderr)
+            continue
+        command = [sys.executable, os.path.abspath(__file__), "--device", args.device, "--seconds", str(args.seconds),
+                   "--one", "%s:%s" % (net[0], way)]
+        failed |= subprocess.run(command).returncode != 0
     sys.exit(1 if failed else 0)
 
 
