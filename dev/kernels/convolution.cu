@@ -24,7 +24,7 @@
 //                      four stages deep; TF32. Needs channels in fours.
 //    conv.cuh          conv_forward() and conv_backward() of common/conv.cuh, which the trainers use: Winograd F(4x4, 3x3) for 3x3 with
 //                      stride 1, else im2col. Its backward computes both gradients; under conv_backward_data the row's time is for both.
-//    cudnn, cudnn_tf32   cuDNN, where it is installed.
+//    cudnn, cudnn_tf32   cuDNN, where it is installed: its fastest algorithm without atomics, chosen before the timing.
 #define KERNELS_PRODUCT
 #include "dev/kernels/kernels.h"
 #include "common/rng.h"
@@ -418,7 +418,7 @@ static __global__ void pack_for_data(float *__restrict__ packed, const float *__
 template <class GATHER> static void launch(int tensor, float *to, GATHER gather, extent e) {
     const int bytes = STAGES * (int)sizeof(conv_stage);
     if (tensor) {
-        CUDA_CHECK(cudaFuncSetAttribute(tensor_tf32<GATHER>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+        if (!more_shared_memory(tensor_tf32<GATHER>, bytes)) return;
         tensor_tf32<GATHER><<<dim3(ceil_div(e.n, BLOCK_N), ceil_div(e.m, BLOCK_M), e.splits), 128, bytes>>>(to, gather, e);
     } else {
         implicit_gemm<GATHER><<<dim3(ceil_div(e.n, SIDE), ceil_div(e.m, SIDE), e.splits), SIDE>>>(to, gather, e);
@@ -507,60 +507,113 @@ static void cudnn_check(cudnnStatus_t status, int line) {
 }
 #define CUDNN_CHECK(call) cudnn_check((call), __LINE__)
 
-// One pass by the algorithm that cuDNN recommends. tf32: tensor cores allowed.
-static void run_cudnn(const call *c, int pass, int tf32) {
-    static cudnnHandle_t handle;
-    static void *space;
-    static size_t space_bytes;
-    const geometry g = geometry_of(c->dim);
-    const float one = 1, zero = 0;
+// What a pass on a shape needs beside its data: made once, so that a timed run holds no descriptors and no choice of an algorithm.
+typedef struct cudnn_plan {
+    int pass, tf32, dim[MAX_DIMS];
     cudnnTensorDescriptor_t x, y;
     cudnnFilterDescriptor_t w;
     cudnnConvolutionDescriptor_t conv;
-    size_t bytes = 0;
-    int found = 0;
+    int algorithm;               // of the pass's enumeration
+    size_t bytes;                // of workspace
+} cudnn_plan;
+static cudnnHandle_t cudnn_handle(void) {
+    static cudnnHandle_t handle;
     if (!handle) CUDNN_CHECK(cudnnCreate(&handle));
-    CUDNN_CHECK(cudnnCreateTensorDescriptor(&x));
-    CUDNN_CHECK(cudnnCreateTensorDescriptor(&y));
-    CUDNN_CHECK(cudnnCreateFilterDescriptor(&w));
-    CUDNN_CHECK(cudnnCreateConvolutionDescriptor(&conv));
-    CUDNN_CHECK(cudnnSetTensor4dDescriptor(x, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, g.images, g.in, g.h, g.w));
-    CUDNN_CHECK(cudnnSetTensor4dDescriptor(y, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, g.images, g.out, g.out_h, g.out_w));
-    CUDNN_CHECK(cudnnSetFilter4dDescriptor(w, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC, g.out, g.in, g.k, g.k));
-    CUDNN_CHECK(cudnnSetConvolution2dDescriptor(conv, g.pad, g.pad, g.stride, g.stride, 1, 1, CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT));
-    CUDNN_CHECK(cudnnSetConvolutionMathType(conv, tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH));
-    float *packed = FLOATS(c, PACKED);  // [out][ky][kx][in], cuDNN's NHWC filters
-    if (pass != WEIGHTS) conv_pack_kernel<<<conv_grid(g.in, g.out, g.k * g.k), CONV_BLOCK>>>(packed, FLOATS(c, WEIGHT), g.in, g.k * g.k);
-    const auto reserve = [&]() {
-        if (bytes <= space_bytes) return;
-        CUDA_CHECK(cudaFree(space));
-        CUDA_CHECK(cudaMalloc(&space, bytes));
-        space_bytes = bytes;
-    };
-    if (pass == FORWARD) {
-        cudnnConvolutionFwdAlgoPerf_t best;
-        CUDNN_CHECK(cudnnGetConvolutionForwardAlgorithm_v7(handle, x, w, conv, y, 1, &found, &best));
-        bytes = best.memory;
-        reserve();
-        CUDNN_CHECK(cudnnConvolutionForward(handle, &one, x, c->at[X], w, packed, conv, best.algo, space, bytes, &zero, y, c->at[OUT]));
-    } else if (pass == DATA) {
-        cudnnConvolutionBwdDataAlgoPerf_t best;
-        CUDNN_CHECK(cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, w, y, conv, x, 1, &found, &best));
-        bytes = best.memory;
-        reserve();
-        CUDNN_CHECK(cudnnConvolutionBackwardData(handle, &one, w, packed, y, c->at[X], conv, best.algo, space, bytes, &zero, x, c->at[OUT]));
+    return handle;
+}
+// The first of the algorithms, which cuDNN lists by expected time, that works and gives the same bits every time: no atomics.
+template <class PERF> static void choose_algorithm(cudnn_plan *p, const PERF *list, int n) {
+    for (int i = 0; i < n; i++) {
+        if (list[i].status != CUDNN_STATUS_SUCCESS || list[i].determinism != CUDNN_DETERMINISTIC) continue;
+        p->algorithm = (int)list[i].algo;
+        p->bytes = list[i].memory;
+        return;
+    }
+    fprintf(stderr, "convolution.cu: cuDNN has no deterministic algorithm for this shape\n");
+    exit(1);
+}
+static void describe_cudnn(cudnn_plan *p, const geometry *g) {
+    CUDNN_CHECK(cudnnCreateTensorDescriptor(&p->x));
+    CUDNN_CHECK(cudnnCreateTensorDescriptor(&p->y));
+    CUDNN_CHECK(cudnnCreateFilterDescriptor(&p->w));
+    CUDNN_CHECK(cudnnCreateConvolutionDescriptor(&p->conv));
+    CUDNN_CHECK(cudnnSetTensor4dDescriptor(p->x, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, g->images, g->in, g->h, g->w));
+    CUDNN_CHECK(cudnnSetTensor4dDescriptor(p->y, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, g->images, g->out, g->out_h, g->out_w));
+    CUDNN_CHECK(cudnnSetFilter4dDescriptor(p->w, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC, g->out, g->in, g->k, g->k));
+    CUDNN_CHECK(cudnnSetConvolution2dDescriptor(p->conv, g->pad, g->pad, g->stride, g->stride, 1, 1, CUDNN_CROSS_CORRELATION,
+                                                CUDNN_DATA_FLOAT));
+    CUDNN_CHECK(cudnnSetConvolutionMathType(p->conv, p->tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH));
+}
+static void plan_cudnn(cudnn_plan *p, const geometry *g) {
+    enum { MOST = 16 };
+    int n = 0;
+    describe_cudnn(p, g);
+    if (p->pass == FORWARD) {
+        cudnnConvolutionFwdAlgoPerf_t list[MOST];
+        CUDNN_CHECK(cudnnGetConvolutionForwardAlgorithm_v7(cudnn_handle(), p->x, p->w, p->conv, p->y, MOST, &n, list));
+        choose_algorithm(p, list, n);
+    } else if (p->pass == DATA) {
+        cudnnConvolutionBwdDataAlgoPerf_t list[MOST];
+        CUDNN_CHECK(cudnnGetConvolutionBackwardDataAlgorithm_v7(cudnn_handle(), p->w, p->y, p->conv, p->x, MOST, &n, list));
+        choose_algorithm(p, list, n);
     } else {
-        cudnnConvolutionBwdFilterAlgoPerf_t best;
-        CUDNN_CHECK(cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, x, y, conv, w, 1, &found, &best));
-        bytes = best.memory;
-        reserve();
-        CUDNN_CHECK(cudnnConvolutionBackwardFilter(handle, &one, x, c->at[X], y, c->at[WEIGHT], conv, best.algo, space, bytes, &zero, w, packed));
+        cudnnConvolutionBwdFilterAlgoPerf_t list[MOST];
+        CUDNN_CHECK(cudnnGetConvolutionBackwardFilterAlgorithm_v7(cudnn_handle(), p->x, p->y, p->conv, p->w, MOST, &n, list));
+        choose_algorithm(p, list, n);
+    }
+}
+// The plan of a call, made at its first run; validation comes before the timing.
+static const cudnn_plan *cudnn_plan_of(const call *c, int pass, int tf32) {
+    enum { MOST = 64 };
+    static cudnn_plan plans[MOST];
+    static int n;
+    const geometry g = geometry_of(c->dim);
+    cudnn_plan wanted;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.pass = pass;
+    wanted.tf32 = tf32;
+    memcpy(wanted.dim, c->dim, sizeof wanted.dim);
+    for (int i = 0; i < n; i++)
+        if (plans[i].pass == pass && plans[i].tf32 == tf32 && !memcmp(plans[i].dim, wanted.dim, sizeof wanted.dim)) return &plans[i];
+    if (n == MOST) {
+        fprintf(stderr, "convolution.cu: more than %d shapes for cuDNN\n", MOST);
+        exit(1);
+    }
+    plan_cudnn(&wanted, &g);
+    plans[n] = wanted;
+    return &plans[n++];
+}
+// Device memory of at least that many bytes, the same for all calls.
+static void *cudnn_workspace(size_t bytes) {
+    static void *space;
+    static size_t size;
+    if (bytes <= size) return space;
+    CUDA_CHECK(cudaFree(space));
+    CUDA_CHECK(cudaMalloc(&space, bytes));
+    size = bytes;
+    return space;
+}
+
+// One pass by cuDNN's fastest deterministic algorithm. tf32: tensor cores allowed. Weights come and go as the trainers store them,
+// [out][in][k][k]; their (un)packing to cuDNN's NHWC filters [out][k][k][in] is part of the run, as it is for the other variants.
+static void run_cudnn(const call *c, int pass, int tf32) {
+    const geometry g = geometry_of(c->dim);
+    const cudnn_plan *p = cudnn_plan_of(c, pass, tf32);
+    const float one = 1, zero = 0;
+    void *space = cudnn_workspace(p->bytes);
+    float *packed = FLOATS(c, PACKED);
+    if (pass != WEIGHTS) conv_pack_kernel<<<conv_grid(g.in, g.out, g.k * g.k), CONV_BLOCK>>>(packed, FLOATS(c, WEIGHT), g.in, g.k * g.k);
+    if (pass == FORWARD) {
+        CUDNN_CHECK(cudnnConvolutionForward(cudnn_handle(), &one, p->x, c->at[X], p->w, packed, p->conv,
+                                            (cudnnConvolutionFwdAlgo_t)p->algorithm, space, p->bytes, &zero, p->y, c->at[OUT]));
+    } else if (pass == DATA) {
+        CUDNN_CHECK(cudnnConvolutionBackwardData(cudnn_handle(), &one, p->w, packed, p->y, c->at[X], p->conv,
+                                                 (cudnnConvolutionBwdDataAlgo_t)p->algorithm, space, p->bytes, &zero, p->x, c->at[OUT]));
+    } else {
+        CUDNN_CHECK(cudnnConvolutionBackwardFilter(cudnn_handle(), &one, p->x, c->at[X], p->y, c->at[WEIGHT], p->conv,
+                                                   (cudnnConvolutionBwdFilterAlgo_t)p->algorithm, space, p->bytes, &zero, p->w, packed));
         conv_unpack_kernel<<<conv_grid(g.in, g.out, g.k * g.k), CONV_BLOCK>>>(FLOATS(c, OUT), packed, g.in, g.k * g.k);
     }
-    CUDNN_CHECK(cudnnDestroyTensorDescriptor(x));
-    CUDNN_CHECK(cudnnDestroyTensorDescriptor(y));
-    CUDNN_CHECK(cudnnDestroyFilterDescriptor(w));
-    CUDNN_CHECK(cudnnDestroyConvolutionDescriptor(conv));
 }
 #define CUDNN(name, pass, tf32) static void name(const call *c) { run_cudnn(c, pass, tf32); }
 #define WITH_CUDNN(launch) (launch)

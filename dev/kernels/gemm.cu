@@ -397,7 +397,7 @@ template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a
         const dim3 grid(ceil_div(n, cols * WARP_TILE), ceil_div(m, BLOCK_ROWS));                                              \
         const int bytes = STAGES * (int)(cols == 2 ? sizeof(STAGE<2>) : sizeof(STAGE<4>));                                    \
         const auto kernel = cols == 2 ? name<2> : name<4>;                                                                    \
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));                         \
+        if (!more_shared_memory(kernel, bytes)) return;                                                                       \
         if (cols == 2) name<2><<<grid, 128, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                            \
         else name<4><<<grid, 256, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                                      \
     }

@@ -65,6 +65,22 @@ static inline dim3 row_grid(int blocks, int rows) {
 }
 #define BLOCK_ROW ((int)(blockIdx.z * gridDim.y + blockIdx.y))
 
+// Set by more_shared_memory: bytes that the last launcher needed and this device does not have; 0 when it had enough.
+static int shared_memory_missing;
+// Lets a kernel use that much dynamic shared memory. Returns 0, and the launcher must launch nothing, where the device has less: the
+// harness then leaves this block size out, and says so.
+template <class K> static int more_shared_memory(K *kernel, int bytes) {
+    int device = 0, most = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    if (bytes > most) {
+        shared_memory_missing = bytes;
+        return 0;
+    }
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    return 1;
+}
+
 // What a launcher gets.
 typedef struct call {
     const int *dim;
@@ -275,7 +291,8 @@ static inline int check_buffer(const problem *p, int i, const set *s, const char
     return ok;
 }
 
-// Runs a variant once (run = 0: looks at what the last run left) and checks everything. Counts one check.
+// Runs a variant once (run = 0: looks at what the last run left) and checks everything. Counts one check. Returns 1 if all is well,
+// 0 if not, -1 where this device has too little shared memory for the block size: said, and counted as skipped.
 static inline int validate(const operation *op, const problem *p, const variant *v, const set *s, int block, int run, const char *when,
                            uint64_t *hash) {
     const int passed = test_passed, failed = test_failed;
@@ -288,9 +305,15 @@ static inline int validate(const operation *op, const problem *p, const variant 
     if (run) {
         const call c = {p->dim, s->at, block};
         restore_set(p, s);
+        shared_memory_missing = 0;
         v->launch(&c);
         CUDA_CHECK_LAUNCH();
         device_synchronize();
+        if (shared_memory_missing) {
+            fprintf(stderr, "SKIP %s: needs %d bytes of shared memory, more than this device has\n", where, shared_memory_missing);
+            test_skipped++;
+            return -1;
+        }
     }
     for (int i = 0; i < p->n_buffers; i++) ok = check_buffer(p, i, s, where, slack, hash) && ok;
     test_passed = passed + ok, test_failed = failed + !ok;
@@ -480,7 +503,7 @@ static inline void test_shape(const operation *op, const int *dim, uint64_t *has
             for (int k = 0; k < MAX_BLOCKS && (v->blocks[k] || !k); k++) {
                 uint64_t first = UINT64_C(0xcbf29ce484222325), again = first;
                 if (!block_matches(v->blocks[k])) continue;
-                validate(op, &p, v, &s, v->blocks[k], 1, "", &first);
+                if (validate(op, &p, v, &s, v->blocks[k], 1, "", &first) < 0) continue;
                 validate(op, &p, v, &s, v->blocks[k], 1, ", again", &again);
                 if (v->flags & ATOMICS) continue;
                 if (first != again) printf("%s/%s: two runs give different bits\n", op->name, v->name);
@@ -521,10 +544,13 @@ static inline void bench_variant(const operation *op, const problem *p, const va
             v->launch(&c);
         };
         if (!block_matches(block)) continue;
-        ok = validate(op, p, v, sets, block, 1, ", before timing", &hash) && ok;
+        const int valid = validate(op, p, v, sets, block, 1, ", before timing", &hash);
+        if (valid < 0) continue;
+        ok = valid && ok;
         const timing t = time_runs(run, options.smoke ? 1e-4 : 0.1, 3);
         if (!best.runs || t.median < best.median) best = t, best_block = block;
     }
+    if (!best.runs) return;  // no block size that this device can run
     for (int i = 0; i < n_sets; i++) restore_set(p, &sets[i]);
     best = time_runs([&](int i) {
         const call c = {p->dim, sets[i % n_sets].at, best_block};
@@ -610,6 +636,7 @@ static inline int kernels_main(int argc, char **argv, const operation *ops, int 
         CLI_FLAG("smoke", &options.smoke, "bench: next to no timing"),
     };
     const char *program = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
+    if (argc > 1 && strcmp(argv[1], "list") && strncmp(argv[1], "-", 1)) device_require(program);
     int found = 0;
     cli_parse(program, "Variants of one operation: lists, checks and times them.", "1", table, (int)(sizeof table / sizeof *table), argc, argv);
     for (int i = 0; i < n; i++)
