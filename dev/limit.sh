@@ -3,6 +3,7 @@
 #     limited SECONDS COMMAND...      runs a command; status 124 when it did not end in time (it got TERM, then KILL)
 #
 # Where there is no `timeout` (coreutils, BusyBox) the command runs without a limit.
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 limited() {
     limit_seconds=$1
     shift
