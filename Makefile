@@ -27,7 +27,7 @@ endif
 B := build/$(DEVICE)
 
 # What this machine has (compilers' flags, OpenBLAS, zlib) is probed once, by dev/configure.sh.
-ifeq ($(filter help clean,$(MAKECMDGOALS)),)
+ifeq ($(filter help clean lint,$(MAKECMDGOALS)),)
 include build/config.mk
 endif
 
@@ -54,7 +54,7 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench bench-programs tables paper-report gpu-check nvcc-check sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench bench-programs tables paper-report gpu-check nvcc-check lint sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
 
 all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
 
@@ -177,6 +177,9 @@ build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/*.h dev/ben
 endef
 $(foreach a,80 90,$(eval $(call NVCC_RULE,$(a))))
 nvcc-check: $(NVCC_OBJECTS)                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
+
+lint:                                           ## the rules of the house (dev/lint.c), and that every header compiles by itself
+	@CC="$(CC)" CXX="$(CXX)" NVCC="$(NVCC)" sh dev/style.sh
 
 sanitize:                                       ## all tests under AddressSanitizer and UBSan, and in other thread orders
 	@sh test/sanitize.sh

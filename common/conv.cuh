@@ -47,7 +47,8 @@ static inline int conv_out_size(int size, int kernel, int stride, int pad) { ret
 // Plans one layer; limit: see the top. The caller has checked that the kernel fits into the padded image.
 static inline conv_plan conv_make_plan(int in_c, int h, int w, int out_c, int kernel_h, int kernel_w, int stride, int pad, size_t limit) {
     conv_plan p = {in_c, h, w, out_c, kernel_h, kernel_w, stride, pad, 0, 0, CONV_IM2COL, limit};
-    p.out_h = conv_out_size(h, kernel_h, stride, pad), p.out_w = conv_out_size(w, kernel_w, stride, pad);
+    p.out_h = conv_out_size(h, kernel_h, stride, pad);
+    p.out_w = conv_out_size(w, kernel_w, stride, pad);
     const int pointwise = kernel_h == 1 && kernel_w == 1 && stride == 1, whole = kernel_h == h && kernel_w == w;
     if (pad == 0 && (pointwise || whole)) p.algorithm = CONV_DIRECT;
     else if (kernel_h == 3 && kernel_w == 3 && stride == 1 && in_c >= 8 && out_c >= 8) p.algorithm = CONV_WINOGRAD;
@@ -134,14 +135,17 @@ static __global__ void conv_col2im_kernel(float *__restrict__ dx, const float *_
 static __device__ __forceinline__ void conv_input_1d(float d0, float d1, float d2, float d3, float d4, float d5, float *v) {
     const float a = d4 - 2.0f * d2, b = d3 - 2.0f * d1, e = d4 - 0.5f * d2, f = d3 - 0.5f * d1;
     v[0] = d0 - 2.5f * d2 + d4;
-    v[1] = a + 0.5f * CONV_SQRT2 * b, v[2] = a - 0.5f * CONV_SQRT2 * b;
-    v[3] = e + CONV_SQRT2 * f, v[4] = e - CONV_SQRT2 * f;
+    v[1] = a + 0.5f * CONV_SQRT2 * b;
+    v[2] = a - 0.5f * CONV_SQRT2 * b;
+    v[3] = e + CONV_SQRT2 * f;
+    v[4] = e - CONV_SQRT2 * f;
     v[5] = d1 - 2.5f * d3 + d5;
 }
 // d = B v, its adjoint.
 static __device__ __forceinline__ void conv_input_adjoint_1d(float v0, float v1, float v2, float v3, float v4, float v5, float *d) {
     const float s = v1 + v2, t = 0.5f * CONV_SQRT2 * (v1 - v2), q = v3 + v4, r = CONV_SQRT2 * (v3 - v4);
-    d[0] = v0, d[5] = v5;
+    d[0] = v0;
+    d[5] = v5;
     d[1] = v5 - 2.0f * t - 0.5f * r;
     d[2] = -2.5f * v0 - 2.0f * s - 0.5f * q;
     d[3] = t + r - 2.5f * v5;
@@ -158,15 +162,23 @@ static __device__ __forceinline__ void conv_output_1d(float m0, float m1, float 
 // m = A y, its adjoint.
 static __device__ __forceinline__ void conv_output_adjoint_1d(float y0, float y1, float y2, float y3, float *m) {
     const float a = y0 + 0.5f * y2, b = 0.5f * CONV_SQRT2 * (y1 + 0.5f * y3), c = y0 + 2.0f * y2, d = CONV_SQRT2 * (y1 + 2.0f * y3);
-    m[0] = y0, m[5] = y3;
-    m[1] = a + b, m[2] = a - b, m[3] = c + d, m[4] = c - d;
+    m[0] = y0;
+    m[5] = y3;
+    m[1] = a + b;
+    m[2] = a - b;
+    m[3] = c + d;
+    m[4] = c - d;
 }
 // u = G w.
 static __device__ __forceinline__ void conv_weight_1d(float w0, float w1, float w2, float *u) {
     const float a = -2.0f / 3.0f * w0 - 1.0f / 3.0f * w2, b = CONV_SQRT2 / 3.0f * w1;
     const float c = 1.0f / 6.0f * w0 + 1.0f / 3.0f * w2, d = CONV_SQRT2 / 6.0f * w1;
-    u[0] = w0, u[5] = w2;
-    u[1] = a - b, u[2] = a + b, u[3] = c + d, u[4] = c - d;
+    u[0] = w0;
+    u[5] = w2;
+    u[1] = a - b;
+    u[2] = a + b;
+    u[3] = c + d;
+    u[4] = c - d;
 }
 // w = G^T u, its adjoint.
 static __device__ __forceinline__ void conv_weight_adjoint_1d(float u0, float u1, float u2, float u3, float u4, float u5, float *w) {

@@ -1165,13 +1165,22 @@ inline cudaError_t cudaPeekAtLastError() { return cuda_cpu::last_error; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaDeviceReset() { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int d) { return cuda_cpu::result(d == 0, cudaErrorInvalidDevice); }
-inline cudaError_t cudaGetDevice(int *d) { return *d = 0, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int *d) {
+    *d = 0;
+    return cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int *n) {
     *n = cuda_cpu::has_device();
     return cuda_cpu::result(*n > 0, cudaErrorNoDevice);
 }
-inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 0, cudaSuccess; }
-inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 0, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int *v) {
+    *v = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaRuntimeGetVersion(int *v) {
+    *v = 0;
+    return cudaSuccess;
+}
 // Free and total memory of the machine.
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -1267,20 +1276,31 @@ template <class T> cudaError_t cudaMemcpyFromSymbol(void *dst, const T &symbol, 
 }
 
 // Streams and events.
-inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return *s = nullptr, cudaSuccess; }
+inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
+    *s = nullptr;
+    return cudaSuccess;
+}
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return cudaStreamCreate(s); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new CUevent_st, cudaSuccess; }
+inline cudaError_t cudaEventCreate(cudaEvent_t *e) {
+    *e = new CUevent_st;
+    return cudaSuccess;
+}
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
-inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    delete e;
+    return cudaSuccess;
+}
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = nullptr) {
-    return e->time = std::chrono::steady_clock::now(), cudaSuccess;
+    e->time = std::chrono::steady_clock::now();
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
-    return *ms = std::chrono::duration<float, std::milli>(b->time - a->time).count(), cudaSuccess;
+    *ms = std::chrono::duration<float, std::milli>(b->time - a->time).count();
+    return cudaSuccess;
 }

@@ -130,7 +130,9 @@ static inline int dataset_alloc(dataset *d, const char *name, int n, int channel
     memset(d, 0, sizeof *d);
     snprintf(d->name, sizeof d->name, "%s", name);
     d->n = n;
-    d->channels = channels, d->height = height, d->width = width;
+    d->channels = channels;
+    d->height = height;
+    d->width = width;
     d->features = channels * height * width;
     const uint64_t bytes = (uint64_t)n * (uint64_t)d->features * (as_values ? sizeof(float) : 1);
     if (bytes <= SIZE_MAX / 2) {
@@ -636,7 +638,10 @@ static inline void dataset_statistics(dataset *train, dataset *test) {
         } else {
             for (int i = 0; i < train->n; i++) {
                 const float *p = train->values + (size_t)i * (size_t)train->features + (size_t)(c * plane);
-                for (int j = 0; j < plane; j++) sum += p[j], squares += (double)p[j] * p[j];
+                for (int j = 0; j < plane; j++) {
+                    sum += p[j];
+                    squares += (double)p[j] * p[j];
+                }
             }
         }
         const double mean = sum / count, variance = squares / count - mean * mean;
@@ -796,7 +801,8 @@ static inline int dataset_grammar(dataset_text *text, size_t n, uint64_t seed, c
                 }
                 continue;
             }
-            depth--, open--;       // the verb of the latest open noun; the last one may have an object
+            depth--;  // the verb of the latest open noun; the last one may have an object
+            open--;
             const int number = plural[depth], object = dataset_random_int(seed, sentence, draw++, 0, 1);
             if (open > 0 || object) {
                 text->n = dataset_append(text->bytes, text->n, n, verb[dataset_random_int(seed, sentence, draw++, 0, 5)][number], ' ');

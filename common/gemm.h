@@ -388,8 +388,10 @@ static inline void gemm_transpose(int rows, int cols, const float *src, ptrdiff_
         int c = 0;
         for (; c + 4 <= cols; c += 4) {
             if (c % 16 == 0 && r + 8 <= rows) {
-                __builtin_prefetch(s + 4 * ss + c), __builtin_prefetch(s + 5 * ss + c);
-                __builtin_prefetch(s + 6 * ss + c), __builtin_prefetch(s + 7 * ss + c);
+                __builtin_prefetch(s + 4 * ss + c);
+                __builtin_prefetch(s + 5 * ss + c);
+                __builtin_prefetch(s + 6 * ss + c);
+                __builtin_prefetch(s + 7 * ss + c);
             }
             const gemm_vec4 x0 = *(const gemm_vec4_u *)(s + c), x1 = *(const gemm_vec4_u *)(s + ss + c);
             const gemm_vec4 x2 = *(const gemm_vec4_u *)(s + 2 * ss + c), x3 = *(const gemm_vec4_u *)(s + 3 * ss + c);
@@ -481,9 +483,13 @@ static inline void gemm_block(int mc, int nc, int kc, const float *a, ptrdiff_t 
         gemm_tile(mr, nr, kc, as ? a + i0 : a + (ptrdiff_t)i0 * kc, as ? as : mr, bs ? b + j0 : b + (ptrdiff_t)j0 * kc,
                   bs ? bs : width, alpha, beta, out.c + i0 * out.rs + j0 * out.cs, out.rs, out.cs);
         if (rows_first) {
-            if (++q == columns) q = 0, p++;
+            if (++q == columns) {
+                q = 0;
+                p++;
+            }
         } else if (++p == panels) {
-            p = 0, q++;
+            p = 0;
+            q++;
         }
     }
 }
@@ -570,10 +576,16 @@ static inline void gemm_dots(int m, int n, int k, float alpha, const float *A, p
         else GEMM_DOT_CASES(1)
         if (m < n) {
             i += mr;
-            if (i == m) i = 0, j += nr;
+            if (i == m) {
+                i = 0;
+                j += nr;
+            }
         } else {
             j += nr;
-            if (j == n) j = 0, i += mr;
+            if (j == n) {
+                j = 0;
+                i += mr;
+            }
         }
     }
 }
@@ -680,7 +692,10 @@ static inline gemm_grid gemm_choose_grid(int threads, int m, int n, int k, int b
     for (int rows = 1; rows <= threads; rows++) {
         const gemm_grid s = {rows, threads / rows};
         const double cost = gemm_grid_cost(s, m, n, k, (by_columns ? s.rows : s.cols) > 1);
-        if (cost < best_cost) best = s, best_cost = cost;
+        if (cost < best_cost) {
+            best = s;
+            best_cost = cost;
+        }
     }
     return best;
 }
@@ -747,7 +762,8 @@ static inline int gemm_in_parallel(gemm_context *g, double flops) {
 #ifdef _OPENMP
     return g->threads > 1 && flops >= GEMM_PARALLEL_FLOPS && !omp_in_parallel() && gemm_reserve(g, g->threads) == 0;
 #else
-    (void)g, (void)flops;
+    (void)g;
+    (void)flops;
     return 0;
 #endif
 }

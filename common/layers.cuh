@@ -78,7 +78,11 @@ static inline device_data device_data_create(const dataset *d, int normalise) {
     device_data r;
     const size_t size = (size_t)d->n * (size_t)d->features;
     memset(&r, 0, sizeof r);
-    r.n = d->n, r.features = d->features, r.channels = d->channels, r.height = d->height, r.width = d->width;
+    r.n = d->n;
+    r.features = d->features;
+    r.channels = d->channels;
+    r.height = d->height;
+    r.width = d->width;
     for (int k = 0; k < d->channels && k < 4; k++) {
         r.norm.mul[k] = normalise ? 1.0f / (255.0f * d->std[k]) : 1.0f / 255.0f;
         r.norm.add[k] = normalise ? -d->mean[k] / d->std[k] : 0.0f;
@@ -175,7 +179,9 @@ static inline void column_sums(float *out, float *scratch, int rows, int cols) {
         const int left = ceil_div(rows, ROW_CHUNK);
         float *next = left == 1 ? out : to;
         column_sum_kernel<<<grid_of(cols, left), block_of(cols)>>>(next, from, rows, cols);
-        to = from, from = next, rows = left;
+        to = from;
+        from = next;
+        rows = left;
     } while (rows > 1);
 }
 
@@ -238,10 +244,12 @@ static __global__ void bn_moments_kernel(float *__restrict__ partial, const floa
     float sum = 0.0f, squares = 0.0f;
     UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
         const float v = (k <= last ? 1.0f : 0.0f) * ((z + start)[min(k, last) * cols + c] - shift);
-        sum += v, squares += v * v;
+        sum += v;
+        squares += v * v;
     }
     float *out = partial + 2 * (size_t)blockIdx.y * cols;
-    out[c] = sum, out[cols + c] = squares;
+    out[c] = sum;
+    out[cols + c] = squares;
 }
 
 // From the sums over all rows: mean and 1 / sqrt(var + eps); moves the running statistics (update = 0: leaves them). The layer's
@@ -252,7 +260,8 @@ static __global__ void bn_finish_kernel(float *__restrict__ mean, float *__restr
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
     const float n = (float)rows, shifted = sums[c] / n, m2 = fmaxf(sums[cols + c] - sums[c] * shifted, 0.0f), avg = z[c] + shifted;
-    mean[c] = avg, rstd[c] = 1.0f / sqrtf(m2 / n + BN_EPS);
+    mean[c] = avg;
+    rstd[c] = 1.0f / sqrtf(m2 / n + BN_EPS);
     if (update) {
         running_mean[c] += BN_MOMENTUM * (avg + (b ? b[c] : 0.0f) - running_mean[c]);
         running_var[c] += BN_MOMENTUM * (m2 / fmaxf(n - 1.0f, 1.0f) - running_var[c]);
@@ -266,7 +275,8 @@ static __global__ void bn_running_kernel(float *__restrict__ mean, float *__rest
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
     const float m = running_mean[c], s = 1.0f / sqrtf(running_var[c] + BN_EPS), bias = b ? b[c] : 0.0f;
-    mean[c] = squared ? -(m * m + bias) : m - bias, rstd[c] = squared ? s * s : s;
+    mean[c] = squared ? -(m * m + bias) : m - bias;
+    rstd[c] = squared ? s * s : s;
 }
 
 // mean[cols] and rstd[cols] of z[rows][cols] in the given mode; MODE_TRAIN moves the running statistics. z is the layer's
@@ -322,10 +332,12 @@ static __global__ void bn_relu_backward_sums_kernel(float *__restrict__ d, const
         const int i = min(k, last) * cols + c;
         const float g = (d + start)[i], v = (int)((y + start)[i] > 0.0f) | pass ? g : 0.0f, counted = (k <= last ? 1.0f : 0.0f) * v;
         (d + start)[i] = v;
-        sum += counted, sum_xhat += counted * (((z + start)[i] - m) * s);
+        sum += counted;
+        sum_xhat += counted * (((z + start)[i] - m) * s);
     }
     float *out = partial + 2 * (size_t)blockIdx.y * cols;
-    out[c] = sum, out[cols + c] = sum_xhat;
+    out[c] = sum;
+    out[cols + c] = sum_xhat;
 }
 
 // Second half: gradient of z. inverse_rows = 1 / rows in training mode, where mean and variance depend on z; 0 in evaluation.
@@ -343,7 +355,10 @@ static __global__ void bn_backward_kernel(float *__restrict__ dz, const float *_
 }
 static __global__ void bn_gradients_kernel(float *__restrict__ dgamma, float *__restrict__ dbeta, const float *__restrict__ sums, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c < cols) dbeta[c] = sums[c], dgamma[c] = sums[cols + c];
+    if (c < cols) {
+        dbeta[c] = sums[c];
+        dgamma[c] = sums[cols + c];
+    }
 }
 
 // From d[rows][cols], the gradient of y: masks it by the ReLU in place (that is the residual's gradient), writes dz, the gradient of
@@ -375,7 +390,10 @@ static __global__ void softmax_cross_entropy_kernel(float *__restrict__ row_loss
     float largest = x[0], sum = 0.0f;
     int best = 0;
     for (int c = 1; c < classes; c++)
-        if (x[c] > largest) largest = x[c], best = c;
+        if (x[c] > largest) {
+            largest = x[c];
+            best = c;
+        }
     for (int c = 0; c < classes; c++) sum += expf(x[c] - largest);
     for (int c = 0; c < classes; c++)
         d[(size_t)r * classes + c] = (expf(x[c] - largest) / sum - (c == label[r] ? on : off)) * scale;
@@ -394,10 +412,15 @@ static __global__ void softmax_cross_entropy_kernel(float *__restrict__ row_loss
 static __global__ void sum_losses_kernel(double *__restrict__ totals, float *__restrict__ mean_loss, const float *__restrict__ loss,
                                          const int *__restrict__ hit, int n, double weight, int rows) {
     double sum = 0, hits = 0;
-    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) sum += (double)loss[i], hits += hit ? hit[i] : 0;
-    sum = weight * block_reduce_sum(sum), hits = block_reduce_sum(hits);
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
+        sum += (double)loss[i];
+        hits += hit ? hit[i] : 0;
+    }
+    sum = weight * block_reduce_sum(sum);
+    hits = block_reduce_sum(hits);
     if (threadIdx.x == 0) {
-        totals[0] += sum, totals[1] += hits;
+        totals[0] += sum;
+        totals[1] += hits;
         *mean_loss = (float)(sum / rows);
     }
 }
@@ -461,8 +484,13 @@ static inline adamw_factors adamw_factors_of(double lr, double weight_decay, int
     const double beta1 = 0.9, beta2 = 0.999, t = (double)step + 1;
     adamw_factors f;
     f.keep = (float)(1 - lr * weight_decay);
-    f.step_size = (float)(lr / (1 - pow(beta1, t))), f.root = (float)sqrt(1 - pow(beta2, t));
-    f.beta1 = (float)beta1, f.beta2 = (float)beta2, f.rest1 = (float)(1 - beta1), f.rest2 = (float)(1 - beta2), f.eps = 1e-8f;
+    f.step_size = (float)(lr / (1 - pow(beta1, t)));
+    f.root = (float)sqrt(1 - pow(beta2, t));
+    f.beta1 = (float)beta1;
+    f.beta2 = (float)beta2;
+    f.rest1 = (float)(1 - beta1);
+    f.rest2 = (float)(1 - beta2);
+    f.eps = 1e-8f;
     return f;
 }
 static __global__ void adamw_kernel(float *__restrict__ w, const float *__restrict__ g, float *__restrict__ m,
@@ -470,7 +498,8 @@ static __global__ void adamw_kernel(float *__restrict__ w, const float *__restri
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const float mi = f.beta1 * m[i] + f.rest1 * g[i], vi = f.beta2 * v[i] + f.rest2 * g[i] * g[i];
-    m[i] = mi, v[i] = vi;
+    m[i] = mi;
+    v[i] = vi;
     w[i] = w[i] * f.keep - f.step_size * mi / (sqrtf(vi) / f.root + f.eps);
 }
 

@@ -114,7 +114,10 @@ inline void run_mma_bf16(uint64_t *lanes) {
             A[g + i % 2 * 8][2 * t + i / 2 * 8] = low_bf16(x->a[i]);
             A[g + i % 2 * 8][2 * t + i / 2 * 8 + 1] = high_bf16(x->a[i]);
         }
-        for (int i = 0; i < 2; i++) B[2 * t + 8 * i][g] = low_bf16(x->b[i]), B[2 * t + 8 * i + 1][g] = high_bf16(x->b[i]);
+        for (int i = 0; i < 2; i++) {
+            B[2 * t + 8 * i][g] = low_bf16(x->b[i]);
+            B[2 * t + 8 * i + 1][g] = high_bf16(x->b[i]);
+        }
     }
     multiply_fragments<16>(lanes, A, B);
 }

@@ -600,8 +600,15 @@ static void scale_panel(panel *p, const run *runs, int n) {
     p->x_step = fmax(plot_step(p->x_hi - p->x_lo, 5), p->x_hi >= 2 ? 1 : 0);
     p->log_axis = p->what != TEST_ACCURACY && positive && hi > 0;
     p->n_ticks = 0;
-    if (lo > hi) lo = 0, hi = 1, p->log_axis = 0;              // nothing to draw
-    if (p->log_axis) lo = log10(lo), hi = log10(hi);
+    if (lo > hi) {  // nothing to draw
+        lo = 0;
+        hi = 1;
+        p->log_axis = 0;
+    }
+    if (p->log_axis) {
+        lo = log10(lo);
+        hi = log10(hi);
+    }
     double margin = 0.06 * (hi - lo);
     if (p->log_axis && margin < 1e-3) margin = 0.05;           // curves that are flat
     if (!p->log_axis && margin < 1e-4 * fabs(hi)) margin = 0.1 * fabs(hi);

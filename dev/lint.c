@@ -154,11 +154,14 @@ static void blank(char *text) {
     }
 }
 
-// Overwrites the commas between <<< and >>>: a launch is no comma statement.
-static void blank_launches(char *text) {
-    for (char *p = text; (p = strstr(p, "<<<")) != NULL;) {
-        char *end = strstr(p, ">>>");
-        if (!end) return;
+// Overwrites the commas between <<< and >>> and in template arguments: they make no comma statement.
+static void blank_arguments(char *text) {
+    static const char in_template[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:*, ";
+    for (char *p = text; (p = strchr(p, '<')) != NULL;) {
+        const int launch = has_prefix(p, "<<<");
+        char *end = launch ? strstr(p, ">>>") : p + 1 + strspn(p + 1, in_template);
+        p++;
+        if (!end || (!launch && *end != '>')) continue;
         for (; p < end; p++)
             if (*p == ',') *p = ' ';
     }
@@ -447,7 +450,7 @@ int main(int argc, char **argv) {
         check_widths(text);
         if (is_code(file)) {
             blank(text);
-            blank_launches(text);
+            blank_arguments(text);
             check_statements(text);
             check_subscripts(text);
         }

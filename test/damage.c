@@ -90,7 +90,10 @@ static int compare_losses(const char *name, const double *got, const double *wan
     int worst_row = 0;
     for (int i = 0; i <= steps; i++) {
         const double ratio = fabs(got[i] - want[i]) / (tolerance[i] * fabs(want[i]));
-        if (!(ratio <= worst)) worst = ratio, worst_row = i;
+        if (!(ratio <= worst)) {
+            worst = ratio;
+            worst_row = i;
+        }
     }
     printf("%s: step 1 differs by %.1e, step %d by %.1e, evaluation by %.1e; at worst %.2f of the tolerance (%s %d)\n", name, fabs(got[0] / want[0] - 1),
            steps, fabs(got[steps - 1] / want[steps - 1] - 1), fabs(got[steps] / want[steps] - 1), worst, worst_row < steps ? "step" : "evaluation",

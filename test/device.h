@@ -56,7 +56,8 @@ static inline void *guarded(const void *host, size_t bytes) {
     CUDA_CHECK(cudaMemset(p, 0xa5, bytes + 2 * GUARD));
     if (host) CUDA_CHECK(cudaMemcpy(p + GUARD, host, bytes, cudaMemcpyHostToDevice));
     else CUDA_CHECK(cudaMemset(p + GUARD, 0xff, bytes));
-    pieces[n_pieces].device = p, pieces[n_pieces++].bytes = bytes;
+    pieces[n_pieces].device = p;
+    pieces[n_pieces++].bytes = bytes;
     return p + GUARD;
 }
 static inline float *in(const float *host, size_t n) { return (float *)guarded(host, n * sizeof(float)); }

@@ -17,7 +17,14 @@ enum { GPT_CASES = sizeof gpt_cases / sizeof gpt_cases[0] };
 
 static config gpt_config(const gpt_case *k) {
     config c = default_config();
-    c.layers = k->L, c.heads = k->NH, c.channels = k->C, c.context = k->T_max, c.vocabulary = k->V, c.untied = !k->tied, c.sets = SETS_ALL, c.train.rescale = RESCALE_BY_PATHCOND;
+    c.layers = k->L;
+    c.heads = k->NH;
+    c.channels = k->C;
+    c.context = k->T_max;
+    c.vocabulary = k->V;
+    c.untied = !k->tied;
+    c.sets = SETS_ALL;
+    c.train.rescale = RESCALE_BY_PATHCOND;
     return c;
 }
 

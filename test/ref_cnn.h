@@ -109,8 +109,14 @@ static inline void ref_cnn_stop(const char *what) {
 
 static inline RefWindow ref_window(int in_c, int in_h, int in_w, int out_c, int kh, int kw, int stride, int pad) {
     RefWindow s;
-    s.in_c = in_c, s.in_h = in_h, s.in_w = in_w, s.out_c = out_c;
-    s.kh = kh, s.kw = kw, s.stride = stride, s.pad = pad;
+    s.in_c = in_c;
+    s.in_h = in_h;
+    s.in_w = in_w;
+    s.out_c = out_c;
+    s.kh = kh;
+    s.kw = kw;
+    s.stride = stride;
+    s.pad = pad;
     s.out_h = (in_h + 2 * pad - kh) / stride + 1;
     s.out_w = (in_w + 2 * pad - kw) / stride + 1;
     if (in_h + 2 * pad < kh || in_w + 2 * pad < kw) ref_cnn_stop("a window is larger than its padded map");
@@ -353,7 +359,9 @@ static inline double ref_smooth_cross_entropy(double *d, const double *logits, c
 static inline RefCnn ref_cnn_empty(int in_c, int in_h, int in_w) {
     RefCnn m;
     memset(&m, 0, sizeof m);
-    m.in_c = in_c, m.in_h = in_h, m.in_w = in_w;
+    m.in_c = in_c;
+    m.in_h = in_h;
+    m.in_w = in_w;
     m.track_running = 1;
     return m;
 }
@@ -480,7 +488,10 @@ static inline void ref_cnn_build_allconv(RefCnn *m, const RefCnnConfig *c) {
         l = ref_cnn_conv(m, name, l, out, kernel, kernel, 1, kernel / 2, c->bias);
         if (k == 9) break;
         snprintf(name, sizeof name, "bn%d", norms + 1);
-        if (c->norm && (k == 3 || k == 6)) l = ref_cnn_norm(m, name, l), norms++;
+        if (c->norm && (k == 3 || k == 6)) {
+            l = ref_cnn_norm(m, name, l);
+            norms++;
+        }
         l = ref_cnn_relu(m, l);
         if (k == 3 || k == 6) l = ref_cnn_max_pool(m, l, 3, 2, 1);
     }
@@ -556,21 +567,31 @@ static inline RefCnn ref_cnn_create(const RefCnnConfig *c) {
 static inline void ref_cnn_free_pass(RefCnn *m) {
     for (int l = 0; l < m->n_layers; l++) {
         RefCnnLayer *layer = &m->layers[l];
-        free(layer->y), free(layer->xhat), free(layer->rstd), free(layer->arg);
+        free(layer->y);
+        free(layer->xhat);
+        free(layer->rstd);
+        free(layer->arg);
         layer->y = layer->xhat = layer->rstd = NULL;
         layer->arg = NULL;
     }
-    free(m->x), free(m->d_logits), free(m->d_input);
+    free(m->x);
+    free(m->d_logits);
+    free(m->d_input);
     m->x = m->logits = m->d_logits = m->d_input = NULL;
 }
 
 static inline void ref_cnn_free(RefCnn *m) {
     ref_cnn_free_pass(m);
     for (int t = 0; t < m->n_tensors; t++) {
-        free(m->tensors[t].data), free(m->tensors[t].grad);
-        free(m->tensors[t].state1), free(m->tensors[t].state2);
+        free(m->tensors[t].data);
+        free(m->tensors[t].grad);
+        free(m->tensors[t].state1);
+        free(m->tensors[t].state2);
     }
-    for (int l = 0; l < m->n_layers; l++) free(m->layers[l].running_mean), free(m->layers[l].running_var);
+    for (int l = 0; l < m->n_layers; l++) {
+        free(m->layers[l].running_mean);
+        free(m->layers[l].running_var);
+    }
     memset(m, 0, sizeof *m);
 }
 

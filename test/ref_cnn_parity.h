@@ -162,7 +162,8 @@ static inline void ref_cnn_parity_train(const RefCnnParityCase *c, int steps, do
     if (steps == REF_CNN_PARITY_STEPS)
         losses[REF_CNN_PARITY_EVAL] = ref_cnn_forward(&m, REF_EVAL, x, labels, REF_CNN_PARITY_SAMPLES);
     ref_cnn_free(&m);
-    free(x), free(g);
+    free(x);
+    free(g);
 }
 
 // Relative difference allowed at step 1..50 (and, with 50, in the evaluation loss): see the top.

@@ -132,7 +132,8 @@ static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
 }
 
 static inline void ref_cnn_groups_free(RefCnnGroups *gr) {
-    free(gr->enter), free(gr->leave);
+    free(gr->enter);
+    free(gr->leave);
     memset(gr, 0, sizeof *gr);
 }
 
@@ -177,8 +178,10 @@ static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
         RefCnnLayer *layer = &m->layers[l];
         if (layer->kind != REF_LAYER_NORM) continue;
         const size_t c = (size_t)layer->win.out_c;
-        saved[l][0] = layer->running_mean, saved[l][1] = layer->running_var;
-        layer->running_mean = ref_doubles(c), layer->running_var = ref_doubles(c);
+        saved[l][0] = layer->running_mean;
+        saved[l][1] = layer->running_var;
+        layer->running_mean = ref_doubles(c);
+        layer->running_var = ref_doubles(c);
         for (size_t o = 0; o < c; o++) {
             const double var = saved[l][1][o] + REF_BN_EPS;
             layer->running_mean[o] = -saved[l][0][o] * saved[l][0][o];
@@ -193,10 +196,15 @@ static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
     ref_cnn_set_theta(m, theta);
     for (int l = 0; l < m->n_layers; l++) {
         if (!saved[l][0]) continue;
-        free(m->layers[l].running_mean), free(m->layers[l].running_var);
-        m->layers[l].running_mean = saved[l][0], m->layers[l].running_var = saved[l][1];
+        free(m->layers[l].running_mean);
+        free(m->layers[l].running_var);
+        m->layers[l].running_mean = saved[l][0];
+        m->layers[l].running_var = saved[l][1];
     }
-    free(theta), free(squared), free(ones), free(d);
+    free(theta);
+    free(squared);
+    free(ones);
+    free(d);
 }
 
 // Sum over the kernel positions (or the columns that a channel owns) of tensor t: M[rows][in channels] from g[p]; for a
@@ -314,8 +322,14 @@ static inline RefPairs ref_pairs(const RefProblem *q) {
     r.incident = (int *)ref_grow(NULL, (2 * (size_t)r.n_pairs + 1) * sizeof(int));
     for (size_t h = 0; h < units + 2; h++) r.first[h] = 0;
     for (int k = 0; k < r.n_pairs; k++) {
-        if (r.leave[k] >= 0) r.n[r.leave[k]] += r.count[k], r.first[r.leave[k] + 2]++;
-        if (r.enter[k] >= 0) r.n[r.enter[k]] -= r.count[k], r.first[r.enter[k] + 2]++;
+        if (r.leave[k] >= 0) {
+            r.n[r.leave[k]] += r.count[k];
+            r.first[r.leave[k] + 2]++;
+        }
+        if (r.enter[k] >= 0) {
+            r.n[r.enter[k]] -= r.count[k];
+            r.first[r.enter[k] + 2]++;
+        }
     }
     for (size_t h = 0; h < units; h++) r.first[h + 2] += r.first[h + 1];
     for (int k = 0; k < r.n_pairs; k++) { // first[h + 1] runs from the beginning of h's list to its end
@@ -326,7 +340,13 @@ static inline RefPairs ref_pairs(const RefProblem *q) {
 }
 
 static inline void ref_pairs_free(RefPairs *r) {
-    free(r->enter), free(r->leave), free(r->energy), free(r->count), free(r->n), free(r->first), free(r->incident);
+    free(r->enter);
+    free(r->leave);
+    free(r->energy);
+    free(r->count);
+    free(r->n);
+    free(r->first);
+    free(r->incident);
     memset(r, 0, sizeof *r);
 }
 
@@ -476,7 +496,12 @@ static inline int ref_pairs_newton_step(const RefPairs *q, const double *u, cons
         for (size_t h = 0; h < n; h++) direction[h] = z[h] + next / rz * direction[h];
         rz = next;
     }
-    free(w), free(diagonal), free(r), free(z), free(direction), free(Hd);
+    free(w);
+    free(diagonal);
+    free(r);
+    free(z);
+    free(direction);
+    free(Hd);
     return iteration;
 }
 
@@ -505,7 +530,10 @@ static inline double ref_pairs_optimum(const RefPairs *q, double *u) {
         if (size < 1e-12) break;
         for (size_t h = 0; h < n; h++) u[h] = trial[h];
     }
-    free(grad), free(step), free(trial), free(pinned);
+    free(grad);
+    free(step);
+    free(trial);
+    free(pinned);
     return iteration < 200 && best < 1e-9 * q->p ? best : NAN;
 }
 

@@ -42,7 +42,10 @@ static inline void ref_gpt_linear_backward(double *dx, double *dW, double *db, c
                                            int in) {
     for (int o = 0; o < out; o++) {
         if (db) db[o] += dy[o];
-        for (int i = 0; i < in; i++) dx[i] += W[o * in + i] * dy[o], dW[o * in + i] += dy[o] * x[i];
+        for (int i = 0; i < in; i++) {
+            dx[i] += W[o * in + i] * dy[o];
+            dW[o * in + i] += dy[o] * x[i];
+        }
     }
 }
 
@@ -61,7 +64,8 @@ static inline void ref_gpt_layernorm_backward(double *dx, double *dgain, double 
     const double std = sqrt(var + 1e-5);
     for (int i = 0; i < C; i++) {
         const double hat_i = (x[i] - mean) / std;
-        dgain[i] += dy[i] * hat_i, dbias[i] += dy[i];
+        dgain[i] += dy[i] * hat_i;
+        dbias[i] += dy[i];
         for (int j = 0; j < C; j++) dx[j] += dy[i] * gain[i] * ((i == j) - 1.0 / C - hat_i * (x[j] - mean) / std / C) / std;
     }
 }
@@ -77,7 +81,10 @@ static inline void ref_gpt_attention(double *out, double *p, const double *qkv, 
                 for (int c = 0; c < HS; c++) row[j] += qkv[i * 3 * C + h * HS + c] * qkv[j * 3 * C + C + h * HS + c] / sqrt((double)HS);
                 if (row[j] > largest) largest = row[j];
             }
-            for (int j = 0; j <= i; j++) row[j] = exp(row[j] - largest), sum += row[j];
+            for (int j = 0; j <= i; j++) {
+                row[j] = exp(row[j] - largest);
+                sum += row[j];
+            }
             for (int j = 0; j < T; j++) row[j] = j <= i ? row[j] / sum : 0;
             for (int c = 0; c < HS; c++) {
                 out[i * C + h * HS + c] = 0;
@@ -137,8 +144,13 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
                  ln2_w = out_b + c, ln2_b = ln2_w + c, fc_w = ln2_b + c, fc_b = fc_w + 4 * c * c, proj_w = fc_b + 4 * c, proj_b = proj_w + 4 * c * c;
     RefGptLayer *a = (RefGptLayer *)calloc((size_t)L + 1, sizeof *a);
     for (int l = 0; l <= L; l++) {
-        a[l].x = ref_gpt_doubles(TC), a[l].ln1 = ref_gpt_doubles(TC), a[l].qkv = ref_gpt_doubles(3 * TC), a[l].att = ref_gpt_doubles(TC);
-        a[l].p = ref_gpt_doubles((size_t)r->NH * (size_t)T * (size_t)T), a[l].mid = ref_gpt_doubles(TC), a[l].ln2 = ref_gpt_doubles(TC);
+        a[l].x = ref_gpt_doubles(TC);
+        a[l].ln1 = ref_gpt_doubles(TC);
+        a[l].qkv = ref_gpt_doubles(3 * TC);
+        a[l].att = ref_gpt_doubles(TC);
+        a[l].p = ref_gpt_doubles((size_t)r->NH * (size_t)T * (size_t)T);
+        a[l].mid = ref_gpt_doubles(TC);
+        a[l].ln2 = ref_gpt_doubles(TC);
         a[l].fc = ref_gpt_doubles(4 * TC);
     }
     double loss = 0, *row = ref_gpt_doubles((size_t)V), *drow = ref_gpt_doubles((size_t)V), *final = ref_gpt_doubles(c), *dfinal = ref_gpt_doubles(c);
@@ -173,7 +185,8 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
             loss += ref_gpt_cross_entropy(dtheta ? drow : NULL, row, target[t], V) / (B * T);
             if (!dtheta) continue;
             for (int v = 0; v < V; v++) drow[v] /= B * T;
-            memset(dfinal, 0, c * sizeof(double)), memset(dx + t * C, 0, c * sizeof(double));
+            memset(dfinal, 0, c * sizeof(double));
+            memset(dx + t * C, 0, c * sizeof(double));
             ref_gpt_linear_backward(dfinal, dtheta + head, NULL, theta + head, final, drow, V, C);
             ref_gpt_layernorm_backward(dx + t * C, dtheta + lnf, dtheta + lnf + C, a[L].x + t * C, theta + lnf, dfinal, C);
         }
@@ -182,7 +195,8 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
             double *d = dtheta + blocks + (size_t)l * layer;
             memset(datt, 0, TC * sizeof(double));
             for (int t = 0; t < T; t++) {
-                memset(dfc, 0, 4 * c * sizeof(double)), memset(dln, 0, c * sizeof(double));
+                memset(dfc, 0, 4 * c * sizeof(double));
+                memset(dln, 0, c * sizeof(double));
                 ref_gpt_linear_backward(dfc, d + proj_w, d + proj_b, w + proj_w, a[l].fc + 4 * t * C, dx + t * C, C, 4 * C);
                 for (int i = 0; i < 4 * C; i++) dfc[i] = a[l].fc[4 * t * C + i] > 0 ? dfc[i] : 0;
                 ref_gpt_linear_backward(dln, d + fc_w, d + fc_b, w + fc_w, a[l].ln2 + t * C, dfc, 4 * C, C);
@@ -197,10 +211,30 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
             }
         }
         for (int t = 0; dtheta && t < T; t++)
-            for (int i = 0; i < C; i++) dtheta[token[t] * C + i] += dx[t * C + i], dtheta[wpe + (size_t)(t * C + i)] += dx[t * C + i];
+            for (int i = 0; i < C; i++) {
+                dtheta[token[t] * C + i] += dx[t * C + i];
+                dtheta[wpe + (size_t)(t * C + i)] += dx[t * C + i];
+            }
     }
-    for (int l = 0; l <= L; l++)
-        free(a[l].x), free(a[l].ln1), free(a[l].qkv), free(a[l].p), free(a[l].att), free(a[l].mid), free(a[l].ln2), free(a[l].fc);
-    free(a), free(row), free(drow), free(final), free(dfinal), free(dx), free(datt), free(dqkv), free(dfc), free(dln);
+    for (int l = 0; l <= L; l++) {
+        free(a[l].x);
+        free(a[l].ln1);
+        free(a[l].qkv);
+        free(a[l].p);
+        free(a[l].att);
+        free(a[l].mid);
+        free(a[l].ln2);
+        free(a[l].fc);
+    }
+    free(a);
+    free(row);
+    free(drow);
+    free(final);
+    free(dfinal);
+    free(dx);
+    free(datt);
+    free(dqkv);
+    free(dfc);
+    free(dln);
     return loss;
 }

@@ -22,7 +22,10 @@ static void test_crop(void) {
     enum { ROWS = 1000, ROOM = 1003 };
     int order[ROWS], moved[ROWS], *crop[4], seen[3][2 * CROP_PAD + 1] = {{0}}, differ = 0, in_range = 1, same_sample = 1;
     snprintf(label, sizeof label, "crops");
-    for (int r = 0; r < ROWS; r++) order[r] = r * 7, moved[(r * 37 + 11) % ROWS] = r * 7;
+    for (int r = 0; r < ROWS; r++) {
+        order[r] = r * 7;
+        moved[(r * 37 + 11) % ROWS] = r * 7;
+    }
     for (int k = 0; k < 4; k++) {  // as it is, samples in other places, the next epoch, another seed
         int *d = (int *)guarded(NULL, 3 * ROOM * sizeof(int));
         crop_kernel<<<ceil_div(ROWS, BLOCK), BLOCK>>>(d, in_ints(k == 1 ? moved : order, ROWS), ROWS, ROOM, k == 3 ? 6 : 5,
@@ -58,7 +61,9 @@ static void test_gather_images(int rows, int channels, int h, int w, int cropped
     for (size_t i = 0; i < total; i++) pixels[i] = (unsigned char)(128 + 128 * uniform());
     for (int r = 0; r < rows; r++) {
         order[r] = (r * 7 + 5) % samples;
-        crop[r] = r % 9 - 4, crop[room + r] = r / 9 % 9 - 4, crop[2 * room + r] = r / 2 % 2;
+        crop[r] = r % 9 - 4;
+        crop[room + r] = r / 9 % 9 - 4;
+        crop[2 * room + r] = r / 2 % 2;
     }
     for (int r = 0; r < rows; r++)
         for (int y = 0; y < h; y++)
@@ -103,7 +108,8 @@ static void test_max_pool(int n, int c, int h, int w, int kernel, int stride, in
     int *arg = ints(n_y);
     snprintf(label, sizeof label, "max-pool %d x %dx%dx%d, kernel %d, stride %d, padding %d, coarse %d", n, c, h, w, kernel, stride, pad, coarse);
     CHECK(conv_out_size(h, kernel, stride, pad) == win.out_h && conv_out_size(w, kernel, stride, pad) == win.out_w, "size of the output");
-    fill(x, n_x, -0.5, 1), fill(d, n_y, 0, 1);
+    fill(x, n_x, -0.5, 1);
+    fill(d, n_y, 0, 1);
     for (size_t i = 0; coarse && i < n_x; i++) x[i] = floorf(2 * x[i]) / 2;
     const double *x_ref = from_nhwc(x, n, c, map), *d_ref = from_nhwc(d, n, c, out_map);
     for (int sum = 0; sum < 2; sum++) {
@@ -111,8 +117,13 @@ static void test_max_pool(int n, int c, int h, int w, int kernel, int stride, in
         unsigned char *arg_d = (unsigned char *)guarded(NULL, n_y);
         if (sum) sum_pool_kernel<<<grid_of_images(c, out_map, n), block_of(c)>>>(y_d, in(x, n_x), p);
         else max_pool_kernel<<<grid_of_images(c, out_map, n), block_of(c)>>>(y_d, arg_d, in(x, n_x), p);
-        if (sum) ref_sum_pool_forward(y, x_ref, n, &win), ref_sum_pool_backward(dx, d_ref, n, &win);
-        else ref_max_pool_forward(y, arg, x_ref, n, &win), ref_max_pool_backward(dx, d_ref, arg, n, &win);
+        if (sum) {
+            ref_sum_pool_forward(y, x_ref, n, &win);
+            ref_sum_pool_backward(dx, d_ref, n, &win);
+        } else {
+            ref_max_pool_forward(y, arg, x_ref, n, &win);
+            ref_max_pool_backward(dx, d_ref, arg, n, &win);
+        }
         to_nhwc(want, y, n, c, out_map);
         same(sum ? "sums" : "maxima", y_d, want, n_y, sum ? 1e-6 : 0, sum ? 1e-6 : 0);
         const unsigned char *arg_got = (const unsigned char *)fetch(arg_d, n_y);
@@ -172,7 +183,8 @@ static void test_avg_pool(int n, int c, int h, int w) {
     float *x = floats(n_x), *d = floats(n_y);
     double *y = doubles(n_y), *dx = doubles(n_x), *want = doubles(n_x);
     snprintf(label, sizeof label, "average pool %d x %dx%dx%d", n, c, h, w);
-    fill(x, n_x, 0.3, 1), fill(d, n_y, 0, 1);
+    fill(x, n_x, 0.3, 1);
+    fill(d, n_y, 0, 1);
     float *y_d = out(n_y), *dx_d = out(n_x);
     avg_pool_kernel<<<grid_of(c, n), block_of(c)>>>(y_d, in(x, n_x), map, c, factor);
     ref_avg_pool_forward(y, from_nhwc(x, n, c, map), n * c, map, (double)factor);
@@ -189,11 +201,15 @@ static void test_elementwise(int n) {
     float *y = floats(s), *r = floats(s);
     double *sum = doubles(s), *clipped = doubles(s), *square = doubles(s), *constant = doubles(s);
     snprintf(label, sizeof label, "element by element, n=%d", n);
-    fill(y, s, 0, 1), fill(r, s, 0, 1);
+    fill(y, s, 0, 1);
+    fill(r, s, 0, 1);
     r[n - 1] = -y[n - 1];  // a sum of exactly zero
     for (int i = 0; i < n; i++) {
         const double v = (double)y[i] + (double)r[i];
-        sum[i] = v, clipped[i] = v > 0 ? v : 0, square[i] = (double)y[i] * (double)y[i], constant[i] = -2.5;
+        sum[i] = v;
+        clipped[i] = v > 0 ? v : 0;
+        square[i] = (double)y[i] * (double)y[i];
+        constant[i] = -2.5;
     }
     const int blocks = ceil_div(n, BLOCK);
     float *plain = in(y, s), *relu = in(y, s), *squared = out(s), *filled = out(s);
@@ -201,8 +217,10 @@ static void test_elementwise(int n) {
     add_relu_kernel<<<blocks, BLOCK>>>(relu, in(r, s), n, 1);
     square_kernel<<<blocks, BLOCK>>>(squared, in(y, s), n);
     fill_kernel<<<blocks, BLOCK>>>(filled, -2.5f, n);
-    same("sum", plain, sum, s, 1e-6, 1e-7), same("sum through ReLU", relu, clipped, s, 1e-6, 1e-7);
-    same("square", squared, square, s, 1e-6, 0), same("filled", filled, constant, s, 0, 0);
+    same("sum", plain, sum, s, 1e-6, 1e-7);
+    same("sum through ReLU", relu, clipped, s, 1e-6, 1e-7);
+    same("square", squared, square, s, 1e-6, 0);
+    same("filled", filled, constant, s, 0, 0);
     const float bad[3] = {NAN, 1, -1}, zero[3] = {0, 0, 0};
     float *kept = in(bad, 3);
     add_relu_kernel<<<1, BLOCK>>>(kept, in(zero, 3), 3, 1);
@@ -216,7 +234,10 @@ static void test_kernels(void) {
     test_crop();
     for (int k = 0; k < 2; k++) {
         for (int s = 0; s < 5; s++)
-            for (int c = 1; c <= 3; c += 2) test_gather_images(9, c, sizes[s][0], sizes[s][1], k), test_gather_images(1, c, sizes[s][0], sizes[s][1], k);
+            for (int c = 1; c <= 3; c += 2) {
+                test_gather_images(9, c, sizes[s][0], sizes[s][1], k);
+                test_gather_images(1, c, sizes[s][0], sizes[s][1], k);
+            }
         test_gather_images(170, 1, 12, 35, k);
     }
     for (int c = 0; c < 5; c++)
@@ -232,7 +253,8 @@ static void test_kernels(void) {
         for (int stride = 1; stride <= 2; stride++)
             for (int pad = 0; pad <= 1; pad++) {
                 test_max_pool_special(kernel, stride, pad, NAN);
-                test_max_pool_special(kernel, stride, pad, INFINITY), test_max_pool_special(kernel, stride, pad, -INFINITY);
+                test_max_pool_special(kernel, stride, pad, INFINITY);
+                test_max_pool_special(kernel, stride, pad, -INFINITY);
             }
     for (int i = 0; i < 5; i++) test_elementwise(lengths[i]);
 }
@@ -347,7 +369,10 @@ static void check_differences(model *m, RefCnn *ref, const double *x, const int 
                 const int weight = ref->shapes[t].rank > 1;
                 v[at + (int)k] = (direction < 3 ? (double)uniform() : gradient[at + (int)k] / norm) * (weight ? 1 / sqrt(ref->tensors[t].cols) : 1);
             }
-        for (size_t i = 0; i < p; i++) slope += v[i] * gradient[i], length += v[i] * v[i];
+        for (size_t i = 0; i < p; i++) {
+            slope += v[i] * gradient[i];
+            length += v[i] * v[i];
+        }
         for (int side = 0; side < 2; side++) {
             for (size_t i = 0; i < p; i++) moved[i] = theta[i] + (side ? 1e-7 : -1e-7) * v[i];
             ref_cnn_set_theta(ref, moved);
@@ -377,7 +402,8 @@ static void check_differences(model *m, RefCnn *ref, const double *x, const int 
     snprintf(name, sizeof name, "%s: the trainer's own loss along its gradient", label);
     test_close_d(name, &numeric, &norm, 1, 0.02, 0);
     worst_own_difference = fmax(worst_own_difference, fabs(numeric / norm - 1));
-    free(grads), free(own);
+    free(grads);
+    free(own);
 }
 
 // Forward, loss and backward in one mode against the reference: outputs, loss, hits, every gradient, running statistics.
@@ -420,7 +446,8 @@ static void test_network(const net_case *k, int mode) {
     same("output", last->y, ref.logits, n_logits, 0, 1e-5 * largest);
     same_scaled("output gradient", m.gradient[last->gradient], ref.d_logits, n_logits, 2e-5);
     same("loss", m.step_loss + 3, &loss, 1, 2e-5, 0);
-    totals[0] = loss * rows, totals[1] = ref.correct;
+    totals[0] = loss * rows;
+    totals[1] = ref.correct;
     same_d("totals", m.totals, totals, 2, 2e-5, 0);
     CHECK(other_rows_untouched(&m, rows), "other images are left alone");
     backward(&m, rows, mode);
@@ -470,15 +497,23 @@ static void test_networks(void) {
 // A trainer on a data set in memory, which is training and test set.
 static void make_trainer(trainer *t, const config *c, const RefCnnConfig *k, const dataset *d, int max_rows) {
     memset(t, 0, sizeof *t);
-    t->c = c, t->ordered = -1;
+    t->c = c;
+    t->ordered = -1;
     train_run_init(&t->run, "test_cnn", VERSION, &c->train);
     train_set_length(&t->run, d->n);
     build(&t->m, k, c, max_rows);
-    t->train = device_data_create(d, 1), t->test = device_data_create(d, 1);
-    t->run.net = &t->m.net, t->run.step_loss = t->m.step_loss, t->run.trainer = t;
+    t->train = device_data_create(d, 1);
+    t->test = device_data_create(d, 1);
+    t->run.net = &t->m.net;
+    t->run.step_loss = t->m.step_loss;
+    t->run.trainer = t;
     model_init(&t->m, c);
 }
-static void free_trainer(trainer *t) { model_free(&t->m), device_data_free(&t->train), device_data_free(&t->test); }
+static void free_trainer(trainer *t) {
+    model_free(&t->m);
+    device_data_free(&t->train);
+    device_data_free(&t->test);
+}
 
 // One step; returns its loss.
 static float step(trainer *t) {
@@ -493,8 +528,14 @@ static float step(trainer *t) {
 static dataset images_of(const RefCnnConfig *k, int n, int noise) {
     dataset d;
     memset(&d, 0, sizeof d);
-    d.n = n, d.channels = k->in_c, d.height = k->in_h, d.width = k->in_w, d.features = k->in_c * k->in_h * k->in_w, d.classes = k->classes;
-    d.pixels = (unsigned char *)host_bytes((size_t)n * (size_t)d.features), d.labels = (unsigned char *)host_bytes((size_t)n);
+    d.n = n;
+    d.channels = k->in_c;
+    d.height = k->in_h;
+    d.width = k->in_w;
+    d.features = k->in_c * k->in_h * k->in_w;
+    d.classes = k->classes;
+    d.pixels = (unsigned char *)host_bytes((size_t)n * (size_t)d.features);
+    d.labels = (unsigned char *)host_bytes((size_t)n);
     for (int i = 0; i < n; i++) {
         d.labels[i] = (unsigned char)(noise ? (i * 7 + 3) % k->classes : ref_cnn_parity_label(i));
         unsigned char *p = d.pixels + (size_t)i * (size_t)d.features;
@@ -515,8 +556,14 @@ static void test_parity(const RefCnnParityCase *k) {
     int within = 1;
     snprintf(label, sizeof label, "PyTorch's losses, %s", k->name);
     if (!CHECK(ref_cnn_parity_read(ref_cnn_parity_csv(), k->name, want), "PyTorch's losses can be read")) return;
-    c.train.optimizer = optimizer[k->optimizer], c.train.lr = k->lr, c.train.momentum = k->momentum, c.train.weight_decay = k->weight_decay;
-    c.train.batch_size = REF_CNN_PARITY_BATCH, c.train.shuffle = SHUFFLE_NONE, c.train.steps = REF_CNN_PARITY_STEPS, c.smoothing = k->label_smoothing;
+    c.train.optimizer = optimizer[k->optimizer];
+    c.train.lr = k->lr;
+    c.train.momentum = k->momentum;
+    c.train.weight_decay = k->weight_decay;
+    c.train.batch_size = REF_CNN_PARITY_BATCH;
+    c.train.shuffle = SHUFFLE_NONE;
+    c.train.steps = REF_CNN_PARITY_STEPS;
+    c.smoothing = k->label_smoothing;
     const dataset d = images_of(&k->config, REF_CNN_PARITY_SAMPLES, 0);
     make_trainer(&t, &c, &k->config, &d, 13);
     RefCnn initial = ref_cnn_parity_model(k);
@@ -554,8 +601,14 @@ static float *trained(int k, size_t *n) {
     config c = config_of(&runs[k].k);
     rescale_report report;
     seed = 99 + (uint64_t)k;
-    c.train.optimizer = runs[k].optimizer, c.augment = runs[k].augment, c.train.schedule = runs[k].schedule, c.smoothing = 0.1;
-    c.train.lr = 1e-3, c.train.weight_decay = 1e-3, c.train.batch_size = 13, c.train.steps = RUN_STEPS;
+    c.train.optimizer = runs[k].optimizer;
+    c.augment = runs[k].augment;
+    c.train.schedule = runs[k].schedule;
+    c.smoothing = 0.1;
+    c.train.lr = 1e-3;
+    c.train.weight_decay = 1e-3;
+    c.train.batch_size = 13;
+    c.train.steps = RUN_STEPS;
     const dataset d = images_of(&runs[k].k, 31, 1);
     make_trainer(&t, &c, &runs[k].k, &d, 13);
 #if !DEVICE_IS_GPU
@@ -583,7 +636,8 @@ static void test_same_bits(int k) {
     omp_set_num_threads(threads);
 #endif
     if (!CHECK(n == again && !memcmp(first, second, n * sizeof(float)), "the same run gives the same bits")) printf("    run %d\n", k);
-    free(first), free(second);
+    free(first);
+    free(second);
 }
 
 // Batches come in the order of the epoch; with augmentation they differ from epoch to epoch, and a sample's crop is its own.
@@ -650,7 +704,9 @@ static void test_refusals(void) {
         config c = default_config();
         model m;
         char err[512] = "";
-        c.model = bad[i].model, c.width = bad[i].width, c.train.precision = bad[i].precision;
+        c.model = bad[i].model;
+        c.width = bad[i].width;
+        c.train.precision = bad[i].precision;
         const int status = model_create(&m, &c, bad[i].c, bad[i].h, bad[i].w, 10, bad[i].rows, err, sizeof err);
         if (!CHECK(status == -1 && strstr(err, bad[i].words[0]) && strstr(err, bad[i].words[1]) && !strchr(err, '\n'), "refused with the reason"))
             printf("    case %zu: status %d, '%s'\n", i, status, err);
@@ -669,7 +725,8 @@ static void test_memory(const RefCnnConfig *k) {
         const layer *l = &m.layers[i];
         const size_t size = (size_t)(l->h * l->w * l->c);
         per_image += l->kind == LAYER_CONV && l->gamma != NONE ? 2 * size : size;
-        bytes += l->kind == LAYER_MAX_POOL ? size : 0, largest = size > largest ? size : largest;
+        bytes += l->kind == LAYER_MAX_POOL ? size : 0;
+        largest = size > largest ? size : largest;
         if (l->kind != LAYER_CONV) continue;
         const size_t one = conv_image_floats(&l->conv), limit = (size_t)WORK_FLOATS > one ? (size_t)WORK_FLOATS : one;
         CHECK(conv_work_floats(&l->conv, 64) <= limit + conv_transformed_floats(&l->conv) + 2 * CONV_POINTS * CONV_PAD, "work of a chunk");
@@ -680,7 +737,8 @@ static void test_memory(const RefCnnConfig *k) {
     per_image += 4 * largest + (size_t)(k->in_c * k->in_h * k->in_w);
     size_t floats_of[2], work[2] = {0, 0};
     for (int i = 0; i < 2; i++) {
-        m.max_rows = 128 << i, floats_of[i] = place_activations(&m, NULL);
+        m.max_rows = 128 << i;
+        floats_of[i] = place_activations(&m, NULL);
         for (int k2 = 0; k2 < m.n_layers; k2++) {
             const size_t need = m.layers[k2].kind == LAYER_CONV ? conv_work_floats(&m.layers[k2].conv, m.max_rows) : 0;
             work[i] = need > work[i] ? need : work[i];
@@ -703,7 +761,8 @@ static void test_weights(const char *dir) {
     char path[LOG_PATH], err[512] = "";
     RefCnn ref = ref_cnn_create(&k);
     snprintf(label, sizeof label, "weights");
-    build(&a, &k, &c, 2), build(&b, &k, &c, 2);
+    build(&a, &k, &c, 2);
+    build(&b, &k, &c, 2);
     randomise(&ref, 0);
     copy_to_model(&a, &ref);
     for (int i = 0; i < a.net.n_counts; i++) a.net.counts[i] = 3 + i;
@@ -713,9 +772,13 @@ static void test_weights(const char *dir) {
     float *params = train_host_copy(a.net.params, a.net.n_params), *stats = train_host_copy(a.net.stats, a.net.n_stats);
     same_bits("parameters", b.net.params, params, a.net.n_params * sizeof(float));
     same_bits("statistics", b.net.stats, stats, a.net.n_stats * sizeof(float));
-    for (int i = 0; i < b.net.n_counts; i++) CHECK(b.net.counts[i] == 3 + i, "batch counts"), b.net.counts[i] = 7;
+    for (int i = 0; i < b.net.n_counts; i++) {
+        CHECK(b.net.counts[i] == 3 + i, "batch counts");
+        b.net.counts[i] = 7;
+    }
     CHECK(b.net.n_counts == 20, "a count for every BatchNorm");
-    free(params), free(stats);
+    free(params);
+    free(stats);
     const struct {
         RefCnnConfig k;
         const char *words;
@@ -739,7 +802,8 @@ static void test_weights(const char *dir) {
         load_fails(&b, path, other[i].words);
         model_free(&o);
     }
-    model_free(&a), model_free(&b);
+    model_free(&a);
+    model_free(&b);
     ref_cnn_free(&ref);
     release();
 }
@@ -749,7 +813,8 @@ static void test_initialisation(int init) {
     const RefCnnConfig k = {REF_SMALL, 3, 16, 16, 10, 1, 1, 1, 1, 0};
     config c = config_of(&k);
     model m;
-    c.init = init, c.train.init_scale = 0.5;
+    c.init = init;
+    c.train.init_scale = 0.5;
     snprintf(label, sizeof label, "initialisation %d", init);
     build(&m, &k, &c, 1);
     model_init(&m, &c);
@@ -759,7 +824,11 @@ static void test_initialisation(int init) {
         const float *v = (const float *)fetch(m.net.params + t->offset, n * sizeof(float));
         const double fan_in = m.net.tensors[m.layers[t->layer].weight].cols, bound = 0.5 / sqrt(fan_in);
         double sum = 0, square = 0, largest = 0;
-        for (size_t j = 0; j < n; j++) sum += (double)v[j], square += (double)v[j] * (double)v[j], largest = fmax(largest, fabs((double)v[j]));
+        for (size_t j = 0; j < n; j++) {
+            sum += (double)v[j];
+            square += (double)v[j] * (double)v[j];
+            largest = fmax(largest, fabs((double)v[j]));
+        }
         const int norm = t->name[0] == 'b', gain = t->role == RESCALE_GAIN, bias = t->role == RESCALE_BIAS;
         const double want = init == INIT_KAIMING_UNIFORM ? bound * bound / 3 : bias ? 0 : 0.25 * 2 / fan_in;  // variance
         int ok = norm ? sum == (gain ? (double)n : 0) && square == sum : fabs(square / (double)n - want) <= (n > 500 ? 0.15 : 0.7) * want;
@@ -808,7 +877,8 @@ int main(int argc, char **argv) {
     test_refusals();
     for (int i = 0; i < 3; i++) test_memory(&full[i]);
     test_weights(dir);
-    test_initialisation(INIT_KAIMING_UNIFORM), test_initialisation(INIT_KAIMING_NORMAL);
+    test_initialisation(INIT_KAIMING_UNIFORM);
+    test_initialisation(INIT_KAIMING_NORMAL);
     print_bits();
     test_remove_dir(dir);
     return test_summary();

@@ -24,7 +24,8 @@ typedef struct described {
 
 static void describe_model(described *d, const model *m, int with_g) {
     memset(d, 0, sizeof *d);
-    d->n_groups = describe(m, d->group, d->tensor, with_g), d->n_tensors = m->net.n_tensors;
+    d->n_groups = describe(m, d->group, d->tensor, with_g);
+    d->n_tensors = m->net.n_tensors;
     for (int k = 0; k < d->n_groups; k++) d->first[k + 1] = d->first[k] + d->group[k].n;
     d->n_units = d->first[d->n_groups];
 }
@@ -54,7 +55,10 @@ static void test_groups(const char *name, const RefCnnConfig *k) {
                 const int here[2] = {entered(&d, r, row), left(&d, r, column)}, there[2] = {gr.enter[at], gr.leave[at]};
                 for (int side = 0; side < 2; side++) {
                     const int a = here[side], b = there[side];
-                    if (a >= 0 && b >= 0 && !its[a] && !mine[b]) its[a] = b + 1, mine[b] = a + 1;
+                    if (a >= 0 && b >= 0 && !its[a] && !mine[b]) {
+                        its[a] = b + 1;
+                        mine[b] = a + 1;
+                    }
                     wrong += a >= 0 && b >= 0 ? its[a] != b + 1 || mine[b] != a + 1 : a != b;
                 }
             }
@@ -156,7 +160,8 @@ static void test_diag_g(const char *name, const RefCnnConfig *k, int pool, int d
     same_bits("parameters", m.net.params, params, m.net.n_params * sizeof(float));
     same_bits("statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
     for (int i = 0; i < m.net.n_counts; i++) CHECK(m.net.counts[i] == 0, "no training batch");
-    free(params), free(stats);
+    free(params);
+    free(stats);
     model_free(&m);
     ref_cnn_free(&ref);
     release();
@@ -259,15 +264,25 @@ static RefPairs pairs_of(const described *d, const model *m, double *n_max) {
     for (int i = 0; i < d->n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         for (int row = 0, k = 0; row < t->rows; row++)
-            for (int column = 0; column < t->cols; column++, k++, at++)
-                enter[at] = entered(d, &d->tensor[i], row), leave[at] = left(d, &d->tensor[i], column), g[at] = (double)host[t->offset + (size_t)k];
+            for (int column = 0; column < t->cols; column++, k++, at++) {
+                enter[at] = entered(d, &d->tensor[i], row);
+                leave[at] = left(d, &d->tensor[i], column);
+                g[at] = (double)host[t->offset + (size_t)k];
+            }
     }
     RefProblem q;
-    q.n_params = (int)p, q.n_units = d->n_units, q.enter = enter, q.leave = leave, q.g = g;
+    q.n_params = (int)p;
+    q.n_units = d->n_units;
+    q.enter = enter;
+    q.leave = leave;
+    q.g = g;
     RefPairs pairs = ref_pairs(&q);
     *n_max = 1;
     for (int h = 0; h < pairs.n_units; h++) *n_max = fmax(*n_max, fabs(pairs.n[h]));
-    free(enter), free(leave), free(g), free(host);
+    free(enter);
+    free(leave);
+    free(g);
+    free(host);
     return pairs;
 }
 
@@ -297,7 +312,8 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
     rescale_report report, dry;
     double moved, n_max;
     enum { ROWS = 4 };
-    c.init = init, c.rescale_pool = pool;
+    c.init = init;
+    c.rescale_pool = pool;
     snprintf(label, sizeof label, "full size, %s, init %d, pool %d, norm %d", name, init, pool, random_norm);
     build(&m, k, &c, PROBE_ROWS);
     model_init(&m, &c);
@@ -307,8 +323,10 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
         for (int l = 0; l < ref.n_layers; l++) {
             const RefCnnLayer *layer = &ref.layers[l];
             if (layer->kind != REF_LAYER_NORM) continue;
-            fill_doubles(ref.tensors[layer->weight].data, (size_t)layer->win.out_c, 1, 0.6), fill_doubles(ref.tensors[layer->bias].data, (size_t)layer->win.out_c, 0, 0.3);
-            fill_doubles(layer->running_mean, (size_t)layer->win.out_c, 0, 0.5), fill_doubles(layer->running_var, (size_t)layer->win.out_c, 1, 0.7);
+            fill_doubles(ref.tensors[layer->weight].data, (size_t)layer->win.out_c, 1, 0.6);
+            fill_doubles(ref.tensors[layer->bias].data, (size_t)layer->win.out_c, 0, 0.3);
+            fill_doubles(layer->running_mean, (size_t)layer->win.out_c, 0, 0.5);
+            fill_doubles(layer->running_var, (size_t)layer->win.out_c, 1, 0.7);
         }
         copy_to_model(&m, &ref);
         ref_cnn_free(&ref);
@@ -321,7 +339,8 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
     describe_model(&d, &m, 1);
     double *u = doubles((size_t)d.n_units), *gradient = doubles((size_t)d.n_units);
     const rescale_net net = {d.group, d.n_groups, d.tensor, d.n_tensors};
-    o.u = u, o.dry_run = 1;
+    o.u = u;
+    o.dry_run = 1;
     CHECK(rescale_run(&net, &o, &dry) == 0, "a dry run");
     RefPairs pairs = pairs_of(&d, &m, &n_max);
     unsigned char *pinned = (unsigned char *)host_bytes((size_t)d.n_units);
@@ -349,7 +368,9 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
     printf("     %s, init %d, pool %d%s: F %.7g -> %.7g, %d steps, gradient %.1e n, anew %.1e n, max |log lambda| %.2f, %d pinned, moved %.1e\n", name, init, pool,
            random_norm ? ", random BatchNorm" : "", report.objective_before, report.objective_after, report.iterations, certificate / n_max, itself / n_max,
            report.max_abs_log_lambda, report.pinned_units, fmax(moved, own));
-    worst_certificate = fmax(worst_certificate, certificate / n_max), worst_own = fmax(worst_own, itself / n_max), worst_moved = fmax(worst_moved, fmax(moved, own));
+    worst_certificate = fmax(worst_certificate, certificate / n_max);
+    worst_own = fmax(worst_own, itself / n_max);
+    worst_moved = fmax(worst_moved, fmax(moved, own));
     most_iterations = report.iterations > most_iterations ? report.iterations : most_iterations;
     model_free(&m);
     release();
@@ -393,7 +414,8 @@ static void test_published_values(int64_t weights_seed) {
     model m;
     rescale_report report;
     double n_max;
-    c.rescale_pool = POOL_MAX, c.train.seed = weights_seed;
+    c.rescale_pool = POOL_MAX;
+    c.train.seed = weights_seed;
     snprintf(label, sizeof label, "published values, seed %lld", (long long)weights_seed);
     build(&m, &k, &c, 1);
     model_init(&m, &c);
@@ -407,21 +429,28 @@ static void test_published_values(int64_t weights_seed) {
     const double swept = ref_pairs_F(&pairs, unit);
     const rescale_net net = {d.group, d.n_groups, d.tensor, d.n_tensors};
     rescale_options o = train_rescale_options(&c.train);
-    o.dry_run = 1, o.u = u;
+    o.dry_run = 1;
+    o.u = u;
     CHECK(rescale_run(&net, &o, &report) == 0 && report.grad_inf <= 1e-6 * n_max && report.iterations <= 15, "the optimum");
     const double best = report.objective_after, started = report.objective_before;
-    o.solver = RESCALE_SWEEPS, o.sweeps = 10, o.u = ours;
+    o.solver = RESCALE_SWEEPS;
+    o.sweeps = 10;
+    o.u = ours;
     CHECK(rescale_run(&net, &o, &report) == 0 && report.sweeps == 10 && report.iterations == 0, "ten block sweeps");
     const double ours_F = report.objective_after;
     if (weights_seed == 1) {  // slow
         ref_pairs_block_sweeps(&pairs, block, d.first, d.n_groups, 10);
         test_close_d("ten block sweeps are the reference's", ours, block, n, 1e-6, 1e-6);
     }
-    o.solver = RESCALE_UNIT_SWEEPS, o.u = block;
+    o.solver = RESCALE_UNIT_SWEEPS;
+    o.u = block;
     CHECK(rescale_run(&net, &o, &report) == 0 && report.sweeps == 10, "ten unit sweeps");
     test_close_d("ten unit sweeps are the published algorithm's", block, unit, n, 1e-6, 1e-6);
     double apart = 0, far = 0;
-    for (size_t h = 0; h < n; h++) apart = fmax(apart, fabs(ours[h] - unit[h])), far = fmax(far, fabs(u[h] - unit[h]));
+    for (size_t h = 0; h < n; h++) {
+        apart = fmax(apart, fabs(ours[h] - unit[h]));
+        far = fmax(far, fabs(u[h] - unit[h]));
+    }
     printf("     allconv, arg-max paths, seed %lld: F + p log 64 = %.7g at 0, %.7g after ten unit sweeps, %.7g after ten block sweeps, %.7g at the optimum; "
            "|u - u of unit sweeps| <= %.2g (block sweeps), %.3g (optimum)\n", (long long)weights_seed, start + pairs.p * log(64.0), swept + pairs.p * log(64.0),
            ours_F + pairs.p * log(64.0), best + pairs.p * log(64.0), apart, far);
@@ -452,7 +481,8 @@ static void test_function_kept(const char *name, const RefCnnConfig *k, int defa
             RefCnn ref = ref_cnn_create(k);
             rescale_report report;
             double told, moved = 0;
-            c.train.rescale = method, c.train.rescale_pow2 = pow2;
+            c.train.rescale = method;
+            c.train.rescale_pow2 = pow2;
             snprintf(label, sizeof label, "%s, %s%s, defaults %d, dead %d", name, method_name[method], pow2 ? ", powers of two" : "", defaults, dead);
             build(&m, k, &c, PROBE_ROWS);
             randomise(&ref, defaults);
@@ -495,7 +525,9 @@ static void test_function_kept(const char *name, const RefCnnConfig *k, int defa
                 CHECK(sum < want[0], "ENorm lowers the sum of squares");
                 ref_cnn_groups_free(&gr);
             }
-            free(params), free(stats), free(now);
+            free(params);
+            free(stats);
+            free(now);
             model_free(&m);
             ref_cnn_free(&ref);
             release();
@@ -575,7 +607,10 @@ static void test_errors(const RefCnnConfig *k) {
             for (int f = 0; f < 3; f++) before[f] = train_host_copy(family[f], m.net.n_params);
             if (!CHECK(rescale_model(&m, &c, &report) == -1 && report.message[0] && (statistic || strstr(report.message, t->name)), "an error that names the tensor"))
                 printf("    %s: '%s'\n", t->name, report.message);
-            for (int f = 0; f < 3; f++) same_bits("parameters and optimizer state", family[f], before[f], m.net.n_params * sizeof(float)), free(before[f]);
+            for (int f = 0; f < 3; f++) {
+                same_bits("parameters and optimizer state", family[f], before[f], m.net.n_params * sizeof(float));
+                free(before[f]);
+            }
             CUDA_CHECK(cudaMemcpy(place, &keep, sizeof keep, cudaMemcpyHostToDevice));
             release();
         }
@@ -593,7 +628,8 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
     fill(x, n_in, 0, 1.5);
     for (int r = 0; r < m->max_rows; r++) y[r] = (r * 5 + 1) % m->classes;
     for (int s = 0; s < steps; s++) {
-        train_upload(m->image, x, n_in * sizeof(float)), train_upload(m->label, y, (size_t)m->max_rows * sizeof(int));
+        train_upload(m->image, x, n_in * sizeof(float));
+        train_upload(m->label, y, (size_t)m->max_rows * sizeof(int));
         forward(m, m->max_rows, MODE_TRAIN);
         loss_forward_backward(m, m->max_rows, 0);
         backward(m, m->max_rows, MODE_TRAIN);
@@ -608,7 +644,10 @@ static void test_rescale_in_training(const char *name, const RefCnnConfig *k, in
     model m;
     rescale_report report;
     double moved;
-    c.train.optimizer = optimizer, c.train.rescale = method, c.train.lr = 1e-3, c.train.weight_decay = 1e-3;
+    c.train.optimizer = optimizer;
+    c.train.rescale = method;
+    c.train.lr = 1e-3;
+    c.train.weight_decay = 1e-3;
     snprintf(label, sizeof label, "rescaling in training, %s, optimizer %d, method %d", name, optimizer, method);
     build(&m, k, &c, PROBE_ROWS);
     model_init(&m, &c);
@@ -623,7 +662,13 @@ static void test_rescale_in_training(const char *name, const RefCnnConfig *k, in
     same_bits("running statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
     train_some(&m, &c, 5, 5);
     CHECK(isfinite(array_norm(m.net.grads, m.net.n_params, m.square_sums)) && isfinite(array_norm(m.net.params, m.net.n_params, m.square_sums)), "training goes on");
-    free(w0), free(m0), free(v0), free(w1), free(m1), free(v1), free(stats);
+    free(w0);
+    free(m0);
+    free(v0);
+    free(w1);
+    free(m1);
+    free(v1);
+    free(stats);
     model_free(&m);
     release();
 }
@@ -651,14 +696,16 @@ static void test_diag_g_precision(const char *name, const RefCnnConfig *k) {
 
 int main(void) {
     test_special_groups();
-    test_diag_g_precision("allconv", &narrow[0].k), test_diag_g_precision("resnet18", &narrow[4].k);
+    test_diag_g_precision("allconv", &narrow[0].k);
+    test_diag_g_precision("resnet18", &narrow[4].k);
     for (int i = 0; i < N_NARROW; i++) {
         const char *name = narrow[i].name;
         const RefCnnConfig *k = &narrow[i].k;
         test_groups(name, k);
         for (int pool = POOL_SUM; pool <= POOL_MAX; pool++) {
             for (int defaults = 0; defaults <= k->norm; defaults++) test_diag_g(name, k, pool, defaults, 0);
-            test_diag_g(name, k, pool, 0, 1), test_diag_g(name, k, pool, 0, 2);
+            test_diag_g(name, k, pool, 0, 1);
+            test_diag_g(name, k, pool, 0, 2);
             test_optimum(name, k, pool);
         }
         for (int dead = 0; dead < 3; dead++)
@@ -670,13 +717,16 @@ int main(void) {
     printf("     narrow nets: largest relative error of diag(G) %.1e, of a rescaled weight %.1e; outputs moved by %.1e\n", worst_g, worst_lambda, worst_moved);
     test_full_sizes();
     for (int64_t s = 1; s <= N_SEEDS; s++) test_published_values(s);
-    test_pinned("resnet18", &narrow[4].k, 0), test_pinned("resnet18, projections", &narrow[5].k, 0);
+    test_pinned("resnet18", &narrow[4].k, 0);
+    test_pinned("resnet18, projections", &narrow[5].k, 0);
     const RefCnnConfig tiny = {REF_SMALL, 1, 8, 8, 5, 0.1, 1, 1, 1, 0}, block = {REF_RESNET18, 3, 8, 8, 5, 0.06, 1, 1, 1, 0};
     test_errors(&tiny);
     for (int optimizer = OPTIMIZER_MOMENTUM; optimizer <= OPTIMIZER_ADAMW; optimizer++)
         for (int method = RESCALE_BY_PATHCOND; method <= RESCALE_BY_ENORM; method++) {
-            test_rescale_in_training("small", &narrow[8].k, optimizer, method), test_rescale_in_training("small, BatchNorm", &tiny, optimizer, method);
-            test_rescale_in_training("resnet18", &block, optimizer, method), test_rescale_in_training("allconv", &narrow[0].k, optimizer, method);
+            test_rescale_in_training("small", &narrow[8].k, optimizer, method);
+            test_rescale_in_training("small, BatchNorm", &tiny, optimizer, method);
+            test_rescale_in_training("resnet18", &block, optimizer, method);
+            test_rescale_in_training("allconv", &narrow[0].k, optimizer, method);
         }
     return test_summary();
 }

@@ -62,12 +62,25 @@ typedef struct problem {
 static problem make_problem(conv_plan p, int images, int bias, int relu, int accumulate, int want_dx) {
     problem q;
     memset(&q, 0, sizeof q);
-    q.p = p, q.images = images, q.relu = relu, q.accumulate = accumulate;
-    q.x = floats(in_floats(&p, images)), q.w = floats(conv_weights(&p)), q.dy = floats(out_floats(&p, images));
+    q.p = p;
+    q.images = images;
+    q.relu = relu;
+    q.accumulate = accumulate;
+    q.x = floats(in_floats(&p, images));
+    q.w = floats(conv_weights(&p));
+    q.dy = floats(out_floats(&p, images));
     q.y = q.dw = q.dx = q.b = NULL;
-    fill(q.x, in_floats(&p, images), 0.1, 1), fill(q.w, conv_weights(&p), 0, 1), fill(q.dy, out_floats(&p, images), 0, 1);
-    if (bias) q.b = floats((size_t)p.out_c), fill(q.b, (size_t)p.out_c, 0, 1);
-    if (want_dx) q.before = floats(in_floats(&p, images)), fill(q.before, in_floats(&p, images), 0, 3);
+    fill(q.x, in_floats(&p, images), 0.1, 1);
+    fill(q.w, conv_weights(&p), 0, 1);
+    fill(q.dy, out_floats(&p, images), 0, 1);
+    if (bias) {
+        q.b = floats((size_t)p.out_c);
+        fill(q.b, (size_t)p.out_c, 0, 1);
+    }
+    if (want_dx) {
+        q.before = floats(in_floats(&p, images));
+        fill(q.before, in_floats(&p, images), 0, 3);
+    }
     return q;
 }
 
@@ -84,9 +97,11 @@ static void run_passes(problem *q) {
     float *kept = (float *)fetch(u, conv_transformed_floats(p) * sizeof(float));
     conv_backward(&g, p, q->images, x, w, dy, dw, dx, q->accumulate, u, work);
     CUDA_CHECK_LAUNCH();
-    q->y = (float *)fetch(y, n_out * sizeof(float)), q->dw = (float *)fetch(dw, n_w * sizeof(float));
+    q->y = (float *)fetch(y, n_out * sizeof(float));
+    q->dw = (float *)fetch(dw, n_w * sizeof(float));
     q->dx = dx ? (float *)fetch(dx, n_in * sizeof(float)) : NULL;
-    same_bits("x is only read", x, q->x, n_in * sizeof(float)), same_bits("weights are only read", w, q->w, n_w * sizeof(float));
+    same_bits("x is only read", x, q->x, n_in * sizeof(float));
+    same_bits("weights are only read", w, q->w, n_w * sizeof(float));
     same_bits("dy is only read", dy, q->dy, n_out * sizeof(float));
     same_bits("u is only read by the backward pass", u, kept, conv_transformed_floats(p) * sizeof(float));
     if (b) same_bits("the bias is only read", b, q->b, (size_t)p->out_c * sizeof(float));
@@ -107,10 +122,14 @@ static void compare(int algorithm, int which, const float *got, const double *wa
     static const char *const what[] = {"y", "dweight", "dx"};
     double largest = sqrt(terms) / 3, square = 0, error = 0, worst = 0;
     char name[240];
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i])), square += want[i] * want[i];
+    for (size_t i = 0; i < n; i++) {
+        largest = fmax(largest, fabs(want[i]));
+        square += want[i] * want[i];
+    }
     for (size_t i = 0; i < n; i++) {
         const double e = (double)got[i] - want[i];
-        error += e * e, worst = fmax(worst, fabs(e));
+        error += e * e;
+        worst = fmax(worst, fabs(e));
     }
     snprintf(name, sizeof name, "%s: %s", label, what[which]);
     test_close(name, got, want, n, 0, tolerance[algorithm][0] * largest);
@@ -181,7 +200,9 @@ static void test_columns(int in_c, int h, int w, int kh, int kw, int stride, int
     float *x = floats(n_x), *c = floats(n), *want = floats(n), *before = floats(n_x);
     double *sum = doubles(n_x);
     snprintf(label, sizeof label, "columns of %dx%dx%d, kernel %dx%d, stride %d, padding %d", in_c, h, w, kh, kw, stride, pad);
-    fill(x, n_x, 0, 1), fill(c, n, 0, 1), fill(before, n_x, 0, 1);
+    fill(x, n_x, 0, 1);
+    fill(c, n, 0, 1);
+    fill(before, n_x, 0, 1);
     for (size_t i = 0; i < n_x; i++) sum[i] = (double)before[i];
     size_t at = 0;
     for (int r = 0; r < rows; r++)
@@ -191,7 +212,8 @@ static void test_columns(int in_c, int h, int w, int kh, int kw, int stride, int
                 const int iy = pixel / p.out_w * stride - pad + k / kw, ix = pixel % p.out_w * stride - pad + k % kw;
                 if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue;
                 const size_t from = (((size_t)image * (size_t)h + (size_t)iy) * (size_t)w + (size_t)ix) * (size_t)in_c + (size_t)i;
-                want[at] = x[from], sum[from] += (double)c[at];
+                want[at] = x[from];
+                sum[from] += (double)c[at];
             }
     float *columns_d = out(n), *dx = in(before, n_x), *c_d = in(c, n);
     conv_im2col_kernel<<<conv_grid(kw * in_c, rows, kh), CONV_BLOCK>>>(columns_d, in(x, n_x), p);
@@ -261,7 +283,10 @@ static void test_transforms(void) {
     const float *dm = (const float *)fetch(dm_d, POINTS * (TILE + pad) * sizeof(float));
     double *dm_got = doubles(POINTS * TILE);
     for (int k = 0; k < POINTS; k++)
-        for (int y = 0; y < TILE; y++) dm_got[k * TILE + y] = (double)dm[k * (TILE + pad) + y], transposed[k * TILE + y] = (double)output[y * POINTS + k];
+        for (int y = 0; y < TILE; y++) {
+            dm_got[k * TILE + y] = (double)dm[k * (TILE + pad) + y];
+            transposed[k * TILE + y] = (double)output[y * POINTS + k];
+        }
     test_close_d("transposed output transform", dm_got, transposed, POINTS * TILE, 1e-6, 1e-6);
     release();
 }
@@ -274,8 +299,10 @@ static void test_kernels(void) {
     for (int c = 0; c < 5; c++)
         for (int stride = 1; stride < 4; stride++)
             for (int pad = 0; pad < 3; pad++) {
-                test_columns(channels[c], 5, 7, 3, 3, stride, pad), test_columns(channels[c], 6, 4, 1, 1, stride, pad);
-                test_columns(channels[c], 7, 5, 5, 5, stride, pad), test_columns(channels[c], 4, 9, 2, 3, stride, pad);
+                test_columns(channels[c], 5, 7, 3, 3, stride, pad);
+                test_columns(channels[c], 6, 4, 1, 1, stride, pad);
+                test_columns(channels[c], 7, 5, 5, 5, stride, pad);
+                test_columns(channels[c], 4, 9, 2, 3, stride, pad);
             }
     test_transforms();
 }
@@ -302,7 +329,8 @@ static void test_case(int in_c, int h, int w, int out_c, int kh, int kw, int str
     const size_t n_in = in_floats(&p, images), n_out = out_floats(&p, images), n_w = conv_weights(&p);
     double *x = doubles(n_in), *dy = doubles(n_out), *weights = doubles(n_w), *b = doubles((size_t)out_c), *y = doubles(n_out), *dx = doubles(n_in),
            *dw = doubles(n_w), *want = doubles(n_in > n_out ? n_in : n_out);
-    to_nchw(x, q.x, images, in_c, h, w), to_nchw(dy, q.dy, images, out_c, p.out_h, p.out_w);
+    to_nchw(x, q.x, images, in_c, h, w);
+    to_nchw(dy, q.dy, images, out_c, p.out_h, p.out_w);
     for (size_t i = 0; i < n_w; i++) weights[i] = (double)q.w[i];
     for (int i = 0; bias && i < out_c; i++) b[i] = (double)q.b[i];
     ref_conv_forward(y, x, weights, bias ? b : NULL, images, &win);
@@ -342,11 +370,19 @@ static void test_passes(void) {
         for (int i = 0; i < 11; i++, k++) {
             const int c = channels[i][0], o = channels[i][1], h = sizes[s][0], w = sizes[s][1];
             test_shape(c, h, w, o, h, w, 1, 0, k % 2 ? 7 : 1);
-            if (i % 4 == s % 4) test_shape(c, h, w, o, 2, 3, 1, 1, 7), test_shape(c, h, w, o, 1, 3, 2, 1, 7), test_shape(c, h, w, o, 3, 1, 1, 1, 7);
+            if (i % 4 == s % 4) {
+                test_shape(c, h, w, o, 2, 3, 1, 1, 7);
+                test_shape(c, h, w, o, 1, 3, 2, 1, 7);
+                test_shape(c, h, w, o, 3, 1, 1, 1, 7);
+            }
         }
     for (int round = 0; round < 4; round++) {  // many channels; round: the variants
-        test_shape(64, 9, 11, 64, 3, 3, 1, 1, 7), test_shape(64, 8, 8, 64, 3, 3, 1, 1, 3), test_shape(64, 6, 5, 64, 3, 3, 1, 0, 7);
-        test_shape(64, 5, 6, 64, 5, 5, 1, 2, 2), test_shape(64, 9, 7, 64, 3, 3, 2, 1, 7), test_shape(64, 6, 7, 64, 1, 1, 1, 0, 7);
+        test_shape(64, 9, 11, 64, 3, 3, 1, 1, 7);
+        test_shape(64, 8, 8, 64, 3, 3, 1, 1, 3);
+        test_shape(64, 6, 5, 64, 3, 3, 1, 0, 7);
+        test_shape(64, 5, 6, 64, 5, 5, 1, 2, 2);
+        test_shape(64, 9, 7, 64, 3, 3, 2, 1, 7);
+        test_shape(64, 6, 7, 64, 1, 1, 1, 0, 7);
         test_shape(130, 4, 5, 140, 3, 3, 1, 1, 2);  // more than a block has threads
     }
     // More rows than a grid has blocks in y: 17 images of 64x64 pixels, 70,000 images of one tile.
@@ -371,7 +407,8 @@ enum { N_LAYERS = sizeof layers / sizeof *layers };
 static conv_plan layer_plan(int i) {
     const int kernel = layers[i].kernel;
     conv_plan p = conv_make_plan(layers[i].in_c, layers[i].h, layers[i].w, layers[i].out_c, kernel, kernel, layers[i].stride, layers[i].pad, 0);
-    p.algorithm = layers[i].algorithm, p.limit = (size_t)layers[i].per_chunk * conv_image_floats(&p);
+    p.algorithm = layers[i].algorithm;
+    p.limit = (size_t)layers[i].per_chunk * conv_image_floats(&p);
     return p;
 }
 
@@ -398,7 +435,10 @@ static void test_powers_of_two(int i) {
     snprintf(label, sizeof label, "powers of two, layer %d", i);
     for (size_t k = 0; k < in_c; k++) a[k] = (int)(12 * uniform());
     for (size_t k = 0; k < out_c; k++) b[k] = (int)(12 * uniform());
-    r.x = floats(n_in), r.w = floats(n_w), r.b = floats(out_c), r.dy = floats(n_out);
+    r.x = floats(n_in);
+    r.w = floats(n_w);
+    r.b = floats(out_c);
+    r.dy = floats(n_out);
     for (size_t k = 0; k < n_in; k++) r.x[k] = ldexpf(q.x[k], a[k % in_c]);
     for (size_t k = 0; k < n_out; k++) r.dy[k] = ldexpf(q.dy[k], -b[k % out_c]);
     for (size_t k = 0; k < out_c; k++) r.b[k] = ldexpf(q.b[k], b[k]);
@@ -406,7 +446,8 @@ static void test_powers_of_two(int i) {
         const size_t input = k / (size_t)positions % in_c, output = k / (size_t)positions / in_c;
         r.w[k] = ldexpf(q.w[k], b[output] - a[input]);
     }
-    run_passes(&q), run_passes(&r);
+    run_passes(&q);
+    run_passes(&r);
     int y = 1, dx = 1, dw = 1;
     for (size_t k = 0; k < n_out; k++) y = y && r.y[k] == ldexpf(q.y[k], b[k % out_c]);
     for (size_t k = 0; k < n_in; k++) dx = dx && r.dx[k] == ldexpf(q.dx[k], -a[k % in_c]);
@@ -456,7 +497,11 @@ int main(void) {
     test_plans();
     test_kernels();
     test_passes();
-    for (int i = 0; i < N_LAYERS; i++) test_adjoint(i), test_powers_of_two(i), test_repetition(i);
+    for (int i = 0; i < N_LAYERS; i++) {
+        test_adjoint(i);
+        test_powers_of_two(i);
+        test_repetition(i);
+    }
     for (int a = 0; a < N_ALGORITHMS; a++)
         printf("     %-8s %4d cases; largest error of y, dweight, dx: %.1e %.1e %.1e; root mean square: %.1e %.1e %.1e\n", algorithm_name[a], cases[a],
                worst_max[a][OF_Y], worst_max[a][OF_DW], worst_max[a][OF_DX], worst_rms[a][OF_Y], worst_rms[a][OF_DW], worst_rms[a][OF_DX]);

@@ -62,8 +62,10 @@ __global__ void bias_relu_float4(float4 *out, const float4 *in, const float4 *bi
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n4) return;
     float4 v = in[i], b = bias[i % cols4];
-    v.x = fmaxf(v.x + b.x, 0.0f), v.y = fmaxf(v.y + b.y, 0.0f);
-    v.z = fmaxf(v.z + b.z, 0.0f), v.w = fmaxf(v.w + b.w, 0.0f);
+    v.x = fmaxf(v.x + b.x, 0.0f);
+    v.y = fmaxf(v.y + b.y, 0.0f);
+    v.z = fmaxf(v.z + b.z, 0.0f);
+    v.w = fmaxf(v.w + b.w, 0.0f);
     out[i] = v;
 }
 __global__ void scale_grid_stride(float *__restrict__ out, const float *__restrict__ in, int n, float s) {
@@ -587,8 +589,8 @@ static void test_rewriting(void) {
     if (a < b) inner::store<<<1, 1>>>(out + 3, 1 << 3); else inner::store<<<1, 1>>>(out + 3, 0);
     store_size<Pair<double>><<<1, 1>>>(out + 4);
     store_size<unsigned char><<<1, 1, 4 * sizeof(float)>>>(out + 5); store_size<float4><<<1, 1>>>(out + 6);
-    STORE_TWICE(out + 7, 5)
-    const char *text = "inner::store<<<1, 1>>>(out) \" /* in a string", quote = '"';
+    STORE_TWICE(out + 7, 5) const char *text = "inner::store<<<1, 1>>>(out) \" /* in a string";
+    quote = '"';
     inner::store<<<1, 1>>>(out + 9, (int)strlen(text) + (quote == '"' ? 100'000 : 0));
     CUDA_CHECK(cudaStreamDestroy(stream));
     const double expected[] = {12.5, 34.25, 7, 8, 16, 1, 16, 5, 5, 100044};

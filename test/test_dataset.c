@@ -34,7 +34,9 @@ static void write_file(const char *name, const void *bytes, size_t n) {
 }
 
 static void put32(unsigned char *p, uint32_t v) {
-    p[0] = (unsigned char)(v >> 24), p[1] = (unsigned char)(v >> 16), p[2] = (unsigned char)(v >> 8);
+    p[0] = (unsigned char)(v >> 24);
+    p[1] = (unsigned char)(v >> 16);
+    p[2] = (unsigned char)(v >> 8);
     p[3] = (unsigned char)v;
 }
 
@@ -124,7 +126,10 @@ static void test_idx_good(void) {
     for (int k = 0; k < 20; k++) same = same && train.labels[k] == k * 37 % 5;
     for (int k = 0; k < 72; k++) same = same && test.pixels[k] == (k * 37 + 2) % 256;
     CHECK(same, "every byte in its place");
-    for (int k = 0; k < 240; k++) sum += train.pixels[k] / 255.0, squares += pow(train.pixels[k] / 255.0, 2);
+    for (int k = 0; k < 240; k++) {
+        sum += train.pixels[k] / 255.0;
+        squares += pow(train.pixels[k] / 255.0, 2);
+    }
     const double mean = sum / 240, std = sqrt(squares / 240 - mean * mean);
     const double want[2] = {mean, std};
     const float got[2] = {train.mean[0], train.std[0]}, got_test[2] = {test.mean[0], test.std[0]};
@@ -153,48 +158,68 @@ static void test_idx_good(void) {
 static void test_idx_bad(void) {
     const uint32_t dim[3] = {20, 4, 3};
     unsigned char raw[64] = {0};
-    write_good(), unlink(at(TRAIN_LABELS));
+    write_good();
+    unlink(at(TRAIN_LABELS));
     EXPECT_ERROR("missing labels", TRAIN_LABELS, "not found");
-    write_good(), unlink(at(TEST_IMAGES));
+    write_good();
+    unlink(at(TEST_IMAGES));
     EXPECT_ERROR("missing test images", TEST_IMAGES, "not found");
-    write_good(), write_idx(TRAIN_IMAGES, 0x803, 3, dim, 239, 256, 0);
+    write_good();
+    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 239, 256, 0);
     EXPECT_ERROR("one byte short", TRAIN_IMAGES, "truncated", "expected 256 bytes");
-    write_good(), write_idx(TRAIN_IMAGES, 0x803, 3, dim, 241, 256, 0);
+    write_good();
+    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 241, 256, 0);
     EXPECT_ERROR("one byte too many", TRAIN_IMAGES, "oversized", "found 257");
-    write_good(), write_idx(TEST_LABELS, 0x801, 1, dim, 19, 5, 0);
+    write_good();
+    write_idx(TEST_LABELS, 0x801, 1, dim, 19, 5, 0);
     EXPECT_ERROR("labels short", TEST_LABELS, "truncated", "found 27");
-    write_good(), write_file(TRAIN_IMAGES, raw, 0);
+    write_good();
+    write_file(TRAIN_IMAGES, raw, 0);
     EXPECT_ERROR("an empty file", TRAIN_IMAGES, "truncated", "header of 16 bytes");
-    write_good(), write_file(TRAIN_LABELS, raw, 7);
+    write_good();
+    write_file(TRAIN_LABELS, raw, 7);
     EXPECT_ERROR("a short header", TRAIN_LABELS, "truncated", "header of 8 bytes, found 7");
-    write_good(), write_labels(TRAIN_IMAGES, 20, 5);
+    write_good();
+    write_labels(TRAIN_IMAGES, 20, 5);
     EXPECT_ERROR("labels for images", TRAIN_IMAGES, "wrong magic", "found 0x00000801");
-    write_good(), write_images(TEST_LABELS, 6, 1, 1, 0);
+    write_good();
+    write_images(TEST_LABELS, 6, 1, 1, 0);
     EXPECT_ERROR("images for labels", TEST_LABELS, "wrong magic", "expected 0x00000801");
-    write_good(), write_idx(TRAIN_IMAGES, 0xd03, 3, dim, 240, 256, 0);
+    write_good();
+    write_idx(TRAIN_IMAGES, 0xd03, 3, dim, 240, 256, 0);
     EXPECT_ERROR("an IDX file of floats", TRAIN_IMAGES, "wrong magic", "0x00000d03");
-    write_good(), write_labels(TRAIN_LABELS, 19, 5);
+    write_good();
+    write_labels(TRAIN_LABELS, 19, 5);
     EXPECT_ERROR("counts differ", TRAIN_LABELS, "expected 20 labels", "found 19");
-    write_good(), write_images(TRAIN_IMAGES, 0, 4, 3, 0);
+    write_good();
+    write_images(TRAIN_IMAGES, 0, 4, 3, 0);
     EXPECT_ERROR("no images", TRAIN_IMAGES, "empty");
-    write_good(), write_images(TRAIN_IMAGES, 20, 0, 3, 0);
+    write_good();
+    write_images(TRAIN_IMAGES, 20, 0, 3, 0);
     EXPECT_ERROR("no rows", TRAIN_IMAGES, "empty", "20 x 0 x 3");
     const uint32_t huge[4][3] = {{0xffffffffu, 1, 1}, {2, 0x10000, 0x10000}, {0x10000, 0x10000, 0x10000},
                                  {0xffffffffu, 0xffffffffu, 0xffffffffu}};
     for (int i = 0; i < 4; i++) {
-        write_good(), write_idx(TRAIN_IMAGES, 0x803, 3, huge[i], 16, 256, 0);
+        write_good();
+        write_idx(TRAIN_IMAGES, 0x803, 3, huge[i], 16, 256, 0);
         EXPECT_ERROR("a product that overflows", TRAIN_IMAGES, "out of range");
     }
     const uint32_t large[3] = {0x7fffffff, 46340, 46340};  // fits the types, not the file: no memory must be asked for
-    write_good(), write_idx(TRAIN_IMAGES, 0x803, 3, large, 16, 256, 0);
+    write_good();
+    write_idx(TRAIN_IMAGES, 0x803, 3, large, 16, 256, 0);
     EXPECT_ERROR("a large header on a small file", TRAIN_IMAGES, "truncated", "expected 4611");
-    write_good(), write_images(TEST_IMAGES, 6, 3, 4, 0);
+    write_good();
+    write_images(TEST_IMAGES, 6, 3, 4, 0);
     EXPECT_ERROR("test images of another shape", "expected test images of 1x4x3", "found 1x3x4");
-    write_good(), write_labels(TEST_LABELS, 6, 6);
+    write_good();
+    write_labels(TEST_LABELS, 6, 6);
     EXPECT_ERROR("a test label that training does not have", "expected test labels of 0..4", "found 5");
-    write_good(), write_labels(TRAIN_LABELS, 20, 1);
+    write_good();
+    write_labels(TRAIN_LABELS, 20, 1);
     EXPECT_ERROR("one class", "expected at least 2 classes");
-    write_good(), unlink(at(TEST_LABELS)), mkdir(at(TEST_LABELS), 0777);
+    write_good();
+    unlink(at(TEST_LABELS));
+    mkdir(at(TEST_LABELS), 0777);
     EXPECT_ERROR("a folder for a file", TEST_LABELS, "not a regular file");
     rmdir(at(TEST_LABELS));
     write_good();
@@ -204,7 +229,10 @@ static void test_idx_bad(void) {
     } else {
         test_skip("a file without read permission: running as root");
     }
-    unlink(at(TRAIN_IMAGES)), unlink(at(TRAIN_LABELS)), unlink(at(TEST_IMAGES)), unlink(at(TEST_LABELS));
+    unlink(at(TRAIN_IMAGES));
+    unlink(at(TRAIN_LABELS));
+    unlink(at(TEST_IMAGES));
+    unlink(at(TEST_LABELS));
     EXPECT_ERROR("an empty folder", "expected train-images-idx3-ubyte or data_batch_1.bin", "found neither");
 }
 
@@ -215,10 +243,15 @@ static void test_names(void) {
           strstr(err, "fashion-mnist"), "an unknown name lists the known ones");
     CHECK(dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 && strstr(err, "data/get_data.sh --dest") &&
           strstr(err, "mnist") && strstr(err, "built in: images"), "a set that is not there says how to get it");
-    write_good(), write_labels(TRAIN_LABELS, 20, 12);
+    write_good();
+    write_labels(TRAIN_LABELS, 20, 12);
     CHECK(symlink(dir, at("mnist")) == 0 && dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 &&
           strstr(err, "expected training labels 0 to 9, found a label 11"), "a training label that MNIST does not have");
-    unlink(at("mnist")), unlink(at(TRAIN_IMAGES)), unlink(at(TRAIN_LABELS)), unlink(at(TEST_IMAGES)), unlink(at(TEST_LABELS));
+    unlink(at("mnist"));
+    unlink(at(TRAIN_IMAGES));
+    unlink(at(TRAIN_LABELS));
+    unlink(at(TEST_IMAGES));
+    unlink(at(TEST_LABELS));
     mkdir(at("fashion-mnist"), 0777);
     CHECK(dataset_load("fashion-mnist", dir, &train, &test, err, sizeof err) == -1 && strstr(err, TRAIN_IMAGES) &&
           strstr(err, "get_data.sh"), "a set without its files says how to get it");
@@ -227,7 +260,8 @@ static void test_names(void) {
     CHECK(dataset_load(at("plain"), NULL, &train, &test, err, sizeof err) == -1 && strstr(err, "found a file"),
           "a file where a folder is expected");
     unlink(at("plain"));
-    memset(path, 'a', sizeof path), path[sizeof path - 1] = 0;
+    memset(path, 'a', sizeof path);
+    path[sizeof path - 1] = 0;
     CHECK(dataset_load(path, NULL, &train, &test, err, sizeof err) == -1, "a path that is too long");
     CHECK(dataset_load("mnist", path, &train, &test, err, sizeof err) == -1 && strstr(err, "too long"),
           "a data folder with too long a path");
@@ -250,7 +284,10 @@ static void write_cifar(const char *name, int n, int extra, int bad) {
 
 static void write_good_cifar(void) {
     char name[32];
-    for (int i = 1; i <= 5; i++) snprintf(name, sizeof name, "data_batch_%d.bin", i), write_cifar(name, 3 + i, 0, -1);
+    for (int i = 1; i <= 5; i++) {
+        snprintf(name, sizeof name, "data_batch_%d.bin", i);
+        write_cifar(name, 3 + i, 0, -1);
+    }
     write_cifar("test_batch.bin", 4, 0, -1);
 }
 
@@ -266,11 +303,14 @@ static void test_cifar(void) {
     free_both();
     unlink(at("data_batch_3.bin"));
     EXPECT_ERROR("a missing batch", "data_batch_3.bin", "not found");
-    write_good_cifar(), write_cifar("data_batch_2.bin", 4, 1, -1);
+    write_good_cifar();
+    write_cifar("data_batch_2.bin", 4, 1, -1);
     EXPECT_ERROR("a byte too many", "data_batch_2.bin", "multiple of 3073", "found 12293");
-    write_good_cifar(), write_cifar("test_batch.bin", 0, 0, -1);
+    write_good_cifar();
+    write_cifar("test_batch.bin", 0, 0, -1);
     EXPECT_ERROR("an empty batch", "test_batch.bin", "multiple of 3073", "found 0");
-    write_good_cifar(), write_cifar("data_batch_5.bin", 4, 0, 2);
+    write_good_cifar();
+    write_cifar("data_batch_5.bin", 4, 0, 2);
     EXPECT_ERROR("a label of 10", "data_batch_5.bin", "record 2", "found 10");
     write_good_cifar();
     CHECK(!symlink(".", at("cifar10")), "a link");
@@ -279,7 +319,8 @@ static void test_cifar(void) {
     unlink(at("cifar10"));
     for (int i = 1; i <= 5; i++) {
         char name[32];
-        snprintf(name, sizeof name, "data_batch_%d.bin", i), unlink(at(name));
+        snprintf(name, sizeof name, "data_batch_%d.bin", i);
+        unlink(at(name));
     }
     unlink(at("test_batch.bin"));
 }
@@ -296,30 +337,38 @@ static void compress_file(const char *name, long keep, int damage) {
         perror(packed);
         exit(1);
     }
-    fclose(f), unlink(at(name));
+    fclose(f);
+    unlink(at(name));
     if (keep > 0 && truncate(packed, keep)) perror(packed);
     if (damage > 0 && (f = fopen(packed, "r+b"))) {
         fseek(f, damage, SEEK_SET);
         const int c = getc(f);
-        fseek(f, damage, SEEK_SET), putc(c ^ 0x55, f), fclose(f);
+        fseek(f, damage, SEEK_SET);
+        putc(c ^ 0x55, f);
+        fclose(f);
     }
 }
 
 static void test_gz(void) {
     const uint32_t dim[3] = {20, 4, 3};
     write_good();
-    compress_file(TRAIN_IMAGES, 0, 0), compress_file(TEST_LABELS, 0, 0);
+    compress_file(TRAIN_IMAGES, 0, 0);
+    compress_file(TEST_LABELS, 0, 0);
     if (expect_load("IDX files, two of them .gz"))
         CHECK(train.n == 20 && train.pixels[239] == (239 * 37 + 1) % 256 && test.labels[5] == 5 * 37 % 5, "content");
     free_both();
     write_images(TRAIN_IMAGES, 20, 4, 3, 77);
     if (expect_load("plain wins over .gz")) CHECK(train.pixels[0] == 77, "plain wins");
-    free_both(), unlink(at(TRAIN_IMAGES));
-    write_images(TRAIN_IMAGES, 20, 4, 3, 1), compress_file(TRAIN_IMAGES, 60, 0);
+    free_both();
+    unlink(at(TRAIN_IMAGES));
+    write_images(TRAIN_IMAGES, 20, 4, 3, 1);
+    compress_file(TRAIN_IMAGES, 60, 0);
     EXPECT_ERROR("a .gz cut off", TRAIN_IMAGES ".gz", "damaged or cut off");
-    write_images(TRAIN_IMAGES, 20, 4, 3, 1), compress_file(TRAIN_IMAGES, 0, 100);
+    write_images(TRAIN_IMAGES, 20, 4, 3, 1);
+    compress_file(TRAIN_IMAGES, 0, 100);
     EXPECT_ERROR("a .gz with a wrong byte", TRAIN_IMAGES ".gz", "damaged or cut off");
-    write_images(TRAIN_IMAGES, 20, 4, 3, 1), rename(at(TRAIN_IMAGES), at(TRAIN_IMAGES ".gz"));
+    write_images(TRAIN_IMAGES, 20, 4, 3, 1);
+    rename(at(TRAIN_IMAGES), at(TRAIN_IMAGES ".gz"));
     EXPECT_ERROR("not compressed but called .gz", TRAIN_IMAGES ".gz", "not gzip data");
     unlink(at(TRAIN_IMAGES ".gz"));
     write_images(TRAIN_IMAGES, 20, 4, 3, 1);
@@ -330,13 +379,16 @@ static void test_gz(void) {
     write_file(TRAIN_IMAGES, "\x1f\x8b but no more", 14);
     EXPECT_ERROR("gzip data without the ending .gz, damaged", TRAIN_IMAGES, "damaged or cut off");
     unlink(at(TRAIN_IMAGES));
-    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 239, 256, 0), compress_file(TRAIN_IMAGES, 0, 0);
+    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 239, 256, 0);
+    compress_file(TRAIN_IMAGES, 0, 0);
     EXPECT_ERROR("a .gz of a short file", TRAIN_IMAGES ".gz", "truncated", "found 255");
-    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 241, 256, 0), compress_file(TRAIN_IMAGES, 0, 0);
+    write_idx(TRAIN_IMAGES, 0x803, 3, dim, 241, 256, 0);
+    compress_file(TRAIN_IMAGES, 0, 0);
     EXPECT_ERROR("a .gz of a long file", TRAIN_IMAGES ".gz", "oversized", "found 257");
     write_file(TRAIN_IMAGES ".gz", "", 0);
     EXPECT_ERROR("an empty .gz", TRAIN_IMAGES ".gz", "");
-    unlink(at(TRAIN_IMAGES ".gz")), unlink(at(TEST_LABELS ".gz"));
+    unlink(at(TRAIN_IMAGES ".gz"));
+    unlink(at(TEST_LABELS ".gz"));
 }
 #else
 static void test_gz(void) {
@@ -462,7 +514,9 @@ static void test_grammar(void) {
         word[length] = 0;
         if (noun[0] && strcmp(word, "that")) {  // a verb follows its noun: with s where the noun is singular
             const int many = noun[strlen(noun) - 2] == 's' || strstr(noun, "ren") || strstr(noun, "women"), s = strcspn(word, ".") - 1 < length && word[strcspn(word, ".") - 1] == 's';
-            agree = agree && s == !many, singular += !many, plural += many;
+            agree = agree && s == !many;
+            singular += !many;
+            plural += many;
         }
         snprintf(noun, sizeof noun, " %s ", word);
         if (!strstr(nouns, noun)) noun[0] = 0;
@@ -483,7 +537,8 @@ static void test_text_and_shard(void) {
     write_file("text", "To be, or not\0 to be\n", 21);
     CHECK(!dataset_text_load(at("text"), NULL, &text, err, sizeof err) && text.n == 21 &&
           !memcmp(text.bytes, "To be, or not\0 to be\n", 21), "a text, a zero byte included");
-    dataset_text_free(&text), dataset_text_free(&text);
+    dataset_text_free(&text);
+    dataset_text_free(&text);
     write_file("text", "", 0);
     CHECK(dataset_text_load(at("text"), NULL, &text, err, sizeof err) == -1 && strstr(err, "empty") && !text.bytes,
           "an empty text");
@@ -573,7 +628,10 @@ static double linear_accuracy(void) {
         for (int c = 0; c < k; c++) {
             z[c] = w[c * (d + 1) + d];
             for (int j = 0; j < d; j++) z[c] += w[c * (d + 1) + j] * x[j];
-            if (z[c] > top) top = z[c], best = c;
+            if (z[c] > top) {
+                top = z[c];
+                best = c;
+            }
         }
         right += testing && best == set->labels[i];
         if (testing) continue;
@@ -584,7 +642,8 @@ static double linear_accuracy(void) {
             w[c * (d + 1) + d] -= g;
         }
     }
-    free(w), free(x);
+    free(w);
+    free(x);
     return (double)right / test.n;
 }
 

@@ -112,7 +112,8 @@ static void reference(int ta, int tb, int m, int n, int k, float alpha, const ma
             double sum = 0, abs_sum = 0;
             for (int l = 0; l < k; l++) {
                 const double p = element(A, ta, i, l) * element(B, tb, l, j);
-                sum += p, abs_sum += fabs(p);
+                sum += p;
+                abs_sum += fabs(p);
             }
             const double c = beta == 0 ? 0 : (double)beta * element(C, 0, i, j);
             want[(size_t)i * n + j] = (double)alpha * sum + c;
@@ -147,8 +148,11 @@ static int check_product(gemm_context *g, int ta, int tb, int m, int n, int k, f
     snprintf(what, sizeof what, "ta %d tb %d, %d x %d x %d, alpha %g, beta %g, gap %d: %d bad%s", ta, tb, m, n, k,
              (double)alpha, (double)beta, gap, bad, intact ? "" : ", sentinels overwritten");
     CHECK(bad == 0 && intact, what);
-    matrix_destroy(&A), matrix_destroy(&B), matrix_destroy(&C);
-    free(want), free(size);
+    matrix_destroy(&A);
+    matrix_destroy(&B);
+    matrix_destroy(&C);
+    free(want);
+    free(size);
     return bad == 0 && intact;
 }
 
@@ -217,7 +221,8 @@ static void test_nonfinite(gemm_context *g) {
                 matrix C = matrix_create(m, n, 2);
                 if (in_b) B.host[tb ? (size_t)col * B.ld + l : (size_t)l * B.ld + col] = value;
                 else A.host[ta ? (size_t)l * A.ld + row : (size_t)row * A.ld + l] = value;
-                matrix_upload(&A), matrix_upload(&B);
+                matrix_upload(&A);
+                matrix_upload(&B);
                 matrix_fill(&C, NAN);
                 gemm(g, ta, tb, m, n, k, 1, A.device, A.ld, B.device, B.ld, 0, C.device, C.ld);
                 matrix_download(&C);
@@ -229,7 +234,9 @@ static void test_nonfinite(gemm_context *g) {
                         wrong += reached ? (isnan(value) ? !isnan(c) : isfinite(c)) : !isfinite(c);
                     }
                 CHECK(wrong == 0 && matrix_intact(&C), "NaN or infinity reaches its row or column of C and nothing else");
-                matrix_destroy(&A), matrix_destroy(&B), matrix_destroy(&C);
+                matrix_destroy(&A);
+                matrix_destroy(&B);
+                matrix_destroy(&C);
             }
 }
 
@@ -264,7 +271,9 @@ static void test_determinism(gemm_context *g) {
             g->threads = threads;
 #endif
             CHECK(different == 0, "same bits on repetition (built-in: with 1 to 5 threads)");
-            matrix_destroy(&A), matrix_destroy(&B), matrix_destroy(&C);
+            matrix_destroy(&A);
+            matrix_destroy(&B);
+            matrix_destroy(&C);
             free(first);
         }
 }
@@ -285,23 +294,32 @@ static void check_batch(gemm_context *g, int count, int ta, int tb, int m, int n
             if (beta == 0 && i % (m + step_rows) < m) *c = NAN;
             D.host[(size_t)i * (size_t)C.ld + (size_t)j] = *c;
         }
-    matrix_upload(&C), matrix_upload(&D);
+    matrix_upload(&C);
+    matrix_upload(&D);
     matrix before = matrix_create(C.rows, n, gap_c);
     memcpy(before.all, C.all, C.count * sizeof(float));
     gemm_batch(g, count, ta, tb, m, n, k, alpha, A.device, A.ld, step_a, B.device, B.ld, step_b, beta, C.device, C.ld, step_c);
     for (size_t i = 0; i < (size_t)count; i++)
         gemm(g, ta, tb, m, n, k, alpha, A.device + i * step_a, A.ld, B.device + i * step_b, B.ld, beta, D.device + i * step_c, D.ld);
-    matrix_download(&A), matrix_download(&B), matrix_download(&C), matrix_download(&D);
+    matrix_download(&A);
+    matrix_download(&B);
+    matrix_download(&C);
+    matrix_download(&D);
     int bad = 0, different = 0, between = 0;
     for (int b = 0; b < count; b++) {
         matrix a = A, bb = B, c = before;
-        a.host += (size_t)b * step_a, bb.host += (size_t)b * step_b, c.host += (size_t)b * step_c;
+        a.host += (size_t)b * step_a;
+        bb.host += (size_t)b * step_b;
+        c.host += (size_t)b * step_c;
         reference(ta, tb, m, n, k, alpha, &a, &bb, beta, &c, want, size);
         for (int i = 0; i < m + step_rows; i++)
             for (int j = 0; j < n; j++) {
                 const size_t at = (size_t)b * step_c + (size_t)i * (size_t)C.ld + (size_t)j, w = (size_t)i * (size_t)n + (size_t)j;
                 if (i >= m) between += C.host[at] != before.host[at];
-                else bad += !(fabs((double)C.host[at] - want[w]) <= 1e-7 * (4 + sqrt((double)k)) * size[w]), different += C.host[at] != D.host[at];
+                else {
+                    bad += !(fabs((double)C.host[at] - want[w]) <= 1e-7 * (4 + sqrt((double)k)) * size[w]);
+                    different += C.host[at] != D.host[at];
+                }
             }
     }
 #if defined(__CUDACC__)
@@ -314,8 +332,13 @@ static void check_batch(gemm_context *g, int count, int ta, int tb, int m, int n
     snprintf(what, sizeof what, "batch of %d, ta %d tb %d, %d x %d x %d, alpha %g, beta %g, gap %d: %d bad, %d not as one by one, %d between%s", count, ta,
              tb, m, n, k, (double)alpha, (double)beta, gap, bad, different, between, intact ? "" : ", sentinels overwritten");
     CHECK(bad == 0 && different == 0 && between == 0 && intact, what);
-    matrix_destroy(&A), matrix_destroy(&B), matrix_destroy(&C), matrix_destroy(&D), matrix_destroy(&before);
-    free(want), free(size);
+    matrix_destroy(&A);
+    matrix_destroy(&B);
+    matrix_destroy(&C);
+    matrix_destroy(&D);
+    matrix_destroy(&before);
+    free(want);
+    free(size);
 }
 
 // Batches of few and of many products, small ones and such that are worth several threads.
@@ -327,18 +350,23 @@ static void test_batches(gemm_context *g) {
                 for (int k = 0; k < 3; k++)
                     check_batch(g, counts[c], t & 1, t >> 1, shapes[s][0], shapes[s][1], shapes[s][2], k == 2 ? -0.5f : 1, k ? 1 : 0, k == 1 ? 3 : 0);
     for (int t = 0; t < 4; t++) {  // work for every thread, shares that are not whole products
-        check_batch(g, 5, t & 1, t >> 1, 150, 130, 90, 1, 0, 1), check_batch(g, 1, t & 1, t >> 1, 150, 130, 90, 1, 1, 1);
-        check_batch(g, 36, t & 1, t >> 1, 61, 67, 70, 1, 0, 2), check_batch(g, 37, t & 1, t >> 1, 61, 67, 70, 2, 1, 0);
+        check_batch(g, 5, t & 1, t >> 1, 150, 130, 90, 1, 0, 1);
+        check_batch(g, 1, t & 1, t >> 1, 150, 130, 90, 1, 1, 1);
+        check_batch(g, 36, t & 1, t >> 1, 61, 67, 70, 1, 0, 2);
+        check_batch(g, 37, t & 1, t >> 1, 61, 67, 70, 2, 1, 0);
     }
     gemm_batch(g, 0, 0, 0, 8, 8, 8, 1, NULL, 8, 0, NULL, 8, 0, 0, NULL, 8, 0);
     CHECK(1, "a batch of nothing");
 #ifndef __CUDACC__
     matrix A = matrix_create(36 * 40, 40, 0), C = matrix_create(36 * 40, 40, 0);
-    g->timed = 1, g->flops = 0;
+    g->timed = 1;
+    g->flops = 0;
     gemm_batch(g, 36, 0, 0, 40, 40, 40, 1, A.device, 40, 1600, A.device, 40, 1600, 0, C.device, 40, 1600);
     CHECK(g->flops == 36 * 2.0 * 40 * 40 * 40, "flops of a batch");
-    g->timed = 0, g->flops = g->seconds = 0;
-    matrix_destroy(&A), matrix_destroy(&C);
+    g->timed = 0;
+    g->flops = g->seconds = 0;
+    matrix_destroy(&A);
+    matrix_destroy(&C);
 #endif
 }
 
@@ -351,7 +379,9 @@ static void test_context(gemm_context *g) {
     check_product(g, 0, 1, 64, 48, 80, 1, 0, 0, 1e-7);
     CHECK(g->flops == 2.0 * 64 * 48 * 80, "flops of one product");
     CHECK(g->seconds > 0 && g->seconds < 60, "seconds of one product");
-    g->timed = 0, g->seconds = 0, g->flops = 0;
+    g->timed = 0;
+    g->seconds = 0;
+    g->flops = 0;
     CHECK(gemm_create(&other, 77, err, sizeof err) != 0 && strlen(err) > 10, "an unknown precision is refused");
     gemm_destroy(&other);
     gemm_destroy(&other);
@@ -406,7 +436,8 @@ static void test_nested(void) {
                 for (int l = 0; l < N; l++) sum += (double)x[r * N + l] * x[l * N + c];
                 failures += sum != (double)y[r * N + c];  // small integers: exact
             }
-        free(x), free(y);
+        free(x);
+        free(y);
         gemm_destroy(&g);
     }
     CHECK(failures == 0, "products inside a parallel region");

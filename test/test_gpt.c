@@ -23,7 +23,10 @@ static uint64_t mix(uint64_t k) {
 }
 
 static void fill(float *x, double *copy, size_t n, double spread) {
-    for (size_t i = 0; i < n; i++) x[i] = (float)(spread * test_random()), copy[i] = (double)x[i];
+    for (size_t i = 0; i < n; i++) {
+        x[i] = (float)(spread * test_random());
+        copy[i] = (double)x[i];
+    }
 }
 static void poison(float *x, size_t n) { memset(x, 0xff, n * sizeof *x); }
 static void threads(int n) {
@@ -63,14 +66,23 @@ static void test_layernorm(void) {
             const size_t n = (size_t)(rows * C), c = (size_t)C;
             model m;
             memset(&m, 0, sizeof m);
-            m.C = C, m.partial = alloc_reals(((size_t)rows / ROW_BLOCK + 1) * 3 * c);
+            m.C = C;
+            m.partial = alloc_reals(((size_t)rows / ROW_BLOCK + 1) * 3 * c);
             float *x = alloc_reals(n), *before = alloc_reals(n), *out = alloc_reals(n), *d = alloc_reals(n), *dx = alloc_reals(n), *v = alloc_reals(7 * c);
             float *gain = v, *bias = v + c, *b = v + 2 * c, *dgain = v + 3 * c, *dbias = v + 4 * c, *db = v + 5 * c, *stats = alloc_reals(2 * (size_t)rows);
             double *xd = ref_gpt_doubles(n), *bd = ref_gpt_doubles(n), *dd = ref_gpt_doubles(n), *want = ref_gpt_doubles(n), *dxd = ref_gpt_doubles(n);
             double *vd = ref_gpt_doubles(7 * c), *dgd = vd + 3 * c, *dbd = vd + 4 * c, *dsum = vd + 5 * c;
-            fill(x, xd, n, 2), fill(before, bd, n, 2), fill(d, dd, n, 1), fill(dx, dxd, n, 1), fill(v, vd, 3 * c, 1);
-            for (size_t i = 0; i < c; i++) dgain[i] = dbias[i] = db[i] = 1, dgd[i] = dbd[i] = dsum[i] = 1;  // they are added to
-            poison(out, n), poison(stats, 2 * (size_t)rows);
+            fill(x, xd, n, 2);
+            fill(before, bd, n, 2);
+            fill(d, dd, n, 1);
+            fill(dx, dxd, n, 1);
+            fill(v, vd, 3 * c, 1);
+            for (size_t i = 0; i < c; i++) {  // they are added to
+                dgain[i] = dbias[i] = db[i] = 1;
+                dgd[i] = dbd[i] = dsum[i] = 1;
+            }
+            poison(out, n);
+            poison(stats, 2 * (size_t)rows);
             residual_layernorm(out, stats, stats + rows, x, with ? before : NULL, b, gain, bias, rows, C);
             for (size_t i = 0; with && i < n; i++) xd[i] = (double)(float)(bd[i] + (xd[i] + vd[2 * c + i % c]));
             test_close("residual", x, xd, n, 1e-6, 1e-6);
@@ -85,8 +97,20 @@ static void test_layernorm(void) {
             test_close("LayerNorm backward: gain", dgain, dgd, c, 1e-5, 2e-5);
             test_close("LayerNorm backward: bias", dbias, dbd, c, 1e-5, 1e-5);
             test_close("LayerNorm backward: sum of dx", db, dsum, c, 1e-5, C == 1 ? 1e-3 : 2e-4);
-            free(m.partial), free(x), free(before), free(out), free(d), free(dx), free(v), free(stats);
-            free(xd), free(bd), free(dd), free(want), free(dxd), free(vd);
+            free(m.partial);
+            free(x);
+            free(before);
+            free(out);
+            free(d);
+            free(dx);
+            free(v);
+            free(stats);
+            free(xd);
+            free(bd);
+            free(dd);
+            free(want);
+            free(dxd);
+            free(vd);
         }
 }
 
@@ -102,8 +126,11 @@ static void test_attention(void) {
         const activations *a = &m.a[0];
         double *qkv = ref_gpt_doubles(3 * n), *out = ref_gpt_doubles(n), *d = ref_gpt_doubles(n), *dqkv = ref_gpt_doubles(3 * n), *sums = ref_gpt_doubles(3 * (size_t)C);
         double *p = ref_gpt_doubles((size_t)NH * (size_t)T * (size_t)T);
-        fill(a->qkv, qkv, 3 * n, 2), fill(m.datt, d, n, 1);
-        poison(a->att, n), poison(m.dqkv, 3 * n), poison(a->lse, (size_t)(B * NH * T));
+        fill(a->qkv, qkv, 3 * n, 2);
+        fill(m.datt, d, n, 1);
+        poison(a->att, n);
+        poison(m.dqkv, 3 * n);
+        poison(a->lse, (size_t)(B * NH * T));
         memset(m.dw.block[0].qkv_b, 0, 3 * (size_t)C * sizeof(float));
         attention(&m, a, B, T, 0);
         attention_backward(&m, a, m.dw.block[0].qkv_b, B, T);
@@ -120,7 +147,12 @@ static void test_attention(void) {
             attention(&m, a, 1, T, T - 1);
             test_close("attention of the last query", a->att, out, n, 2e-6, 2e-6);
         }
-        free(qkv), free(out), free(d), free(dqkv), free(sums), free(p);
+        free(qkv);
+        free(out);
+        free(d);
+        free(dqkv);
+        free(sums);
+        free(p);
         model_free(&m);
     }
 }
@@ -133,11 +165,17 @@ static void test_cross_entropy(void) {
             const size_t n = (size_t)(rows * V);
             model m;
             memset(&m, 0, sizeof m);
-            m.V = V, m.logits = alloc_reals(n), m.row_loss = ref_gpt_doubles((size_t)rows), m.row_hit = (int *)train_alloc(NULL, (size_t)rows, sizeof(int));
+            m.V = V;
+            m.logits = alloc_reals(n);
+            m.row_loss = ref_gpt_doubles((size_t)rows);
+            m.row_hit = (int *)train_alloc(NULL, (size_t)rows, sizeof(int));
             double *x = ref_gpt_doubles(n), *d = ref_gpt_doubles(n), *loss = ref_gpt_doubles((size_t)rows);
             int *target = (int *)train_alloc(NULL, 2 * (size_t)rows, sizeof(int)), *is_best = target + rows, right = 1;
             fill(m.logits, x, n, 20);
-            if (s == 3) m.logits[V + 1] = 3000, x[V + 1] = 3000;  // far beyond the range of exp
+            if (s == 3) {  // far beyond the range of exp
+                m.logits[V + 1] = 3000;
+                x[V + 1] = 3000;
+            }
             for (int r = 0; r < rows; r++) {
                 int best = 0;
                 target[r] = (int)(mix((uint64_t)r) % (uint64_t)V);
@@ -152,7 +190,13 @@ static void test_cross_entropy(void) {
             CHECK(right, "a target with the largest logit is a hit");
             for (size_t i = 0; i < n; i++) d[i] = with ? d[i] * 0.25 : x[i];
             test_close("gradient of cross-entropy, or untouched logits", m.logits, d, n, 2e-6, 1e-7);
-            free(m.logits), free(m.row_loss), free(m.row_hit), free(x), free(d), free(loss), free(target);
+            free(m.logits);
+            free(m.row_loss);
+            free(m.row_hit);
+            free(x);
+            free(d);
+            free(loss);
+            free(target);
         }
 }
 
@@ -171,7 +215,9 @@ static void test_gradients(void) {
         snprintf(label, sizeof label, "case %d", i);
         test_close_d("loss", &got, &loss, 1, 1e-5, 0);
         gpt_compare_gradients(label, &m, grads, want, 2e-4);
-        free(theta), free(want), free(grads);
+        free(theta);
+        free(want);
+        free(grads);
         model_free(&m);
     }
 }
@@ -214,7 +260,10 @@ static void test_parity(void) {
         FILE *f = fopen("test/reference_pytorch_gpt.csv", "r");
         double loss;
         while (f && fgets(line, sizeof line, f))
-            if (sscanf(line, "%31[^,],%15[^,],%lf", run, step, &loss) == 3 && !strcmp(run, name)) want[strcmp(step, "eval") ? atoi(step) - 1 : STEPS] = loss, rows++;
+            if (sscanf(line, "%31[^,],%15[^,],%lf", run, step, &loss) == 3 && !strcmp(run, name)) {
+                want[strcmp(step, "eval") ? atoi(step) - 1 : STEPS] = loss;
+                rows++;
+            }
         if (f) fclose(f);
         if (!CHECK(rows == STEPS + 1, "test/reference_pytorch_gpt.csv has all rows (run in the repository's root)")) continue;
         model m;
@@ -227,17 +276,24 @@ static void test_parity(void) {
                 m.params[t->offset + j] = (float)(t->n_dims == 2 ? s / sqrt((double)t->cols) : (t->role == RESCALE_GAIN) + s / 10);
             }
         }
-        c.train.weight_decay = 0.1, c.clip = 1, c.beta1 = 0.9, c.beta2 = 0.999;
+        c.train.weight_decay = 0.1;
+        c.clip = 1;
+        c.beta1 = 0.9;
+        c.beta2 = 0.999;
         for (int s = 0; s < STEPS; s++) {
             for (int b = 0; b < BATCH; b++)
                 for (int t = 0; t < T; t++) {
                     const int at = (s * BATCH + b) % WINDOWS * T + t;
-                    m.tokens[b * T + t] = token[at], m.targets[b * T + t] = token[at + 1];
+                    m.tokens[b * T + t] = token[at];
+                    m.targets[b * T + t] = token[at + 1];
                 }
             got[s] = gpt_gradient(&m, BATCH, T);
             optimizer_step(&m, &c, which ? 4e-3 : 2e-3, s);
         }
-        for (int i = 0; i < WINDOWS * T; i++) m.tokens[i] = token[i], m.targets[i] = token[i + 1];
+        for (int i = 0; i < WINDOWS * T; i++) {
+            m.tokens[i] = token[i];
+            m.targets[i] = token[i + 1];
+        }
         double hits = 0;
         forward(&m, WINDOWS, T, 0);
         got[STEPS] = head(&m, WINDOWS * T, 0, &hits) / (WINDOWS * T);
@@ -280,7 +336,8 @@ static void test_rescaling(void) {
                     gpt_make(&m, k, 0);
                     model_init(&m, &c);
                     if (later) train_some(&m, &c, k, 0, 3);
-                    c.sets = sets[s], c.train.rescale_pow2 = pow2;
+                    c.sets = sets[s];
+                    c.train.rescale_pow2 = pow2;
                     CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0, report.message);
                     CHECK(report.max_abs_log_lambda > (pow2 ? -1 : 1e-4) && report.converged, "something was rescaled, to the optimum");
                     if (!CHECK(pow2 ? moved == 0 : moved <= 2e-5, "the logits stay: within 2e-5 of the largest, with powers of two bit for bit"))
@@ -343,7 +400,10 @@ static void test_reproducible(void) {
     CHECK(!memcmp(two, again, n * sizeof *two), "the same run twice: the same bits");
     test_close_d("1 thread and 2 threads", one, two, n, 0, 1e-5);
     CHECK(!memcmp(two, saved, n * sizeof *two), "recomputed activations: the same bits");
-    free(two), free(again), free(one), free(saved);
+    free(two);
+    free(again);
+    free(one);
+    free(saved);
     threads(before);
 }
 
@@ -355,7 +415,9 @@ static corpus corpus_of(const char *path, int vocabulary, int *status) {
     char err[2 * LOG_PATH];
     corpus d;
     c = default_config();
-    c.context = 8, c.vocabulary = vocabulary, c.train.data = path;
+    c.context = 8;
+    c.vocabulary = vocabulary;
+    c.train.data = path;
     *status = corpus_load(&d, &c, err, sizeof err);
     return d;
 }
@@ -388,7 +450,10 @@ static void test_windows(void) {
     for (size_t n = 17; n < 400; n += 61)
         for (int shuffle = 0; shuffle < 2; shuffle++) {
             memset(&t, 0, sizeof t);
-            t.c = &c, t.m.T = 16, t.data.n_train = n, c.train.shuffle = shuffle ? SHUFFLE_EPOCH : SHUFFLE_NONE;
+            t.c = &c;
+            t.m.T = 16;
+            t.data.n_train = n;
+            c.train.shuffle = shuffle ? SHUFFLE_EPOCH : SHUFFLE_NONE;
             const int64_t all = ((int64_t)n - 1) / 16;
             t.windows = all > 1 && shuffle ? all - 1 : all;
             int inside = 1, apart = 1, in_order = 1;
@@ -397,8 +462,12 @@ static void test_windows(void) {
                 char *taken = (char *)train_alloc(NULL, n, 1);
                 for (int64_t i = 0; i < t.windows; i++) {
                     const size_t at = window_start(&t, epoch, i);
-                    inside = inside && at + 16 < n, in_order = in_order && at == (size_t)i * 16;
-                    for (size_t j = at; j < at + 16 && j < n; j++) apart = apart && !taken[j], taken[j] = 1;
+                    inside = inside && at + 16 < n;
+                    in_order = in_order && at == (size_t)i * 16;
+                    for (size_t j = at; j < at + 16 && j < n; j++) {
+                        apart = apart && !taken[j];
+                        taken[j] = 1;
+                    }
                     if (i == 0) offsets = offsets * 31 + at % 16;
                 }
                 free(taken);
@@ -420,8 +489,13 @@ static void test_evaluate(void) {
     memset(&t, 0, sizeof t);
     gpt_make(&t.m, &k, 0);
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) tokens[i] = (uint16_t)(mix(i) % 13);
-    t.c = &c, t.data.train = t.data.val = tokens, t.data.n_train = t.data.n_val = sizeof tokens / sizeof *tokens;
-    for (int i = 0; i < 56; i++) in[i] = tokens[i], out[i] = tokens[i + 1];
+    t.c = &c;
+    t.data.train = t.data.val = tokens;
+    t.data.n_train = t.data.n_val = sizeof tokens / sizeof *tokens;
+    for (int i = 0; i < 56; i++) {
+        in[i] = tokens[i];
+        out[i] = tokens[i + 1];
+    }
     double *theta = gpt_flat(&t.m, t.m.params);
     const double want = ref_gpt_loss(&r, theta, in, out, 7, 8, NULL, NULL);
     for (int test = 0; test < 2; test++) {
@@ -443,7 +517,9 @@ static void test_draw(void) {
     for (int i = 0; i < 5; i++) p[i] = exp((double)logits[i] / 0.7) / sum;
     for (int i = 0; i < n; i++) {
         const double u = (i + 0.5) / n;
-        count[draw(logits, 5, 0.7, 0, u, work)]++, few[draw(logits, 5, 0.7, 2, u, work)]++, hot += draw(logits, 5, 0, 0, u, work) == 2;
+        count[draw(logits, 5, 0.7, 0, u, work)]++;
+        few[draw(logits, 5, 0.7, 2, u, work)]++;
+        hot += draw(logits, 5, 0, 0, u, work) == 2;
     }
     for (int i = 0; i < 4; i++) chi2 += (count[i] - n * p[i]) * (count[i] - n * p[i]) / (n * p[i]);
     CHECK(chi2 < 0.01 && !count[4], "uniform draws come out with softmax's probabilities");

@@ -30,7 +30,9 @@ static void test_reference(void) {
         theta[i] = keep;
     }
     gpt_compare_gradients("reference against finite differences", &m, d, fd, 1e-7);
-    free(theta), free(d), free(fd);
+    free(theta);
+    free(d);
+    free(fd);
     model_free(&m);
 }
 
@@ -43,7 +45,10 @@ static void test_against_reference(void) {
             char label[128];
             model m;
             gpt_make(&m, k, variant == 1);
-            if (variant == 2) m.chunk = 5, m.head_rows = 3;
+            if (variant == 2) {
+                m.chunk = 5;
+                m.head_rows = 3;
+            }
             const int N = k->B * k->T;
             double *theta = gpt_flat(&m, m.params), *want = ref_gpt_doubles(ref_gpt_size(&r)), *logits = ref_gpt_doubles((size_t)(N * k->V));
             const double loss = ref_gpt_loss(&r, theta, m.tokens, m.targets, k->B, k->T, logits, want);
@@ -54,9 +59,11 @@ static void test_against_reference(void) {
                 zero_gradients(&m);
                 got = 0;
                 int *tokens = (int *)train_alloc(NULL, (size_t)(2 * N), sizeof(int)), *targets = tokens + N;
-                memcpy(tokens, m.tokens, (size_t)N * sizeof(int)), memcpy(targets, m.targets, (size_t)N * sizeof(int));
+                memcpy(tokens, m.tokens, (size_t)N * sizeof(int));
+                memcpy(targets, m.targets, (size_t)N * sizeof(int));
                 for (int b = 0; b < k->B; b++) {
-                    memcpy(m.tokens, tokens + b * k->T, (size_t)k->T * sizeof(int)), memcpy(m.targets, targets + b * k->T, (size_t)k->T * sizeof(int));
+                    memcpy(m.tokens, tokens + b * k->T, (size_t)k->T * sizeof(int));
+                    memcpy(m.targets, targets + b * k->T, (size_t)k->T * sizeof(int));
                     got += forward_backward(&m, 1, k->T, 1.0 / N) / N;
                 }
                 free(tokens);
@@ -74,7 +81,10 @@ static void test_against_reference(void) {
                     test_close_d("logits", m.logits, logits + (size_t)first * (size_t)k->V, (size_t)(rows * k->V), 1e-11, 1e-11);
                 }
             }
-            free(theta), free(want), free(logits), free(grads);
+            free(theta);
+            free(want);
+            free(logits);
+            free(grads);
             model_free(&m);
         }
 }
@@ -97,9 +107,11 @@ static void test_finite_differences(void) {
                 const size_t at = t->offset + e * 7919 % n;
                 const double keep = m.params[at], h = 1e-5;
                 got[e] = m.grads[at];
-                m.params[at] = keep + h, forward(&m, k->B, k->T, 0);
+                m.params[at] = keep + h;
+                forward(&m, k->B, k->T, 0);
                 const double up = head(&m, (int)N, 0, &hits);
-                m.params[at] = keep - h, forward(&m, k->B, k->T, 0);
+                m.params[at] = keep - h;
+                forward(&m, k->B, k->T, 0);
                 want[e] = (up - head(&m, (int)N, 0, &hits)) / (2 * h) / (double)N;
                 m.params[at] = keep;
             }
@@ -123,8 +135,12 @@ static void test_rescaling(void) {
             const double before = gpt_gradient(&m, k.B, k.T);
             const size_t n = m.net.n_params;
             double *old = ref_gpt_doubles(2 * n), *grads = old + n;
-            memcpy(old, m.params, n * sizeof(double)), memcpy(grads, m.grads, n * sizeof(double));
-            for (size_t j = 0; j < n; j++) m.moment1[j] = 1, m.moment2[j] = 1;
+            memcpy(old, m.params, n * sizeof(double));
+            memcpy(grads, m.grads, n * sizeof(double));
+            for (size_t j = 0; j < n; j++) {
+                m.moment1[j] = 1;
+                m.moment2[j] = 1;
+            }
             rescale_report report;
             CHECK(rescale_model(&m, &c, &report) == 0, report.message);
             CHECK(report.converged && report.grad_inf <= report.grad_tolerance, "the optimum is certified");
@@ -140,7 +156,10 @@ static void test_rescaling(void) {
                     const double factor = m.params[j] / old[j];
                     if (!(fabs(m.grads[j] * factor - grads[j]) <= 1e-10 * (fabs(grads[j]) + 1e-3))) consistent = 0;
                     if (!(fabs(m.moment1[j] * factor - 1) <= 1e-12 && fabs(m.moment2[j] * factor * factor - 1) <= 1e-12)) consistent = 0;
-                    if (fabs(factor - 1) > 1e-9) moved++, changed = 1;
+                    if (fabs(factor - 1) > 1e-9) {
+                        moved++;
+                        changed = 1;
+                    }
                 }
                 const char *const of[4] = {"mlp.c_", "attn.c_", "attn.c_attn", "ln_"};
                 int named = 0;
@@ -166,7 +185,8 @@ static void test_qk_closed_form(void) {
     rescale_model(&m, &c, &report);
     const block *w = &m.w.block[0];
     double q[8], kk[8];
-    square_sums(q, w->qkv_w, w->qkv_b, 8, 8, 0), square_sums(kk, w->qkv_w + 64, w->qkv_b + 8, 8, 8, 0);
+    square_sums(q, w->qkv_w, w->qkv_b, 8, 8, 0);
+    square_sums(kk, w->qkv_w + 64, w->qkv_b + 8, 8, 8, 0);
     test_close_d("|q row| = |k row|", q, kk, 8, 1e-9, 0);
     model_free(&m);
 }

@@ -50,11 +50,13 @@ static void test_gather(int rows, int cols, int channels) {
     for (int i = 0; i < samples; i++) labels[i] = (unsigned char)(i * 37 % 256);
     fill(values, total, 0, 3);
     for (int r = 0; r < rows; r++) {
-        order[r] = (r * 71 + 112) % samples, label_want[r] = labels[order[r]];
+        order[r] = (r * 71 + 112) % samples;
+        label_want[r] = labels[order[r]];
         for (int c = 0; c < features; c++) {
             const size_t to = (size_t)r * (size_t)features + (size_t)c, from = (size_t)order[r] * (size_t)features + (size_t)c;
             const int k = c / cols;
-            pixels_want[to] = pixels[from] * (double)norm.mul[k] + (double)norm.add[k], values_want[to] = (double)values[from];
+            pixels_want[to] = pixels[from] * (double)norm.mul[k] + (double)norm.add[k];
+            values_want[to] = (double)values[from];
         }
     }
     float *x = out(taken), *y = out(taken);
@@ -89,7 +91,9 @@ static void test_bias_relu(int rows, int cols) {
     const size_t n = (size_t)rows * (size_t)cols, c_n = (size_t)cols;
     float *z = floats(n), *b = floats(c_n), *d = floats(n), *y = floats(n);
     double *want = doubles(n), *sums = doubles(c_n);
-    fill(b, c_n, 0, 1), fill(d, n, 0, 1), fill_relu(y, n);
+    fill(b, c_n, 0, 1);
+    fill(d, n, 0, 1);
+    fill_relu(y, n);
     for (int k = 0; k < 4; k++) {
         const int relu = k & 1, bias = k < 2;
         snprintf(label, sizeof label, "bias_relu rows=%d cols=%d relu=%d bias=%d", rows, cols, relu, bias);
@@ -133,12 +137,15 @@ static void test_bn_stats(int rows, int cols) {
     double *mean = doubles(c_n), *rstd = doubles(c_n), *moved_mean = doubles(c_n), *moved_var = doubles(c_n);
     snprintf(label, sizeof label, "bn statistics rows=%d cols=%d", rows, cols);
     for (size_t i = 0; i < n; i++) z[i] = (float)((i % c_n % 2 ? 1000.0 : 0.0) + sqrt(3.0) * (double)uniform());
-    fill(b, c_n, 0, 1), fill(mean0, c_n, 0, 1), fill(var0, c_n, 1.5, 1);
+    fill(b, c_n, 0, 1);
+    fill(mean0, c_n, 0, 1);
+    fill(var0, c_n, 1.5, 1);
     for (int c = 0; c < cols; c++) {
         double m = 0, m2 = 0;
         for (int r = 0; r < rows; r++) m += (double)z[r * cols + c] / rows;
         for (int r = 0; r < rows; r++) m2 += ((double)z[r * cols + c] - m) * ((double)z[r * cols + c] - m);
-        mean[c] = m, rstd[c] = 1 / sqrt(m2 / rows + 1e-5);
+        mean[c] = m;
+        rstd[c] = 1 / sqrt(m2 / rows + 1e-5);
         moved_mean[c] = 0.9 * (double)mean0[c] + 0.1 * (m + (double)b[c]);
         moved_var[c] = 0.9 * (double)var0[c] + 0.1 * (rows > 1 ? m2 / (rows - 1) : 0);
     }
@@ -162,7 +169,8 @@ static void test_bn_stats(int rows, int cols) {
                       squared ? MODE_SQUARED : MODE_EVAL);
         for (int c = 0; c < cols; c++) {
             const double m = (double)mean0[c], bias = use * (double)b[c], s = 1 / sqrt((double)var0[c] + 1e-5);
-            mean[c] = squared ? -(m * m + bias) : m - bias, rstd[c] = squared ? s * s : s;
+            mean[c] = squared ? -(m * m + bias) : m - bias;
+            rstd[c] = squared ? s * s : s;
         }
         same(squared ? "mean of squares" : "evaluation mean", mean_d, mean, c_n, 1e-6, 1e-6);
         same(squared ? "rstd of squares" : "evaluation rstd", rstd_d, rstd, c_n, 1e-6, 0);
@@ -177,15 +185,23 @@ static void test_bn(int rows, int cols, int relu, int residual) {
           *beta = floats(c_n);
     double *want = doubles(n), *xhat = doubles(n), *masked = doubles(n), *dbeta = doubles(c_n), *dgamma = doubles(c_n);
     snprintf(label, sizeof label, "bn rows=%d cols=%d relu=%d residual=%d", rows, cols, relu, residual);
-    fill(z, n, 0, 1), fill(d, n, 0, 1), fill(r, n, 0, 1), fill_relu(y, n);
-    fill(mean, c_n, 0, 1), fill(rstd, c_n, 1.5, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
+    fill(z, n, 0, 1);
+    fill(d, n, 0, 1);
+    fill(r, n, 0, 1);
+    fill_relu(y, n);
+    fill(mean, c_n, 0, 1);
+    fill(rstd, c_n, 1.5, 1);
+    fill(gamma, c_n, 0, 2);
+    fill(beta, c_n, 0, 1);
     for (size_t i = 0; i < n; i++) {
         const size_t c = i % c_n;
         xhat[i] = ((double)z[i] - (double)mean[c]) * (double)rstd[c];
         const double v = (double)gamma[c] * xhat[i] + (double)beta[c] + (residual ? (double)r[i] : 0);
-        want[i] = v > 0 || !relu ? v : 0, masked[i] = y[i] > 0 || !relu ? (double)d[i] : 0;
+        want[i] = v > 0 || !relu ? v : 0;
+        masked[i] = y[i] > 0 || !relu ? (double)d[i] : 0;
     }
-    column_sums_of(dbeta, masked, NULL, rows, cols), column_sums_of(dgamma, masked, xhat, rows, cols);
+    column_sums_of(dbeta, masked, NULL, rows, cols);
+    column_sums_of(dgamma, masked, xhat, rows, cols);
     float *z_d = in(z, n), *mean_d = in(mean, c_n), *rstd_d = in(rstd, c_n), *gamma_d = in(gamma, c_n), *forward_d = out(n);
     bn_relu(forward_d, z_d, residual ? in(r, n) : NULL, mean_d, rstd_d, gamma_d, in(beta, c_n), rows, cols, relu);
     same("forward", forward_d, want, n, 1e-6, 2e-6);
@@ -214,8 +230,15 @@ static void test_tall(int rows, int cols) {
     float *z = floats(n), *d = floats(n), *b = floats(c_n), *gamma = floats(c_n), *beta = floats(c_n), *zero = floats(c_n);
     double *mean = doubles(c_n), *rstd = doubles(c_n), *y = doubles(n), *dz = doubles(n), *dgamma = doubles(c_n), *dbeta = doubles(c_n);
     snprintf(label, sizeof label, "%d rows, cols=%d", tall, cols);
-    fill(z, one, 0.5, 1), fill(d, one, 0, 1), fill(b, c_n, 0, 1), fill(gamma, c_n, 0, 2), fill(beta, c_n, 0, 1);
-    for (size_t i = one; i < n; i++) z[i] = z[i - one], d[i] = d[i - one];
+    fill(z, one, 0.5, 1);
+    fill(d, one, 0, 1);
+    fill(b, c_n, 0, 1);
+    fill(gamma, c_n, 0, 2);
+    fill(beta, c_n, 0, 1);
+    for (size_t i = one; i < n; i++) {
+        z[i] = z[i - one];
+        d[i] = d[i - one];
+    }
     for (size_t i = 0; i < n; i++) y[i] = fmax((double)z[i] + (double)b[i % c_n], 0);
     float *plain = in(z, n);
     bias_relu(plain, in(b, c_n), tall, cols, 1);
@@ -231,8 +254,10 @@ static void test_tall(int rows, int cols) {
         for (size_t i = 0; i < n; i++) {
             const size_t c = i % c_n;
             const double xhat = ((double)z[i] - mean[c]) * rstd[c], v = (double)gamma[c] * xhat + (double)beta[c];
-            y[i] = v > 0 || !relu ? v : 0, dz[i] = v > 0 || !relu ? (double)d[i] : 0;
-            dgamma[c] += dz[i] * xhat, dbeta[c] += dz[i];
+            y[i] = v > 0 || !relu ? v : 0;
+            dz[i] = v > 0 || !relu ? (double)d[i] : 0;
+            dgamma[c] += dz[i] * xhat;
+            dbeta[c] += dz[i];
         }
         for (size_t i = 0; i < n; i++) {
             const size_t c = i % c_n;
@@ -277,7 +302,9 @@ static void test_softmax(int rows, int cols, double size, int ties) {
         for (int c = 0; c < cols; c++) sum += exp((double)row[c] - (double)row[best]);
         for (int c = 0; c < cols; c++) d[r * cols + c] = (exp((double)row[c] - (double)row[best]) / sum - (c == y[r])) * scale;
         loss[r] = log(sum) + ((double)row[best] - (double)row[y[r]]);
-        hit[r] = best == y[r], hits += hit[r], sum_of_losses += loss[r];
+        hit[r] = best == y[r];
+        hits += hit[r];
+        sum_of_losses += loss[r];
     }
     float *loss_d = out((size_t)rows), *d_d = out(n), *mean = out(1);
     int *hit_d = (int *)guarded(NULL, (size_t)rows * sizeof(int));
@@ -312,9 +339,11 @@ static void test_smoothing(int rows, int cols, double size, double s) {
         for (int c = 0; c < cols; c++) sum += exp((double)row[c] - largest);
         for (int c = 0; c < cols; c++) {
             const double log_p = (double)row[c] - largest - log(sum), target = (1 - s) * (c == y[r]) + s / cols;
-            loss[r] -= target * log_p, d[r * cols + c] = (exp(log_p) - target) / rows;
+            loss[r] -= target * log_p;
+            d[r * cols + c] = (exp(log_p) - target) / rows;
         }
-        want[0] += loss[r], want[1] += (double)row[y[r]] == largest;
+        want[0] += loss[r];
+        want[1] += (double)row[y[r]] == largest;
     }
     mean = (want[0] - 2) / rows;
     const double start[2] = {2, 3};
@@ -357,10 +386,12 @@ static void test_mse(int rows, int cols) {
     double *d = doubles(n), mean = 0;
     const double start[2] = {0, 3};
     snprintf(label, sizeof label, "mse rows=%d cols=%d", rows, cols);
-    fill(y, n, 0, 2), fill(target, n, 0, 2);
+    fill(y, n, 0, 2);
+    fill(target, n, 0, 2);
     for (size_t i = 0; i < n; i++) {
         const double e = (double)y[i] - (double)target[i];
-        d[i] = 2 * e / (double)n, mean += e * e / (double)n;
+        d[i] = 2 * e / (double)n;
+        mean += e * e / (double)n;
     }
     float *d_d = out(n), *partial = out((size_t)chunks * (size_t)cols), *mean_d = out(1);
     double *totals = (double *)guarded(start, sizeof start);
@@ -406,11 +437,13 @@ static void test_optimizer(int kind, int n) {
         for (int i = 0; i < n; i++) {
             const double grad = (double)g[i] + decay * want[i];
             if (kind == OPTIMIZER_ADAMW) {
-                m[i] = beta1 * m[i] + (1 - beta1) * (double)g[i], v[i] = beta2 * v[i] + (1 - beta2) * (double)g[i] * (double)g[i];
+                m[i] = beta1 * m[i] + (1 - beta1) * (double)g[i];
+                v[i] = beta2 * v[i] + (1 - beta2) * (double)g[i] * (double)g[i];
                 want[i] -= lr * decay * want[i];
                 want[i] -= lr * (m[i] / (1 - pow(beta1, t))) / (sqrt(v[i] / (1 - pow(beta2, t))) + 1e-8);
             } else if (kind == OPTIMIZER_MOMENTUM) {
-                m[i] = momentum * m[i] + grad, want[i] -= lr * m[i];
+                m[i] = momentum * m[i] + grad;
+                want[i] -= lr * m[i];
             } else {
                 want[i] -= lr * grad;
             }
@@ -456,14 +489,24 @@ static void test_kernels(void) {
     for (int i = 0; i < 5; i++)
         for (int k = 0; k < 6; k++) {
             const int rows = row_counts[i], cols = col_counts[k];
-            test_gather(rows, cols, 1), test_gather(rows, cols, 3);
-            test_bias_relu(rows, cols), test_bn_stats(rows, cols), test_mse(rows, cols);
-            test_bn(rows, cols, 1, 0), test_bn(rows, cols, 0, 0), test_bn(rows, cols, 1, 1);
-            test_smoothing(rows, cols, 3, 0.1), test_smoothing(rows, cols, 1e4, 0.1), test_smoothing(rows, cols, 3, 1);
-            test_softmax(rows, cols, 3, 0), test_softmax(rows, cols, 1e4, 0);
-            test_softmax(rows, cols, 3, 1), test_softmax(rows, cols, 1e4, 1);
+            test_gather(rows, cols, 1);
+            test_gather(rows, cols, 3);
+            test_bias_relu(rows, cols);
+            test_bn_stats(rows, cols);
+            test_mse(rows, cols);
+            test_bn(rows, cols, 1, 0);
+            test_bn(rows, cols, 0, 0);
+            test_bn(rows, cols, 1, 1);
+            test_smoothing(rows, cols, 3, 0.1);
+            test_smoothing(rows, cols, 1e4, 0.1);
+            test_smoothing(rows, cols, 3, 1);
+            test_softmax(rows, cols, 3, 0);
+            test_softmax(rows, cols, 1e4, 0);
+            test_softmax(rows, cols, 3, 1);
+            test_softmax(rows, cols, 1e4, 1);
         }
-    test_tall(100, 1), test_tall(100, 3);
+    test_tall(100, 1);
+    test_tall(100, 3);
     test_nan_passes();
     test_smoothing_pytorch();
     test_adamw_first_steps();
@@ -522,7 +565,9 @@ typedef struct net_case {
 
 static config case_config(const net_case *k) {
     config c = default_config();
-    c.bias = k->bias, c.norm = k->norm, c.task = k->task;
+    c.bias = k->bias;
+    c.norm = k->norm;
+    c.task = k->task;
     return c;
 }
 
@@ -601,7 +646,8 @@ static void check_differences(model *m, RefMlp *ref, const batch *b, int mode) {
             char name[320];
             snprintf(name, sizeof name, "%s: finite difference of %s[%zu]", label, t->name, k);
             test_close_d(name, &numeric, r->grad + k, 1, 0.02, 5e-4);
-            found++, differences++;
+            found++;
+            differences++;
         }
     }
 }
@@ -656,7 +702,8 @@ static void test_network(const net_case *k, int mode) {
     same_scaled("output", m.x[k->n_layers], ref.a[k->n_layers], (size_t)rows * (size_t)n_out, 5e-5);
     same_scaled("output gradient", m.dx[0], ref.d_output, (size_t)rows * (size_t)n_out, 5e-5);
     same("loss", m.step_loss + 3, &loss, 1, 1e-5, 0);
-    mean[0] = loss * rows, mean[1] = k->task == TASK_CLASSIFY ? ref.correct : 0;
+    mean[0] = loss * rows;
+    mean[1] = k->task == TASK_CLASSIFY ? ref.correct : 0;
     same_d("totals", m.totals, mean, 2, 1e-5, 0);
     const float *dx = backward(&m, rows, mode, 1);
     same_scaled("input gradient", dx, ref.d_input, (size_t)rows * (size_t)n_in, 2e-4);
@@ -677,7 +724,8 @@ static void test_network(const net_case *k, int mode) {
     backward(&m, rows, mode, 0);
     same_bits("gradients without input gradient", m.net.grads, grads, m.net.n_params * sizeof(float));
     if (mode != MODE_TRAIN) check_differences(&m, &ref, &b, mode);
-    free(grads), free(stats);
+    free(grads);
+    free(stats);
     model_free(&m);
     ref_mlp_free(&ref);
     release();
@@ -717,7 +765,9 @@ static double *chain_diag_g(const model *m) {
     o.on_device = DEVICE_IS_GPU;
     memset(&s, 0, sizeof s);
     memset(&report, 0, sizeof report);
-    s.net = &net, s.options = &o, s.report = &report;
+    s.net = &net;
+    s.options = &o;
+    s.report = &report;
     rsc_arena arena = {NULL, 0, rescale_arena_bytes(&net, &o)};
     char *memory = (char *)host_bytes(arena.size + 64);
     arena.base = memory + (64 - (uintptr_t)memory % 64) % 64;
@@ -743,7 +793,10 @@ static double *reference_diag_g(const model *m, const RefMlp *ref) {
     t.n_layers = ref->n_layers;
     memcpy(t.dims, ref->dims, (size_t)(ref->n_layers + 1) * sizeof(int));
     for (int l = 0; l < ref->n_layers; l++) {
-        t.w[l] = ref->w[l], t.b[l] = ref->b[l], t.gamma[l] = ref->gamma[l], t.beta[l] = ref->beta[l],
+        t.w[l] = ref->w[l];
+        t.b[l] = ref->b[l];
+        t.gamma[l] = ref->gamma[l];
+        t.beta[l] = ref->beta[l];
         t.mean[l] = ref->running_mean[l];
         double *rstd = doubles((size_t)ref->dims[l + 1]);
         for (int o = 0; ref->gamma[l] && o < ref->dims[l + 1]; o++) rstd[o] = 1 / sqrt(ref->running_var[l][o] + (double)BN_EPS);
@@ -781,12 +834,14 @@ static void test_diag_g(const net_case *k) {
     for (int l = 0; l < k->n_layers - 1 && k->norm == NORM_BATCH; l++)
         for (int o = 0; o < k->dims[l + 1]; o++) {
             const double var = ref.running_var[l][o] + (double)BN_EPS;
-            square.running_mean[l][o] = -ref.running_mean[l][o] * ref.running_mean[l][o],
+            square.running_mean[l][o] = -ref.running_mean[l][o] * ref.running_mean[l][o];
             square.running_var[l][o] = var * var - (double)BN_EPS;
         }
     for (int i = 0; i < n_in || i < n_out; i++) ones[i] = 1;
-    build(&m, k->dims, k->n_layers, &c, 1), build(&squared, k->dims, k->n_layers, &c, 1);
-    copy_to_model(&m, &ref), copy_to_model(&squared, &square);
+    build(&m, k->dims, k->n_layers, &c, 1);
+    build(&squared, k->dims, k->n_layers, &c, 1);
+    copy_to_model(&m, &ref);
+    copy_to_model(&squared, &square);
     poison(&squared);
     upload(squared.x[0], ones, (size_t)n_in);
     forward(&squared, 1, MODE_EVAL);
@@ -799,8 +854,10 @@ static void test_diag_g(const net_case *k) {
         same(t->name, squared.net.grads + t->offset, chain + t->offset, n, 1e-4, 0);
         test_close_d(t->name, chain + t->offset, definition + t->offset, n, 1e-10, 0);
     }
-    model_free(&m), model_free(&squared);
-    ref_mlp_free(&ref), ref_mlp_free(&square);
+    model_free(&m);
+    model_free(&squared);
+    ref_mlp_free(&ref);
+    ref_mlp_free(&square);
     release();
 }
 
@@ -826,7 +883,11 @@ static void kill_units(model *m) {
     set(m->w[0] + 2 * m->dim[0], (size_t)m->dim[0], 0);
     if (m->bias) set(m->b[0] + 2, 1, 0);
     for (int r = 0; r < m->dim[2]; r++) set(m->w[1] + (size_t)r * (size_t)m->dim[1] + 3, 1, 0);
-    if (m->norm == NORM_BATCH) set(m->gamma[0] + 4, 1, 0), set(m->gamma[0] + 5, 1, 0), set(m->beta[0] + 5, 1, 0);
+    if (m->norm == NORM_BATCH) {
+        set(m->gamma[0] + 4, 1, 0);
+        set(m->gamma[0] + 5, 1, 0);
+        set(m->beta[0] + 5, 1, 0);
+    }
 }
 
 // Rescales by every method, with and without powers of two, and checks that outputs stay where they were, in training and in
@@ -839,7 +900,8 @@ static void test_function_kept(const char *name, const int *dims, int n_layers, 
             rescale_report report;
             double moved;
             if (!all && method == RESCALE_BY_ENORM && pow2) continue;
-            c.train.rescale = method, c.train.rescale_pow2 = pow2;
+            c.train.rescale = method;
+            c.train.rescale_pow2 = pow2;
             build(&m, dims, n_layers, &c, PROBE_ROWS);
             model_init(&m, &c);
             disturb_norm(&m);
@@ -856,7 +918,8 @@ static void test_function_kept(const char *name, const int *dims, int n_layers, 
                   "the criterion falls"); // rounding to powers of two may cost more than rescaling gained
             CHECK(memcmp(before, after, m.net.n_params * sizeof(float)) != 0, "parameters change");
             CHECK(!dead || report.pinned_units >= 2, "dead units are left alone");
-            free(before), free(after);
+            free(before);
+            free(after);
             model_free(&m);
         }
 }
@@ -866,7 +929,8 @@ static void test_rescale_errors(int norm) {
     const int dims[] = {9, 17, 13, 5};
     config c = default_config();
     model m;
-    c.norm = norm, c.train.optimizer = OPTIMIZER_ADAMW;
+    c.norm = norm;
+    c.train.optimizer = OPTIMIZER_ADAMW;
     build(&m, dims, 3, &c, PROBE_ROWS);
     model_init(&m, &c);
     snprintf(label, sizeof label, "rescaling with non-finite values");
@@ -919,7 +983,10 @@ static void test_rescale_in_training(int optimizer, int norm) {
     model m;
     rescale_report report;
     double moved;
-    c.train.optimizer = optimizer, c.norm = norm, c.train.lr = optimizer == OPTIMIZER_ADAMW ? 3e-3 : 0.05, c.train.weight_decay = 1e-3;
+    c.train.optimizer = optimizer;
+    c.norm = norm;
+    c.train.lr = optimizer == OPTIMIZER_ADAMW ? 3e-3 : 0.05;
+    c.train.weight_decay = 1e-3;
     snprintf(label, sizeof label, "rescaling in training, optimizer %d, norm %d", optimizer, norm);
     build(&m, dims, 3, &c, 50);
     model_init(&m, &c);
@@ -938,7 +1005,13 @@ static void test_rescale_in_training(int optimizer, int norm) {
     same_bits("running statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
     train_some(&m, &c, 12, 12);
     CHECK(isfinite(array_norm(m.net.grads, m.net.n_params, m.square_sums)), "training goes on");
-    free(w0), free(m0), free(v0), free(w1), free(m1), free(v1), free(stats);
+    free(w0);
+    free(m0);
+    free(v0);
+    free(w1);
+    free(m1);
+    free(v1);
+    free(stats);
     model_free(&m);
     release();
 }
@@ -947,7 +1020,8 @@ static void test_rescaling(void) {
     const int deep[] = {3072, 500, 500, 500, 500, 500, 500, 500, 500, 10}, small[] = {20, 40, 30, 7};
     config c = default_config();
     for (c.norm = NORM_NONE; c.norm <= NORM_BATCH; c.norm++) {
-        c.init = INIT_KAIMING_UNIFORM, c.bias = 1;
+        c.init = INIT_KAIMING_UNIFORM;
+        c.bias = 1;
         test_function_kept(c.norm ? "3072-500x8-10, BatchNorm" : "3072-500x8-10", deep, 9, c, 0, 0);
         test_function_kept(c.norm ? "dead units, BatchNorm" : "dead units", small, 3, c, 1, 1);
         c.init = INIT_KAIMING_NORMAL;
@@ -970,8 +1044,11 @@ static void test_parity(const RefParityCase *k) {
     double *x = doubles((size_t)REF_PARITY_SAMPLES * REF_PARITY_PIXELS), want[REF_PARITY_ROWS], worst = 0;
     int y[REF_PARITY_SAMPLES], within = 1;
     if (!CHECK(ref_parity_read(ref_parity_csv(), k->name, want), "PyTorch's losses can be read")) return;
-    c.norm = k->bn ? NORM_BATCH : NORM_NONE, c.task = k->loss == REF_MSE ? TASK_AUTOENCODE : TASK_CLASSIFY;
-    c.train.optimizer = optimizer[k->optimizer], c.train.lr = k->lr, c.train.momentum = k->momentum;
+    c.norm = k->bn ? NORM_BATCH : NORM_NONE;
+    c.task = k->loss == REF_MSE ? TASK_AUTOENCODE : TASK_CLASSIFY;
+    c.train.optimizer = optimizer[k->optimizer];
+    c.train.lr = k->lr;
+    c.train.momentum = k->momentum;
     c.train.weight_decay = k->weight_decay;
     RefMlp initial = ref_parity_model(k);
     build(&m, k->dims, k->n_layers, &c, REF_PARITY_SAMPLES);
@@ -1011,12 +1088,16 @@ static void test_schedule(void) {
     const double quarter = 0.5 * 0.2 * (1 + sqrt(0.5));
     double got[8], want[8] = {0.2, 0.2, 0.05, 0.2, 0.2, quarter, 0.1, 0};
     o.lr = 0.2;
-    got[0] = train_learning_rate(&o, 0, 100), got[1] = train_learning_rate(&o, 99, 100);
+    got[0] = train_learning_rate(&o, 0, 100);
+    got[1] = train_learning_rate(&o, 99, 100);
     o.warmup = 4;
-    got[2] = train_learning_rate(&o, 0, 100), got[3] = train_learning_rate(&o, 3, 100);
+    got[2] = train_learning_rate(&o, 0, 100);
+    got[3] = train_learning_rate(&o, 3, 100);
     o.schedule = SCHEDULE_COSINE;
-    got[4] = train_learning_rate(&o, 4, 100), got[5] = train_learning_rate(&o, 28, 100);
-    got[6] = train_learning_rate(&o, 52, 100), got[7] = train_learning_rate(&o, 100, 100);
+    got[4] = train_learning_rate(&o, 4, 100);
+    got[5] = train_learning_rate(&o, 28, 100);
+    got[6] = train_learning_rate(&o, 52, 100);
+    got[7] = train_learning_rate(&o, 100, 100);
     test_close_d("learning rate", got, want, 8, 1e-12, 1e-15);
     CHECK(train_learning_rate(&o, 4, 4) == 0.2 && train_learning_rate(&o, 2, 3) == 0.2 * 3 / 4, "a warm-up longer than the run");
 }
@@ -1028,19 +1109,25 @@ static void test_layer_sizes(void) {
     char err[256] = "";
     memset(&d, 0, sizeof d);
     snprintf(d.name, sizeof d.name, "pictures");
-    d.features = 784, d.classes = 10;
+    d.features = 784;
+    d.classes = 10;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[0] == 784 && dim[1] == 512 && dim[3] == 512 &&
               dim[4] == 10,
           "default layers");
     c.task = TASK_AUTOENCODE;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 4 && dim[4] == 784, "default layers of an autoencoder");
-    c.task = TASK_CLASSIFY, c.layers.n = 3, c.layers.v[0] = 784, c.layers.v[1] = 7, c.layers.v[2] = 10;
+    c.task = TASK_CLASSIFY;
+    c.layers.n = 3;
+    c.layers.v[0] = 784;
+    c.layers.v[1] = 7;
+    c.layers.v[2] = 10;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 2 && dim[1] == 7 && dim[2] == 10, "given layers");
     c.layers.v[0] = 783;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "783") && strstr(err, "784") &&
               strstr(err, "pictures"),
           "wrong inputs");
-    c.layers.v[0] = 784, c.layers.v[2] = 11;
+    c.layers.v[0] = 784;
+    c.layers.v[2] = 11;
     CHECK(layer_sizes(&c, &d, dim, err, sizeof err) == 0 && strstr(err, "11") && strstr(err, "10 classes"),
           "wrong number of classes");
     c.task = TASK_AUTOENCODE;
@@ -1080,10 +1167,12 @@ static void test_weights(const char *dir) {
     config c = default_config(), plain = default_config(), no_bias = default_config();
     model a, b, other;
     char path[LOG_PATH], err[512] = "";
-    c.norm = no_bias.norm = NORM_BATCH, no_bias.bias = 0;
+    c.norm = no_bias.norm = NORM_BATCH;
+    no_bias.bias = 0;
     snprintf(label, sizeof label, "weights");
     snprintf(path, sizeof path, "%s/w.safetensors", dir);
-    build(&a, dims, 3, &c, 8), build(&b, dims, 3, &c, 8);
+    build(&a, dims, 3, &c, 8);
+    build(&b, dims, 3, &c, 8);
     model_init(&a, &c);
     disturb_norm(&a);
     train_some(&a, &c, 3, 0);
@@ -1093,7 +1182,8 @@ static void test_weights(const char *dir) {
     same_bits("parameters", b.net.params, params, a.net.n_params * sizeof(float));
     same_bits("statistics", b.net.stats, stats, a.net.n_stats * sizeof(float));
     CHECK(b.net.counts[0] == 3 && b.net.counts[1] == 3, "batch counts");
-    b.net.counts[0] = b.net.counts[1] = 7, disturb_norm(&b);
+    b.net.counts[0] = b.net.counts[1] = 7;
+    disturb_norm(&b);
     snprintf(path, sizeof path, "%s/other.safetensors", dir);
     load_fails(&b, path, "other.safetensors");
     const struct { const config *c; const int *dims; const char *words; } wrong[] = {
@@ -1119,8 +1209,10 @@ static void test_weights(const char *dir) {
         load_fails(&b, path, k < 2 ? "fc3.weight" : "bn2.running_var");
         CUDA_CHECK(cudaMemcpy(place, &keep, sizeof keep, cudaMemcpyHostToDevice));
     }
-    free(params), free(stats);
-    model_free(&a), model_free(&b);
+    free(params);
+    free(stats);
+    model_free(&a);
+    model_free(&b);
     release();
 }
 
@@ -1158,7 +1250,8 @@ static void print_bits(void) {
         model m;
         rescale_report report;
         c.train.optimizer = k == 0 ? OPTIMIZER_SGD : k == 1 ? OPTIMIZER_ADAMW : OPTIMIZER_MOMENTUM;
-        c.norm = k == 1 ? NORM_BATCH : NORM_NONE, c.task = k == 2 ? TASK_AUTOENCODE : TASK_CLASSIFY;
+        c.norm = k == 1 ? NORM_BATCH : NORM_NONE;
+        c.task = k == 2 ? TASK_AUTOENCODE : TASK_CLASSIFY;
         build(&m, dims[k], 3, &c, 101);
 #if !DEVICE_IS_GPU
         if (strstr(gemm_backend(), "OpenBLAS")) m.gemm.threads = 1;
@@ -1183,7 +1276,8 @@ static void test_timed_steps(void) {
     config c = default_config();
     dataset d = random_data(256, 1, 1, 4, 3);
     memset(&t, 0, sizeof t);
-    t.c = &c, t.ready = -1;
+    t.c = &c;
+    t.ready = -1;
     train_run_init(&t.run, "test_mlp", VERSION, &c.train);
     train_set_length(&t.run, d.n);
     CHECK(model_create(&t.m, dim, 2, &c, t.run.batch, err, sizeof err) == 0, "a small model");
@@ -1196,7 +1290,8 @@ static void test_timed_steps(void) {
     CHECK(one.runs == MIN_SAMPLES * 64 && t.run.step == 3 + one.runs, "five samples of 64 steps, after three to warm up");
     CHECK(one.p10 > 0 && one.p10 <= one.median && one.median <= one.p90, "times of a step");
     CHECK(one.p10 * 64 * MIN_SAMPLES <= all, "a time is that of one step, not of 64");
-    model_free(&t.m), device_data_free(&t.train);
+    model_free(&t.m);
+    device_data_free(&t.train);
 }
 
 int main(void) {

@@ -312,7 +312,13 @@ static void test_conversions(void) {
         if (n % 3 == 1) bits = (bits & 0xffffe000u) | (0x1000u + (unsigned)(n / 3 % 3) - 1);
         memcpy(&in[n++], &bits, sizeof bits);
     }
-    in[0] = NAN, in[1] = -INFINITY, in[2] = 65519.99f, in[3] = 65520.0f, in[4] = -0.0f, in[5] = 1e-45f, in[6] = FLT_MAX;
+    in[0] = NAN;
+    in[1] = -INFINITY;
+    in[2] = 65519.99f;
+    in[3] = 65520.0f;
+    in[4] = -0.0f;
+    in[5] = 1e-45f;
+    in[6] = FLT_MAX;
     float *device_in;
     unsigned short *device_half, *device_bf16;
     unsigned *device_tf32;

@@ -38,22 +38,43 @@ typedef struct {
 static Primitive make_primitive(int kind, int n, RefWindow s, int mode) {
     Primitive p;
     memset(&p, 0, sizeof p);
-    p.kind = kind, p.n = n, p.s = s, p.mode = mode;
+    p.kind = kind;
+    p.n = n;
+    p.s = s;
+    p.mode = mode;
     p.n_x = (size_t)n * ref_window_in(&s);
     p.n_y = kind == AVG_POOL ? (size_t)(n * s.in_c) : (size_t)n * ref_window_out(&s);
     p.n_w = kind == CONV ? (size_t)(s.out_c * s.in_c * s.kh * s.kw) : (size_t)s.out_c;
-    p.x = ref_doubles(p.n_x), p.y = ref_doubles(p.n_y), p.r = ref_doubles(p.n_y), p.w = ref_doubles(p.n_w);
-    p.b = ref_doubles((size_t)s.out_c), p.xhat = ref_doubles(p.n_x), p.rstd = ref_doubles((size_t)s.out_c);
-    p.mean = ref_doubles((size_t)s.out_c), p.var = ref_doubles((size_t)s.out_c);
+    p.x = ref_doubles(p.n_x);
+    p.y = ref_doubles(p.n_y);
+    p.r = ref_doubles(p.n_y);
+    p.w = ref_doubles(p.n_w);
+    p.b = ref_doubles((size_t)s.out_c);
+    p.xhat = ref_doubles(p.n_x);
+    p.rstd = ref_doubles((size_t)s.out_c);
+    p.mean = ref_doubles((size_t)s.out_c);
+    p.var = ref_doubles((size_t)s.out_c);
     p.arg = (int *)ref_grow(NULL, sizeof(int) * p.n_y);
-    fill(p.x, p.n_x, 0.2, 2), fill(p.r, p.n_y, 0.1, 1), fill(p.w, p.n_w, 0.1, 1), fill(p.b, (size_t)s.out_c, 0, 1);
-    fill(p.mean, (size_t)s.out_c, 0, 1), fill(p.var, (size_t)s.out_c, 1.5, 1);
+    fill(p.x, p.n_x, 0.2, 2);
+    fill(p.r, p.n_y, 0.1, 1);
+    fill(p.w, p.n_w, 0.1, 1);
+    fill(p.b, (size_t)s.out_c, 0, 1);
+    fill(p.mean, (size_t)s.out_c, 0, 1);
+    fill(p.var, (size_t)s.out_c, 1.5, 1);
     for (int i = 0; i < 8; i++) p.labels[i] = i * 5 % s.out_c;
     return p;
 }
 
 static void free_primitive(Primitive *p) {
-    free(p->x), free(p->y), free(p->r), free(p->w), free(p->b), free(p->xhat), free(p->rstd), free(p->mean), free(p->var);
+    free(p->x);
+    free(p->y);
+    free(p->r);
+    free(p->w);
+    free(p->b);
+    free(p->xhat);
+    free(p->rstd);
+    free(p->mean);
+    free(p->var);
     free(p->arg);
 }
 
@@ -106,7 +127,9 @@ static void check_primitive(const char *name, int kind, int n, RefWindow s, int 
         if (kind == RELU) p.x[i] = (floor(p.x[i] * 20) + 0.5) / 20;
         if (kind == MAX_POOL) p.x[i] = 0.05 * (double)(i * 61 % p.n_x) - 0.02 * (double)p.n_x;
     }
-    fill(dx, p.n_x, NAN, 0), fill(dw, p.n_w, NAN, 0), fill(db, (size_t)s.out_c, NAN, 0);
+    fill(dx, p.n_x, NAN, 0);
+    fill(dw, p.n_w, NAN, 0);
+    fill(db, (size_t)s.out_c, NAN, 0);
     primitive_value(&p);
     switch (kind) {
     case CONV: ref_conv_backward(dx, dw, db, p.r, p.x, p.w, n, &s); break;
@@ -123,7 +146,9 @@ static void check_primitive(const char *name, int kind, int n, RefWindow s, int 
     if (has_weights) check_primitive_gradient(&p, what, p.w, dw, p.n_w);
     snprintf(what, sizeof what, "%s, %d x %dx%dx%d, gradient of the bias", name, n, s.in_c, s.in_h, s.in_w);
     if (has_weights) check_primitive_gradient(&p, what, p.b, db, (size_t)s.out_c);
-    free(dx), free(dw), free(db);
+    free(dx);
+    free(dw);
+    free(db);
     free_primitive(&p);
 }
 
@@ -210,7 +235,10 @@ static void check_pools(void) {
         ref_max_pool_forward(y, arg, x, 1, &s);
         test_close_d("max-pool as in PyTorch", y, want[k].y, (size_t)want[k].n, 0, 0);
         CHECK(memcmp(arg, want[k].arg, sizeof(int) * (size_t)want[k].n) == 0, "the first of equals wins");
-        for (int j = 0; j < want[k].n; j++) dy[j] = 1 + j, want_dx[want[k].arg[j]] += 1 + j;
+        for (int j = 0; j < want[k].n; j++) {
+            dy[j] = 1 + j;
+            want_dx[want[k].arg[j]] += 1 + j;
+        }
         ref_max_pool_backward(dx, dy, arg, 1, &s);
         test_close_d("max-pool, gradient to the winner", dx, want_dx, 16, 0, 0);
     }
@@ -375,7 +403,8 @@ static void check_net(const NetCase *c, RefCnn m) {
         check_net_gradient(&d, m.tensors[t].name, m.tensors[t].data, m.tensors[t].grad, m.tensors[t].n);
     check_net_gradient(&d, "the input", x, d_input, inputs);
     CHECK(d.kinks * 20 <= d.checked, "at most one entry in twenty sits on a kink");
-    free(x), free(d_input);
+    free(x);
+    free(d_input);
     ref_cnn_free(&m);
 }
 
@@ -503,8 +532,11 @@ static void check_data(const char *folder, const RefCnnConfig *c) {
         CHECK(memcmp(d->pixels, bytes, total) == 0, "the same bytes");
         test_close("normalised inputs", got, want, total, 1e-6, 1e-6);
     }
-    free(want), free(got), free(bytes);
-    dataset_free(&train), dataset_free(&test);
+    free(want);
+    free(got);
+    free(bytes);
+    dataset_free(&train);
+    dataset_free(&test);
 }
 
 // The project's reader finds every tensor under PyTorch's name, with its shape, and nothing else.

@@ -65,7 +65,8 @@ static void check_membership(const char *name, const RefCnnConfig *config, int n
     for (int h = 0; h < gr.n_units; h++) bad += !in || !out || in[h] == 0 || out[h] == 0;
     snprintf(what, sizeof what, "%s: rows enter, columns leave, no unit is left out", name);
     CHECK(bad == 0, what);
-    free(in), free(out);
+    free(in);
+    free(out);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(&m);
 }
@@ -147,7 +148,10 @@ static void check_invariance(const NetCase *c) {
             ref_cnn_backward(&m);
             for (int t = 0, i = 0; t < m.n_tensors; t++) // gradients scale inversely
                 for (size_t k = 0; k < m.tensors[t].n; k++, i++) grad[i] = m.tensors[t].grad[k] * exp(ref_bu(&q, u, i) / 2);
-            for (size_t k = 0; k < outputs; k++) before[k] = m.logits[k], scale = fmax(scale, fabs(before[k]));
+            for (size_t k = 0; k < outputs; k++) {
+                before[k] = m.logits[k];
+                scale = fmax(scale, fabs(before[k]));
+            }
             for (size_t i = 0; i < p; i++) grad_scale = fmax(grad_scale, fabs(grad[i]));
             ref_cnn_rescale(&m, &gr, u);
             ref_cnn_get_theta(&m, moved);
@@ -170,7 +174,13 @@ static void check_invariance(const NetCase *c) {
             for (size_t k = 0; k < outputs; k++) largest = fmax(largest, fabs(m.logits[k] - before[k]));
             CHECK(largest > 1e-3 * scale, "half a rescaling changes the function");
         }
-    free(x), free(u), free(before), free(grad), free(theta), free(half), free(moved);
+    free(x);
+    free(u);
+    free(before);
+    free(grad);
+    free(theta);
+    free(half);
+    free(moved);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(&m);
 }
@@ -240,7 +250,9 @@ static void check_graph_function(const char *name, RefCnn *m, const RefCnnGroups
         if (net.kind[k] == REF_OUTPUT) outputs[n++] = value[k];
     test_close_d(name, outputs, m->logits, n, 1e-12, 1e-13);
     ref_net_free(&net);
-    free(x), free(theta), free(value);
+    free(x);
+    free(theta);
+    free(value);
 }
 
 static void check_tiny(const char *name, RefCnn *m) {
@@ -273,7 +285,13 @@ static void check_tiny(const char *name, RefCnn *m) {
         test_close_d("g exp(Bu) after rescaling", by_graph, want, p, 1e-11, 1e-300);
         ref_cnn_set_theta(m, theta);
     }
-    free(theta), free(after), free(by_pass), free(by_paths), free(by_graph), free(u), free(want);
+    free(theta);
+    free(after);
+    free(by_pass);
+    free(by_paths);
+    free(by_graph);
+    free(u);
+    free(want);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(m);
 }
@@ -291,7 +309,10 @@ static int check_flow(const char *name, RefCnn *m, int pool) {
         if (gr.leave[i] >= 0) out[gr.leave[i]] += g[i] * theta[i] * theta[i];
     }
     test_close_d(name, out, in, n, 1e-12, 0);
-    free(g), free(theta), free(in), free(out);
+    free(g);
+    free(theta);
+    free(in);
+    free(out);
     ref_cnn_groups_free(&gr);
     return (int)n;
 }
@@ -345,17 +366,24 @@ static void check_solvers(const NetCase *c, int pool) {
         for (size_t k = 0; k < n; k++) want[h] += H[h * n + k] * v[k];
     }
     test_close_d("Hessian times a vector", grad, want, n, 1e-9, 1e-8);
-    free(H), free(w), free(pinned);
+    free(H);
+    free(w);
+    free(pinned);
 
-    memset(u, 0, n * sizeof *u), memset(v, 0, n * sizeof *v);
+    memset(u, 0, n * sizeof *u);
+    memset(v, 0, n * sizeof *v);
     CHECK(ref_pairs_unit_sweeps(&pairs, u, 10, 0, 0) == 10 && ref_unit_sweeps(&q, v, 10, 0, 0) == 10, "ten sweeps");
     snprintf(what, sizeof what, "%s, ten unit sweeps on pairs", c->name);
     test_close_d(what, u, v, n, 0, 1e-10);
-    memset(u, 0, n * sizeof *u), memset(v, 0, n * sizeof *v);
-    ref_pairs_unit_sweeps(&pairs, u, 3, 0, 0.25), ref_unit_sweeps(&q, v, 3, 0, 0.25);
+    memset(u, 0, n * sizeof *u);
+    memset(v, 0, n * sizeof *v);
+    ref_pairs_unit_sweeps(&pairs, u, 3, 0, 0.25);
+    ref_unit_sweeps(&q, v, 3, 0, 0.25);
     test_close_d("bounded sweeps on pairs", u, v, n, 0, 1e-10);
-    memset(u, 0, n * sizeof *u), memset(v, 0, n * sizeof *v);
-    ref_pairs_block_sweeps(&pairs, u, gr.first_unit, gr.n_groups, 2), ref_block_sweeps(&q, v, gr.first_unit, gr.n_groups, 2);
+    memset(u, 0, n * sizeof *u);
+    memset(v, 0, n * sizeof *v);
+    ref_pairs_block_sweeps(&pairs, u, gr.first_unit, gr.n_groups, 2);
+    ref_block_sweeps(&q, v, gr.first_unit, gr.n_groups, 2);
     test_close_d("block sweeps on pairs", u, v, n, 0, 1e-9);
 
     memset(v, 0, n * sizeof *v);
@@ -370,7 +398,8 @@ static void check_solvers(const NetCase *c, int pool) {
     CHECK(left_pairs < 1e-8 && ref_grad_F(&q, u, grad) < 1e-8, "Newton's method on pairs converges");
     snprintf(what, sizeof what, "%s, optimum on pairs", c->name);
     test_close_d(what, u, v, n, 0, 1e-8);
-    want_F = ref_F(&q, v), F = ref_F(&q, u);
+    want_F = ref_F(&q, v);
+    F = ref_F(&q, u);
     test_close_d("F at the optimum", &F, &want_F, 1, 1e-13, 0);
     memset(v, 0, n * sizeof *v);
     CHECK(F < ref_F(&q, v) - 1, "the optimum is better than no rescaling");
@@ -379,7 +408,11 @@ static void check_solvers(const NetCase *c, int pool) {
         CHECK(ref_F(&q, v) > F, "a perturbed optimum is worse");
     }
     ref_pairs_free(&pairs);
-    free(g), free(u), free(v), free(grad), free(want);
+    free(g);
+    free(u);
+    free(v);
+    free(grad);
+    free(want);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(&m);
 }
@@ -403,7 +436,10 @@ static void check_pinned(void) {
     CHECK(ref_pairs_optimum(&pairs, u) < 1e-8 && u[dead] == 0, "the others reach their optimum");
     CHECK(ref_optimum(&q, v) < 1e-8, "also in the dense version");
     test_close_d("optimum with a dead channel", u, v, n, 0, 1e-8);
-    free(pinned), free(g), free(u), free(v);
+    free(pinned);
+    free(g);
+    free(u);
+    free(v);
     ref_pairs_free(&pairs);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(&m);
@@ -428,7 +464,9 @@ static void check_full_size(int pool) {
     printf("allconv, %s: F %.9g at 0, %.9g after 10 sweeps, %.9g at the optimum, gradient left %.1e\n",
            pool == REF_PATHS_MAX ? "arg-max" : "sum", before, swept, best, left);
     ref_pairs_free(&pairs);
-    free(g), free(u), free(grad);
+    free(g);
+    free(u);
+    free(grad);
     ref_cnn_groups_free(&gr);
     ref_cnn_free(&m);
 }

@@ -111,7 +111,11 @@ static void check_gradients(const GradCase *c) {
         check_gradient(&d, m.tensors[t].name, m.tensors[t].data, m.tensors[t].grad, m.tensors[t].n);
     check_gradient(&d, "input", x, d_input, n_in);
     CHECK(d.kinks * 50 <= d.checked, "fewer than one entry in fifty sits on a ReLU's kink");
-    free(x), free(target), free(d_input), free(base), free(moved);
+    free(x);
+    free(target);
+    free(d_input);
+    free(base);
+    free(moved);
     ref_mlp_free(&m);
 }
 

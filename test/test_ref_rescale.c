@@ -272,7 +272,15 @@ static void check_objective(const Case *c) {
         const double difference = Fv - F, want = divergence(&q, v) - D;
         test_close_d("F is the divergence up to a constant", &difference, &want, 1, 1e-9, 1e-9);
     }
-    free(g), free(u), free(v), free(mid), free(grad), free(above), free(below), free(numeric), free(H);
+    free(g);
+    free(u);
+    free(v);
+    free(mid);
+    free(grad);
+    free(above);
+    free(below);
+    free(numeric);
+    free(H);
 }
 
 // Newton, unit sweeps to convergence and block sweeps find the same point; no perturbation improves on it.
@@ -310,7 +318,10 @@ static void check_solvers(const Case *c) {
         if (fabs(v[h]) < 0.4 - 1e-9 ? fabs(grad[h]) > 1e-8 : grad[h] * v[h] > 1e-8) conditions = 0;
     }
     CHECK(conditions, "bounded sweeps end at the optimum within the bound");
-    free(g), free(u), free(v), free(grad);
+    free(g);
+    free(u);
+    free(v);
+    free(grad);
 }
 
 // Dead units are pinned: zero outgoing weights, and zero incoming weights and bias.
@@ -348,7 +359,9 @@ static void check_reference_weights(const Case *c) {
     double moved = 0;
     for (size_t h = 0; h < n; h++) moved = fmax(moved, fabs(v[h] - u[h]));
     CHECK(moved > 1e-3, "unequal reference weights move the optimum");
-    free(g), free(u), free(v);
+    free(g);
+    free(u);
+    free(v);
 }
 
 // ENorm: converged, balanced, a minimum under perturbation.
@@ -378,7 +391,9 @@ static void check_enorm(const Case *c) {
         worst = fmax(worst, fabs(in - out) / (in + out));
     }
     CHECK(worst < 1e-11, "sums of squares that enter and leave a unit are equal");
-    free(cost), free(u), free(v);
+    free(cost);
+    free(u);
+    free(v);
 }
 
 // The loop version for MLPs with BatchNorm equals the graph.
@@ -424,7 +439,9 @@ static void check_mlp_loops(int with_bn) {
     ref_paths_free(&paths);
     ref_mlp_diag_g_free(&r);
     ref_net_free(&net);
-    free(theta), free(g), free(loops);
+    free(theta);
+    free(g);
+    free(loops);
 }
 
 int main(void) {

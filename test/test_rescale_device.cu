@@ -36,9 +36,13 @@ typedef struct network {
 static rescale_tensor *add(network *n, const char *name, rescale_tensor t, unsigned has) {
     const int i = n->n_tensors++;
     snprintf(n->name[i], sizeof n->name[i], "%s%d", name, i);
-    n->tensor[i] = t, n->has[i] = has | 1u << DATA;
+    n->tensor[i] = t;
+    n->has[i] = has | 1u << DATA;
     for (int k = 0; k < N_ARRAYS; k++)
-        if (n->has[i] >> k & 1) n->at[i][k] = n->floats, n->floats += tensor_size(&t) + 3;  // odd alignment on purpose
+        if (n->has[i] >> k & 1) {  // odd alignment on purpose
+            n->at[i][k] = n->floats;
+            n->floats += tensor_size(&t) + 3;
+        }
     return &n->tensor[i];
 }
 
@@ -49,8 +53,13 @@ static rescale_net bind(network *n, float *memory) {
         float *array[N_ARRAYS];
         t->name = n->name[i];
         for (int k = 0; k < N_ARRAYS; k++) array[k] = n->has[i] >> k & 1 ? memory + n->at[i][k] : NULL;
-        t->data = array[DATA], t->moment1 = array[MOMENT1], t->moment2 = array[MOMENT2], t->g = array[FULL_G];
-        t->reference_each = array[REFERENCE], t->mean = array[MEAN], t->var = array[VAR];
+        t->data = array[DATA];
+        t->moment1 = array[MOMENT1];
+        t->moment2 = array[MOMENT2];
+        t->g = array[FULL_G];
+        t->reference_each = array[REFERENCE];
+        t->mean = array[MEAN];
+        t->var = array[VAR];
     }
     rescale_net net = {n->group, n->n_groups, n->tensor, n->n_tensors};
     return net;
@@ -103,7 +112,8 @@ static network make_conv(unsigned has) {
     rescale_tensor *t = add(&n, "fc", rescale_weight("", NULL, 10, 33, 16, RESCALE_NONE, 2), has);
     double *out = (double *)malloc((10 + 33 * 16) * sizeof(double));  // rank one: host vectors
     for (int i = 0; i < 10 + 33 * 16; i++) out[i] = exp(test_random());
-    t->g_out = out, t->g_in = out + 10;
+    t->g_out = out;
+    t->g_in = out + 10;
     add(&n, "out", rescale_bias("", NULL, 10, RESCALE_NONE), full);
     fill_network(&n, 1);
     return n;
@@ -131,10 +141,12 @@ static void check_same(const char *name, network *n, rescale_options o) {
     CUDA_CHECK(cudaMalloc((void **)&device, bytes));
     CUDA_CHECK(cudaMemcpy(device, n->start, bytes, cudaMemcpyHostToDevice));
     for (int where = 0; where < 2; where++) {
-        u[where] = (double *)calloc(units + 1, sizeof(double)), after[where] = (float *)malloc(bytes);
+        u[where] = (double *)calloc(units + 1, sizeof(double));
+        after[where] = (float *)malloc(bytes);
         memcpy(after[where], n->start, bytes);
         const rescale_net net = bind(n, where ? device : after[where]);
-        o.on_device = where, o.u = u[where];
+        o.on_device = where;
+        o.u = u[where];
         const int status = rescale_run(&net, &o, &r[where]);
         if (!CHECK(status == RESCALE_OK, "rescale_run succeeds")) printf("    %s, %s: %s\n", name, where ? "device" : "host", r[where].message);
     }
@@ -149,7 +161,10 @@ static void check_same(const char *name, network *n, rescale_options o) {
               r[0].pinned_units == r[1].pinned_units && r[0].bounded_units == r[1].bounded_units, "the two reports agree");
     if (!o.dry_run && r[0].max_abs_log_lambda > 0) CHECK(memcmp(after[0], n->start, bytes) != 0, "something moved");
     else CHECK(memcmp(after[1], n->start, bytes) == 0, "a dry run, or a solution u = 0, changes nothing on the device");
-    for (int where = 0; where < 2; where++) free(u[where]), free(after[where]);
+    for (int where = 0; where < 2; where++) {
+        free(u[where]);
+        free(after[where]);
+    }
     free(want);
 }
 
@@ -159,7 +174,11 @@ static void check_options(const char *name, network *n) {
         if (k == 1) o.solver = RESCALE_SWEEPS;
         if (k == 2) o.max_log = 0.2;
         if (k == 3) o.pow2 = 1;
-        if (k == 4) o.method = RESCALE_ENORM, o.solver = RESCALE_SWEEPS, o.sweeps = 3;  // every cycle passes over all weights
+        if (k == 4) {  // every cycle passes over all weights
+            o.method = RESCALE_ENORM;
+            o.solver = RESCALE_SWEEPS;
+            o.sweeps = 3;
+        }
         if (k == 5) o.dry_run = 1;
         if (k == 6) o.general = 1;
         check_same(name, n, o);
@@ -205,10 +224,12 @@ static void forward(const network *n, const int *dims, int n_layers, const float
                 z[s * dims[l + 1] + o] = l + 1 < n_layers && sum < 0 ? 0 : sum;
             }
         float *swap = a;
-        a = z, z = swap;
+        a = z;
+        z = swap;
     }
     memcpy(y, a, (size_t)batch * (size_t)dims[n_layers] * sizeof(float));
-    free(a), free(z);
+    free(a);
+    free(z);
 }
 
 // Rescales an MLP in float; the outputs move by less than `limit` of the largest, or not at all with powers of two.
@@ -221,17 +242,22 @@ static void check_function(const int *dims, int n_layers, double scale, int pow2
     for (size_t i = 0; i < n_x; i++) x[i] = (float)test_random();
     forward(&n, dims, n_layers, x, BATCH, y);
     rescale_options o = rescale_default_options();
-    o.pow2 = pow2, o.max_log = max_log;
+    o.pow2 = pow2;
+    o.max_log = max_log;
     rescale_report r;
     CHECK(rescale_run(&net, &o, &r) == RESCALE_OK && r.converged, "rescale_run succeeds");
     forward(&n, dims, n_layers, x, BATCH, y + n_y);
     double moved = 0, largest = 0;
-    for (size_t i = 0; i < n_y; i++) moved = fmax(moved, fabs((double)y[i] - (double)y[n_y + i])), largest = fmax(largest, fabs((double)y[i]));
+    for (size_t i = 0; i < n_y; i++) {
+        moved = fmax(moved, fabs((double)y[i] - (double)y[n_y + i]));
+        largest = fmax(largest, fabs((double)y[i]));
+    }
     printf("float, %d hidden layers of %d, scale %.1f%s: relative difference %.1e, max |log lambda| %.2f, %d Newton steps\n",
            n_layers - 1, dims[1], scale, pow2 ? ", powers of two" : "", moved / largest, r.max_abs_log_lambda, r.iterations);
     if (pow2) CHECK(memcmp(y, y + n_y, n_y * sizeof *y) == 0 && r.max_abs_log_lambda > 0, "powers of two keep the function bit for bit");
     else CHECK(moved / largest < 1e-5, "the function is unchanged to float rounding");
-    free(x), free(y);
+    free(x);
+    free(y);
     free_network(&n);
 }
 

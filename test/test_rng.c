@@ -99,7 +99,10 @@ static void test_normal(void) {
     rng_fill_normal(z, N, 0, 1, 5, rng_stream(RNG_TEST, 1));
     for (int i = 0; i < N; i++) {
         const double x = z[i];
-        m1 += x, m2 += x * x, m3 += x * x * x, m4 += x * x * x * x;
+        m1 += x;
+        m2 += x * x;
+        m3 += x * x * x;
+        m4 += x * x * x * x;
         if (i % 2) pair += x * z[i - 1];
         int c = (int)(0.5 * erfc(-x / sqrt(2.0)) * CELLS);  // the distribution function makes the numbers uniform
         cell[c < CELLS ? c : CELLS - 1]++;

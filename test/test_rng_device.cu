@@ -29,7 +29,10 @@ static __global__ void curand_values(uint32_t *words, int n, uint64_t seed, uint
     curandStatePhilox4_32_10_t state;
     curand_init(seed, stream, 4ull * (unsigned)i, &state);
     const uint4 w = curand4(&state);
-    words[4 * i] = w.x, words[4 * i + 1] = w.y, words[4 * i + 2] = w.z, words[4 * i + 3] = w.w;
+    words[4 * i] = w.x;
+    words[4 * i + 1] = w.y;
+    words[4 * i + 2] = w.z;
+    words[4 * i + 3] = w.w;
 }
 #endif
 
@@ -88,7 +91,12 @@ static void compare(int n) {
     CHECK(!memcmp(words, curand_words, 16 * count), "words equal cuRAND's");
     free(curand_words);
 #endif
-    free(words), free(order), free(uniform), free(normal), free(want_uniform), free(want_normal);
+    free(words);
+    free(order);
+    free(uniform);
+    free(normal);
+    free(want_uniform);
+    free(want_normal);
     CUDA_CHECK(cudaFree(d_words));
     CUDA_CHECK(cudaFree(d_order));
     CUDA_CHECK(cudaFree(d_uniform));

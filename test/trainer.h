@@ -49,7 +49,8 @@ static inline void load_fails(model *m, const char *path, const char *words) {
     same_bits("parameters", m->net.params, params, m->net.n_params * sizeof(float));
     same_bits("statistics", m->net.stats, stats, m->net.n_stats * sizeof(float));
     for (int i = 0; i < m->net.n_counts; i++) CHECK(m->net.counts[i] == tracked, "batch count is kept");
-    free(params), free(stats);
+    free(params);
+    free(stats);
 }
 
 // Runs the whole program with a command line, separated by single spaces; returns its exit status.

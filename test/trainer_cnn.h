@@ -20,7 +20,10 @@ static const double full_width = 1;
 static inline config config_of(const RefCnnConfig *k) {
     static const int kind[] = {MODEL_ALLCONV, MODEL_RESNET18, MODEL_SMALL};  // in the order of REF_ALLCONV, ...
     config c = default_config();
-    c.model = kind[k->model], c.width = k->width, c.norm = k->norm ? NORM_BATCH : NORM_NONE, c.bias = k->bias;
+    c.model = kind[k->model];
+    c.width = k->width;
+    c.norm = k->norm ? NORM_BATCH : NORM_NONE;
+    c.bias = k->bias;
     c.shortcut = k->projection ? SHORTCUT_PROJECTION : SHORTCUT_IDENTITY;
     return c;
 }
@@ -54,7 +57,8 @@ static inline void copy_tensors(model *m, RefCnn *ref, int to_model) {
         const train_tensor *t = &net->buffers[i];
         double *r = ref_cnn_buffer(ref, t->name);
         if (t->role != TRAIN_STATISTIC) continue;
-        same = r != NULL, statistics++;
+        same = r != NULL;
+        statistics++;
         if (same && to_model) upload(net->stats + t->offset, r, (size_t)t->rows);
         if (!same || to_model) continue;
         float *host = train_host_copy(net->stats + t->offset, (size_t)t->rows);
@@ -87,7 +91,8 @@ static inline void randomise(RefCnn *ref, int defaults) {
         double *gamma = ref->tensors[layer->weight].data;
         fill_doubles(gamma, c, 0, 1);
         for (size_t i = 0; i < c; i++) gamma[i] += gamma[i] < 0 ? -0.5 : 0.5;
-        fill_doubles(layer->running_mean, c, 0, 0.5), fill_doubles(layer->running_var, c, 1, 0.7);
+        fill_doubles(layer->running_mean, c, 0, 0.5);
+        fill_doubles(layer->running_var, c, 1, 0.7);
     }
 }
 

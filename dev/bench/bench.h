@@ -98,9 +98,18 @@ static inline double gemm_ceiling(gemm_context *g) {
 static inline dataset random_data(int n, int channels, int height, int width, int classes) {
     dataset d;
     memset(&d, 0, sizeof d);
-    d.n = n, d.features = channels * height * width, d.channels = channels, d.height = height, d.width = width, d.classes = classes;
-    for (int k = 0; k < channels; k++) d.mean[k] = 0.5f, d.std[k] = 0.29f;
-    d.pixels = (unsigned char *)malloc((size_t)n * (size_t)d.features), d.labels = (unsigned char *)malloc((size_t)n);
+    d.n = n;
+    d.features = channels * height * width;
+    d.channels = channels;
+    d.height = height;
+    d.width = width;
+    d.classes = classes;
+    for (int k = 0; k < channels; k++) {
+        d.mean[k] = 0.5f;
+        d.std[k] = 0.29f;
+    }
+    d.pixels = (unsigned char *)malloc((size_t)n * (size_t)d.features);
+    d.labels = (unsigned char *)malloc((size_t)n);
     for (size_t i = 0; i < (size_t)n * (size_t)d.features; i++) d.pixels[i] = (unsigned char)rng_word_at(7, 0, i);
     for (int i = 0; i < n; i++) d.labels[i] = (unsigned char)(rng_word_at(7, 1, (uint64_t)i) % (unsigned)classes);
     return d;

@@ -22,7 +22,8 @@ static void prepare(trainer *t, const config *c, int channels, int size, int bat
     char err[256];
     memset(t, 0, sizeof *t);
     dataset d = random_data(batch > 256 ? batch : 256, channels, size, size, 10);
-    t->c = c, t->ordered = -1;
+    t->c = c;
+    t->ordered = -1;
     train_run_init(&t->run, "bench_cnn", VERSION, &c->train);
     train_set_length(&t->run, d.n);
     if (model_create(&t->m, c, channels, size, size, 10, batch, err, sizeof err)) {
@@ -33,7 +34,10 @@ static void prepare(trainer *t, const config *c, int channels, int size, int bat
     dataset_free(&d);
     model_init(&t->m, c);
 }
-static void release(trainer *t) { model_free(&t->m), device_data_free(&t->train); }
+static void release(trainer *t) {
+    model_free(&t->m);
+    device_data_free(&t->train);
+}
 
 // Multiplications and additions of the direct algorithm for one image: forward, and backward but for the gradient of the image.
 static double direct_flops(const model *m) {
@@ -49,13 +53,16 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
     static trainer t;
     config c = default_config();
     rescale_report report;
-    c.model = which, c.norm = norm, c.train.batch_size = batch;
+    c.model = which;
+    c.norm = norm;
+    c.train.batch_size = batch;
     prepare(&t, &c, channels, size, batch);
     const timing rescale = time_rescale(&t, at_least, &report);  // first: training moves parameters and optimizer state
     const timing step = time_steps(&t, at_least);
     const double peak_mib = DEVICE_IS_GPU ? 0.0 : (double)log_peak_mib();
     gemm_context *g = &t.m.gemm;
-    g->timed = 1, g->seconds = g->flops = 0;
+    g->timed = 1;
+    g->seconds = g->flops = 0;
     const double start = log_seconds();
     for (int i = 0; i < MIN_RUNS; i++) next_step(&t);
     device_synchronize();

@@ -101,7 +101,8 @@ static int count_wrong(const shape *s, const float *A, const float *B, const flo
         double sum = 0, size = 0;
         for (size_t l = 0; l < k; l++) {
             const double p = (double)A[s->trans_a ? l * m + i : i * k + l] * (double)B[s->trans_b ? j * k + l : l * n + j];
-            sum += p, size += fabs(p);
+            sum += p;
+            size += fabs(p);
         }
         wrong += !(fabs((double)host_c[e] - sum) <= 1e-7 * (4 + sqrt((double)k)) * size);
     }
@@ -132,8 +133,14 @@ static int bench_shape(gemm_context *g, const shape *s, double rotate_bytes, dou
     float *A = (float *)bench_alloc(copies * na * sizeof(float)), *B = (float *)bench_alloc(copies * nb * sizeof(float));
     float *C = (float *)bench_alloc(copies * nc * sizeof(float));
     unsigned state = 1;
-    for (size_t i = 0; i < copies * na; i++) state = state * 1664525u + 1013904223u, A[i] = (float)(state >> 8) / 8388608.0f - 1;
-    for (size_t i = 0; i < copies * nb; i++) state = state * 1664525u + 1013904223u, B[i] = (float)(state >> 8) / 8388608.0f - 1;
+    for (size_t i = 0; i < copies * na; i++) {
+        state = state * 1664525u + 1013904223u;
+        A[i] = (float)(state >> 8) / 8388608.0f - 1;
+    }
+    for (size_t i = 0; i < copies * nb; i++) {
+        state = state * 1664525u + 1013904223u;
+        B[i] = (float)(state >> 8) / 8388608.0f - 1;
+    }
     for (size_t i = 0; i < copies * nc; i++) C[i] = NAN;
     float *dA = to_device(A, copies * na), *dB = to_device(B, copies * nb), *dC = to_device(C, copies * nc);
     double *seconds = (double *)bench_alloc(MAX_RUNS * sizeof(double));
@@ -160,7 +167,9 @@ static int bench_shape(gemm_context *g, const shape *s, double rotate_bytes, dou
     fflush(out);
     if (wrong) fprintf(stderr, "bench_gemm: %s: %d wrong elements\n", s->name, wrong);
     free(seconds);
-    release(A, dA), release(B, dB), release(C, dC);
+    release(A, dA);
+    release(B, dB);
+    release(C, dC);
     return wrong != 0;
 }
 

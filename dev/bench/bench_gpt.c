@@ -52,13 +52,18 @@ static int bench(const char *name, const config *c, int B, double at_least) {
     char err[256];
     const int T = c->context, N = B * T, C = c->channels, L = c->layers, V = c->vocabulary;
     int n_shapes = 0;
-    if (model_create(&m, c, B, 1, err, sizeof err)) return fprintf(stderr, "bench_gpt: %s\n", err), 1;
+    if (model_create(&m, c, B, 1, err, sizeof err)) {
+        fprintf(stderr, "bench_gpt: %s\n", err);
+        return 1;
+    }
     model_init(&m, c);
     for (int i = 0; i < N; i++) {
         m.tokens[i] = (int)rng_below(rng_word_at(1, rng_stream(RNG_TEST, 1), (uint64_t)i), (uint32_t)V);
         m.targets[i] = (m.tokens[i] * 3 + 1) % V;
     }
-    memset(shapes, 0, sizeof shapes), memset(&square, 0, sizeof square), steps.n = attentions.n = 0;
+    memset(shapes, 0, sizeof shapes);
+    memset(&square, 0, sizeof square);
+    steps.n = attentions.n = 0;
     n_shapes = add_linear(shapes, n_shapes, N, C, 3 * C, L);
     n_shapes = add_linear(shapes, n_shapes, N, C, C, L);
     n_shapes = add_linear(shapes, n_shapes, N, C, 4 * C, L);
@@ -81,9 +86,15 @@ static int bench(const char *name, const config *c, int B, double at_least) {
         optimizer_step(&m, c, 3e-4, step);
     }
     const long peak_mib = log_peak_mib();
-    if (!(fabs(first / log(V) - 1) < 0.05)) return fprintf(stderr, "bench_gpt: the first loss is %g, not ln %d\n", first, V), 1;
+    if (!(fabs(first / log(V) - 1) < 0.05)) {
+        fprintf(stderr, "bench_gpt: the first loss is %g, not ln %d\n", first, V);
+        return 1;
+    }
     real *A = alloc_reals(widest), *W = alloc_reals(widest), *Y = alloc_reals(widest);
-    for (size_t i = 0; i < widest; i++) A[i] = (real)((double)(i % 1013) / 506 - 1), W[i] = (real)((double)(i % 997) / 498 - 1);
+    for (size_t i = 0; i < widest; i++) {
+        A[i] = (real)((double)(i % 1013) / 506 - 1);
+        W[i] = (real)((double)(i % 997) / 498 - 1);
+    }
     for (int round = 0; round < 4 || log_seconds() - start < at_least; round++) {
         for (int k = 0; k < 5; k++, step++) {
             m.gemm.timed = 1;
@@ -108,17 +119,24 @@ static int bench(const char *name, const config *c, int B, double at_least) {
             add_sample(&attentions, log_seconds() - t);
         }
     }
-    if (!(last < first)) return fprintf(stderr, "bench_gpt: the loss went from %g to %g\n", first, last), 1;
+    if (!(last < first)) {
+        fprintf(stderr, "bench_gpt: the loss went from %g to %g\n", first, last);
+        return 1;
+    }
     double flops = 0, seconds = 0;
-    for (int i = 0; i < n_shapes; i++)
-        flops += 2.0 * shapes[i].M * shapes[i].N * shapes[i].K * shapes[i].count, seconds += shapes[i].count * timing_of(&shapes[i].seconds).median;
+    for (int i = 0; i < n_shapes; i++) {
+        flops += 2.0 * shapes[i].M * shapes[i].N * shapes[i].K * shapes[i].count;
+        seconds += shapes[i].count * timing_of(&shapes[i].seconds).median;
+    }
     const timing t = timing_of(&steps);
     const double rate = 1e-9 * step_flops(&m, B, T) / t.median, products = 1e-9 * flops / seconds;
     printf("%s,%d,%d,%d,%d,%d,%d,%d,%d,%.2f,%.2f,%.2f,%.0f,%.0f,%.0f,%.3f,%.0f,%.0f,%.2f,%ld\n", name, L, c->heads, C, T, B, V, m.threads, steps.n, 1e3 * t.median,
            1e3 * t.p10, 1e3 * t.p90, N / t.median, rate, products, rate / products,
            1e-9 * m.gemm.flops / m.gemm.seconds, 2e-9 * 1024 * 1024 * 1024 / timing_of(&square.seconds).median, 1e3 * L * timing_of(&attentions).median, peak_mib);
     fflush(stdout);
-    free(A), free(W), free(Y);
+    free(A);
+    free(W);
+    free(Y);
     model_free(&m);
     return 0;
 }
@@ -132,13 +150,24 @@ int main(int argc, char **argv) {
     printf("# %s, %s\n", device, gemm_backend());
     printf("name,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,step_gflops,products_gflops,share,"
            "gemm_gflops,gemm_1024_gflops,attention_ms,peak_mib\n");
-    c.layers = 6, c.heads = 6, c.channels = 384, c.context = 256, c.vocabulary = 256;
+    c.layers = 6;
+    c.heads = 6;
+    c.channels = 384;
+    c.context = 256;
+    c.vocabulary = 256;
     if (!strcmp(name, "tiny")) {
-        c.layers = 4, c.heads = 4, c.channels = 128, c.context = 128;
+        c.layers = 4;
+        c.heads = 4;
+        c.channels = 128;
+        c.context = 128;
         return bench(name, &c, 32, at_least);
     }
     if (!strcmp(name, "124M")) {
-        c.layers = 12, c.heads = 12, c.channels = 768, c.context = 64, c.vocabulary = 50257;
+        c.layers = 12;
+        c.heads = 12;
+        c.channels = 768;
+        c.context = 64;
+        c.vocabulary = 50257;
         return bench(name, &c, 4, at_least);
     }
     for (int x = !strcmp(name, "layers") ? 2 : 128; !strcmp(name, "layers") ? x <= 16 : !strcmp(name, "context") && x <= 2048; x *= 2) {

@@ -45,11 +45,15 @@ static double published_sweeps(const int *dim, int L, double *const *a, double *
                 for (int i = 0; i < in; i++) row[i] /= x;
                 for (int o = 0; o < out; o++) column[(size_t)o * (size_t)units] *= x;
                 bias[l][h] /= x;
-                total = rest + leave * x + enter / x, linear += n * log(x);
+                total = rest + leave * x + enter / x;
+                linear += n * log(x);
             }
         }
     *seconds = log_seconds() - start;
-    for (int l = 0; l < L; l++) free(E[l]), free(bias[l]);
+    for (int l = 0; l < L; l++) {
+        free(E[l]);
+        free(bias[l]);
+    }
     return p * log(total) - linear;
 }
 
@@ -59,7 +63,8 @@ static double time_published(const model *m, double *seconds) {
     double *a[MAX_LAYERS], *d[MAX_LAYERS];
     float *host = train_host_copy(m->net.params, m->net.n_params);
     for (int l = 0; l < L; l++) {
-        a[l] = (double *)malloc((size_t)dim[l] * sizeof(double)), d[l] = (double *)malloc((size_t)dim[l + 1] * sizeof(double));
+        a[l] = (double *)malloc((size_t)dim[l] * sizeof(double));
+        d[l] = (double *)malloc((size_t)dim[l + 1] * sizeof(double));
         for (int i = 0; i < dim[0] && l == 0; i++) a[0][i] = 1;
     }
     for (int l = 0; l < L - 1; l++) {
@@ -77,7 +82,10 @@ static double time_published(const model *m, double *seconds) {
             for (int i = 0; i < dim[l]; i++) d[l - 1][i] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * d[l][o];
     }
     const double F = published_sweeps(dim, L, a, d, 10, seconds);
-    for (int l = 0; l < L; l++) free(a[l]), free(d[l]);
+    for (int l = 0; l < L; l++) {
+        free(a[l]);
+        free(d[l]);
+    }
     free(host);
     return F;
 }
@@ -90,7 +98,8 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     c.task = task;
     memset(&t, 0, sizeof t);
     dataset d = random_data(2048, 1, 1, dim[0], task == TASK_CLASSIFY ? dim[n_dims - 1] : 10);
-    t.c = &c, t.ready = -1;
+    t.c = &c;
+    t.ready = -1;
     train_run_init(&t.run, "bench_rescale", VERSION, &c.train);
     train_set_length(&t.run, d.n);
     if (model_create(&t.m, dim, n_dims - 1, &c, t.run.batch, err, sizeof err)) exit(1);
@@ -106,7 +115,8 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     const rescale_net net = {group, t.m.n_layers - 1, tensors, describe(&t.m, group, tensors)};
     const rescale_options o = rescale_default_options();
     const timing step = time_steps(&t, at_least);
-    t.m.gemm.timed = 1, t.m.gemm.seconds = t.m.gemm.flops = 0;
+    t.m.gemm.timed = 1;
+    t.m.gemm.seconds = t.m.gemm.flops = 0;
     const double start = log_seconds(), fixed_steps = step.runs;
     for (int i = 0; i < (int)fixed_steps; i++) next_step(&t);
     device_synchronize();
@@ -119,7 +129,8 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
            1e3 * published_seconds, report.objective_before, F_published, report.objective_after, rescale_arena_bytes(&net, &o),
            t.m.gemm.seconds / timed, flops / step.median * 1e-9, t.m.gemm.flops / t.m.gemm.seconds * 1e-9, gemm_ceiling(&t.m.gemm) * 1e-9);
     fflush(stdout);
-    model_free(&t.m), device_data_free(&t.train);
+    model_free(&t.m);
+    device_data_free(&t.train);
 }
 
 int main(int argc, char **argv) {

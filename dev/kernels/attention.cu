@@ -54,9 +54,13 @@ static void attend(const int *dim, const double *q, const double *k, const doubl
             for (int j = 0; j <= i; j++) {
                 p[j] = 0;
                 for (int c = 0; c < d; c++) p[j] += qi[c] * k[head + (size_t)j * (size_t)d + (size_t)c];
-                p[j] /= sqrt(d), largest = fmax(largest, p[j]);
+                p[j] /= sqrt(d);
+                largest = fmax(largest, p[j]);
             }
-            for (int j = 0; j <= i; j++) p[j] = exp(p[j] - largest), sum += p[j];
+            for (int j = 0; j <= i; j++) {
+                p[j] = exp(p[j] - largest);
+                sum += p[j];
+            }
             for (int c = 0; c < d; c++) oi[c] = 0;
             for (int j = 0; j <= i; j++)
                 for (int c = 0; c < d; c++) oi[c] += p[j] / sum * v[head + (size_t)j * (size_t)d + (size_t)c];
@@ -77,7 +81,8 @@ static void forward_problem(problem *p) {
     output(p, "o", F32, n, 1e-5, bf16 ? 4e-3 : 2e-6);  // bf16: the weights are rounded to 8 bits before the second product
     output(p, "lse", F32, rows, 2e-6, 4e-6);
     scratch(p, "scores", F32, bf16 ? 1 : squares(p->dim));
-    p->bytes = (double)n * (3 * (bf16 ? 2 : 4) + 4) + 4.0 * (double)rows, p->flops = 4.0 * pairs(p->dim) * p->dim[2];
+    p->bytes = (double)n * (3 * (bf16 ? 2 : 4) + 4) + 4.0 * (double)rows;
+    p->flops = 4.0 * pairs(p->dim) * p->dim[2];
 }
 static void forward_reference(problem *p) { attend(p->dim, given(p, Q), given(p, K), given(p, V), wanted(p, O), wanted(p, LSE)); }
 
@@ -140,7 +145,8 @@ template <int DIM> __global__ void online(float *o, float *lse, const float *q, 
         UNROLL for (int c = 0; c < DIM; c++) s += mine[c] * key[c];
         const float larger = fmaxf(largest, s), keep = expf(largest - larger), p = expf(s - larger);
         UNROLL for (int c = 0; c < DIM; c++) sum[c] = keep * sum[c] + p * value[c];
-        weight = keep * weight + p, largest = larger;
+        weight = keep * weight + p;
+        largest = larger;
     }
     UNROLL for (int c = 0; c < DIM; c++) o[(head + i) * DIM + c] = sum[c] / weight;
     lse[head + i] = largest + logf(weight);
@@ -171,7 +177,8 @@ template <int DIM> __global__ void tiles(float *o, float *lse, const float *q, c
         }
         const float keep = expf(largest - larger);
         UNROLL for (int c = 0; c < DIM; c++) sum[c] *= keep;
-        weight *= keep, largest = larger;
+        weight *= keep;
+        largest = larger;
         UNROLL for (int j = 0; j < TILE; j++) {
             const float p = expf(s[j] - largest);  // masked: exp of -FLT_MAX is 0; key 0 is never masked, so largest is a score
             weight += p;
@@ -263,7 +270,8 @@ template <int DIM> __global__ void tensor_bf16(float *o, float *lse, const __nv_
             larger[r] = fmaxf(larger[r], __shfl_xor_sync(0xffffffffu, larger[r], 1));
             larger[r] = fmaxf(larger[r], __shfl_xor_sync(0xffffffffu, larger[r], 2));
             const float keep = expf(largest[r] - larger[r]);
-            weight[r] *= keep, largest[r] = larger[r];
+            weight[r] *= keep;
+            largest[r] = larger[r];
             UNROLL for (int n = 0; n < DIM / 8; n++) out[n][2 * r] *= keep, out[n][2 * r + 1] *= keep;
         }
         // o += p v: two accumulators side by side are the left operand's four registers.
@@ -319,7 +327,11 @@ static void interleave(float *qkv, float *q, float *k, float *v, int rows, int d
 static float *interleaved(size_t n) {
     static float *p;
     static size_t room;
-    if (n > room) free(p), p = gpt::alloc_reals(n), room = n;
+    if (n > room) {
+        free(p);
+        p = gpt::alloc_reals(n);
+        room = n;
+    }
     return p;
 }
 static int gpt_fits(const int *dim) { return dim[2] <= GPT_WIDTH; }
@@ -327,7 +339,9 @@ static void run_gpt(const call *c) {
     const int heads = c->dim[0], tokens = c->dim[1], d = c->dim[2];
     gpt::activations a;
     memset(&a, 0, sizeof a);
-    a.qkv = interleaved(3 * elements(c->dim)), a.att = FLOATS(c, O), a.lse = FLOATS(c, LSE);
+    a.qkv = interleaved(3 * elements(c->dim));
+    a.att = FLOATS(c, O);
+    a.lse = FLOATS(c, LSE);
     interleave(a.qkv, FLOATS(c, Q), FLOATS(c, K), FLOATS(c, V), heads * tokens, d, 0);
     gpt::attention(gpt_model(1, d, 1), &a, heads, tokens, 0);  // every head as a sequence of its own
 }
@@ -357,7 +371,8 @@ static void backward_problem(problem *p) {
     scratch(p, "delta", F32, rows);
     scratch(p, "p", F32, squares(p->dim));
     scratch(p, "ds", F32, squares(p->dim));
-    p->bytes = 4.0 * (double)(8 * n + rows), p->flops = 10.0 * pairs(p->dim) * p->dim[2];
+    p->bytes = 4.0 * (double)(8 * n + rows);
+    p->flops = 10.0 * pairs(p->dim) * p->dim[2];
 }
 static void backward_reference(problem *p) {
     const int heads = p->dim[0], tokens = p->dim[1], d = p->dim[2];
@@ -373,7 +388,10 @@ static void backward_reference(problem *p) {
             for (int j = 0; j <= i; j++) {
                 const size_t to = (head + (size_t)j) * (size_t)d;
                 double s = 0, dp = 0;
-                for (int c = 0; c < d; c++) s += q[at + (size_t)c] * k[to + (size_t)c], dp += dout[at + (size_t)c] * v[to + (size_t)c];
+                for (int c = 0; c < d; c++) {
+                    s += q[at + (size_t)c] * k[to + (size_t)c];
+                    dp += dout[at + (size_t)c] * v[to + (size_t)c];
+                }
                 const double w = exp(s / sqrt(d) - given(p, B_LSE)[head + (size_t)i]), ds = w * (dp - delta) / sqrt(d);
                 for (int c = 0; c < d; c++) {
                     wanted(p, B_DQ)[at + (size_t)c] += ds * k[to + (size_t)c];
@@ -421,7 +439,8 @@ template <int DIM> __global__ void dq_tiles(float *dq, const float *q, const flo
     const float z = inside ? lse[head + i] : 0.0f, del = inside ? delta[head + i] : 0.0f;
     float sum[DIM];
     UNROLL for (int c = 0; c < DIM; c++) {
-        mine[c][t] = inside ? scale * q[(head + i) * DIM + c] : 0.0f, dmine[c][t] = inside ? dout[(head + i) * DIM + c] : 0.0f;
+        mine[c][t] = inside ? scale * q[(head + i) * DIM + c] : 0.0f;
+        dmine[c][t] = inside ? dout[(head + i) * DIM + c] : 0.0f;
         sum[c] = 0.0f;
     }
     for (int j0 = 0; j0 <= first; j0 += TILE) {
@@ -447,7 +466,8 @@ template <int DIM> __global__ void dkv_tiles(float *dk, float *dv, const float *
     const size_t head = (size_t)blockIdx.y * tokens;
     float sum_k[DIM], sum_v[DIM];
     UNROLL for (int c = 0; c < DIM; c++) {
-        key[c][t] = inside ? scale * k[(head + j) * DIM + c] : 0.0f, value[c][t] = inside ? v[(head + j) * DIM + c] : 0.0f;
+        key[c][t] = inside ? scale * k[(head + j) * DIM + c] : 0.0f;
+        value[c][t] = inside ? v[(head + j) * DIM + c] : 0.0f;
         sum_k[c] = sum_v[c] = 0.0f;
     }
     for (int i0 = first; i0 < tokens; i0 += TILE) {
@@ -488,8 +508,11 @@ static void run_gpt_backward(const call *c) {
     gpt::activations a;
     memset(&a, 0, sizeof a);
     memset(sums, 0, ld * sizeof(float));
-    a.qkv = interleaved(2 * n), a.att = FLOATS(c, B_O), a.lse = FLOATS(c, B_LSE);
-    m->datt = FLOATS(c, B_DO), m->dqkv = a.qkv + n;
+    a.qkv = interleaved(2 * n);
+    a.att = FLOATS(c, B_O);
+    a.lse = FLOATS(c, B_LSE);
+    m->datt = FLOATS(c, B_DO);
+    m->dqkv = a.qkv + n;
     interleave(a.qkv, FLOATS(c, B_Q), FLOATS(c, B_K), FLOATS(c, B_V), heads * tokens, d, 0);
     gpt::attention_backward(m, &a, sums, heads, tokens);
     interleave(m->dqkv, FLOATS(c, B_DQ), FLOATS(c, B_DK), FLOATS(c, B_DV), heads * tokens, d, 1);

@@ -74,7 +74,8 @@ static void forward_problem(problem *p) {
     output(p, "rstd", F32, cols, 5e-5, 1e-6);
     scratch(p, "partial sums", F32, scratch_floats(p->dim[0], p->dim[1]));
     scratch(p, "sums", F32, 4 * cols);
-    p->bytes = 12.0 * (double)(rows * cols), p->flops = 10.0 * (double)(rows * cols);
+    p->bytes = 12.0 * (double)(rows * cols);
+    p->flops = 10.0 * (double)(rows * cols);
 }
 static void forward_reference(problem *p) {
     const size_t n = (size_t)p->dim[0] * (size_t)p->dim[1];
@@ -101,7 +102,8 @@ static __global__ void whole_columns(float *y, float *mean, float *rstd, const f
         const float v = affine(z[(size_t)r * cols + c], m, s, gamma[c], beta[c]);
         y[(size_t)r * cols + c] = v <= 0.0f ? 0.0f : v;
     }
-    mean[c] = m, rstd[c] = s;
+    mean[c] = m;
+    rstd[c] = s;
 }
 static void run_columns(const call *c) {
     whole_columns<<<ceil_div(c->dim[1], c->block), c->block>>>(FLOATS(c, Y), FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, Z), FLOATS(c, GAMMA),
@@ -176,7 +178,8 @@ static __device__ __forceinline__ spread merge(spread a, spread b) {  // Chan, G
     spread r;
     r.n = a.n + b.n;
     const float delta = b.mean - a.mean, share = b.n / fmaxf(r.n, 1.0f);
-    r.mean = a.mean + delta * share, r.squares = a.squares + b.squares + delta * delta * a.n * share;
+    r.mean = a.mean + delta * share;
+    r.squares = a.squares + b.squares + delta * delta * a.n * share;
     return r;
 }
 // part[chunk][0..1][c] = mean and squares of a chunk of rows, by Welford's recurrence.
@@ -191,7 +194,8 @@ static __global__ void welford_chunks(float *__restrict__ part, const float *__r
         squares += delta * (v - mean);
     }
     float *out = part + 2 * (size_t)blockIdx.y * cols;
-    out[c] = mean, out[cols + c] = squares;
+    out[c] = mean;
+    out[cols + c] = squares;
 }
 // Merges the chunks of a column in order: a thread takes every lanes-th, then the lanes meet in shared memory.
 enum { MERGERS = 8 };
@@ -208,7 +212,8 @@ static __global__ void welford_finish(float *mean, float *rstd, const float *par
     __syncthreads();
     if (y > 0 || c >= cols) return;
     for (int i = 1; i < MERGERS; i++) all = merge(all, found[i][lane]);
-    mean[c] = all.mean, rstd[c] = 1.0f / sqrtf(all.squares / (float)rows + BN_EPS);
+    mean[c] = all.mean;
+    rstd[c] = 1.0f / sqrtf(all.squares / (float)rows + BN_EPS);
 }
 static void run_welford(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
@@ -230,8 +235,14 @@ static void shifted_statistics(const call *c) {
     column_sums(FLOATS(c, SUMS), FLOATS(c, PART), ceil_div(rows, CHUNK), 2 * cols);
     shifted_finish<<<ceil_div(cols, c->block), c->block>>>(FLOATS(c, MEAN), FLOATS(c, RSTD), FLOATS(c, SUMS), FLOATS(c, Z), rows, cols);
 }
-static void run_shifted(const call *c) { shifted_statistics(c), run_apply(c, 0); }
-static void run_shifted_fused(const call *c) { shifted_statistics(c), run_apply(c, 1); }
+static void run_shifted(const call *c) {
+    shifted_statistics(c);
+    run_apply(c, 0);
+}
+static void run_shifted_fused(const call *c) {
+    shifted_statistics(c);
+    run_apply(c, 1);
+}
 
 static void run_layers(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
@@ -258,7 +269,10 @@ static void backward_problem(problem *p) {
     double *mean = input(p, "mean", F32, (size_t)cols, 0, 1), *rstd = input(p, "rstd", F32, (size_t)cols, 0, 1);
     double *gamma = input(p, "gamma", F32, (size_t)cols, 0.5, 1.5), *zero = (double *)allocate((size_t)cols * sizeof(double));
     normalise(z, gamma, zero, rows, cols, mean, rstd, y);
-    for (int c = 0; c < cols; c++) mean[c] = (double)(float)mean[c], rstd[c] = (double)(float)rstd[c];
+    for (int c = 0; c < cols; c++) {
+        mean[c] = (double)(float)mean[c];
+        rstd[c] = (double)(float)rstd[c];
+    }
     for (size_t i = 0; i < n; i++) y[i] = (double)(float)fmax(y[i], 0.0);
     free(zero);
     output(p, "dz", F32, n, 2e-5, rows == 1 ? 2e-4 : 2e-6);
@@ -266,7 +280,8 @@ static void backward_problem(problem *p) {
     output(p, "dbeta", F32, (size_t)cols, 1e-5, 1e-6 * sqrt((double)rows));
     scratch(p, "partial sums", F32, scratch_floats(rows, cols));
     scratch(p, "sums", F32, 4 * (size_t)cols);
-    p->bytes = 28.0 * (double)n, p->flops = 15.0 * (double)n;
+    p->bytes = 28.0 * (double)n;
+    p->flops = 15.0 * (double)n;
 }
 static void backward_reference(problem *p) {
     const size_t rows = (size_t)p->dim[0], cols = (size_t)p->dim[1];
@@ -275,7 +290,8 @@ static void backward_reference(problem *p) {
     for (size_t i = 0; i < rows * cols; i++) {
         const size_t c = i % cols;
         d[i] = given(p, B_Y)[i] > 0 ? given(p, B_D)[i] : 0;
-        wanted(p, B_DBETA)[c] += d[i], wanted(p, B_DGAMMA)[c] += d[i] * (z[i] - mean[c]) * rstd[c];
+        wanted(p, B_DBETA)[c] += d[i];
+        wanted(p, B_DGAMMA)[c] += d[i] * (z[i] - mean[c]) * rstd[c];
     }
     for (size_t i = 0; i < rows * cols; i++) {
         const size_t c = i % cols;
@@ -334,14 +350,19 @@ static __global__ void mask_and_sums(float *__restrict__ part, float *__restrict
         const int i = min(k, last) * cols + c;
         const float v = (y + start)[i] > 0.0f ? (d + start)[i] : 0.0f, counted = (k <= last ? 1.0f : 0.0f) * v;
         (d + start)[i] = v;
-        sum += counted, products += counted * (((z + start)[i] - m) * s);
+        sum += counted;
+        products += counted * (((z + start)[i] - m) * s);
     }
     float *out = part + 2 * (size_t)blockIdx.y * cols;
-    out[c] = sum, out[cols + c] = products;
+    out[c] = sum;
+    out[cols + c] = products;
 }
 static __global__ void split_sums(float *dbeta, float *dgamma, const float *sums, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c < cols) dbeta[c] = sums[c], dgamma[c] = sums[cols + c];
+    if (c < cols) {
+        dbeta[c] = sums[c];
+        dgamma[c] = sums[cols + c];
+    }
 }
 static void run_fused(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];

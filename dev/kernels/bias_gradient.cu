@@ -44,7 +44,8 @@ static void gradient_problem(problem *p) {
     input(p, "d", F32, rows * cols, -1, 1);
     output(p, "db", F32, cols, 1e-6, 4e-7 * sqrt((double)rows));
     scratch(p, "partial sums", F32, scratch_floats(p->dim[0], p->dim[1]));
-    p->bytes = 4.0 * (double)(rows * cols + cols), p->flops = (double)(rows * cols);
+    p->bytes = 4.0 * (double)(rows * cols + cols);
+    p->flops = (double)(rows * cols);
 }
 static void gradient_reference(problem *p) {
     const size_t rows = (size_t)p->dim[0], cols = (size_t)p->dim[1];
@@ -93,7 +94,10 @@ static void sum_columns(float *db, const float *from, float *part, int rows, int
         const int left = ceil_div(rows, CHUNK);
         store_chunks<<<dim3(ceil_div(cols, block), left), block>>>(left == 1 ? db : to, from, rows, cols);
         float *swap = to;
-        from = to, to = other, other = swap, rows = left;
+        from = to;
+        to = other;
+        other = swap;
+        rows = left;
     } while (rows > 1);
 }
 static void run_chunks(const call *c) { sum_columns(FLOATS(c, DB), FLOATS(c, D), FLOATS(c, PART), c->dim[0], c->dim[1], c->block); }
@@ -157,7 +161,8 @@ static void backward_problem(problem *p) {
     for (size_t i = 0; i < rows * cols; i++) y[i] = fmax(y[i], 0.0);
     output(p, "db", F32, cols, 1e-6, 4e-7 * sqrt((double)rows));
     scratch(p, "partial sums", F32, scratch_floats(p->dim[0], p->dim[1]));
-    p->bytes = 4.0 * (double)(3 * rows * cols + cols), p->flops = (double)(rows * cols);
+    p->bytes = 4.0 * (double)(3 * rows * cols + cols);
+    p->flops = (double)(rows * cols);
 }
 static void backward_reference(problem *p) {
     const size_t rows = (size_t)p->dim[0], cols = (size_t)p->dim[1];

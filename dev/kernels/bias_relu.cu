@@ -25,7 +25,8 @@ static void problem_of(problem *p) {
     const size_t rows = (size_t)p->dim[0], cols = (size_t)p->dim[1];
     in_place(p, "y", F32, rows * cols, -1, 1, 1e-7, 1e-7);
     input(p, "b", F32, cols, -1e-3, 1e-3);
-    p->bytes = 4.0 * (double)(2 * rows * cols + cols), p->flops = 2.0 * (double)(rows * cols);
+    p->bytes = 4.0 * (double)(2 * rows * cols + cols);
+    p->flops = 2.0 * (double)(rows * cols);
 }
 
 static void reference(problem *p) {

@@ -10,7 +10,8 @@ enum { TILE = 64 };
 static void problem_of(problem *p) {
     input(p, "x", F32, (size_t)p->dim[0], 1, 2);
     output(p, "y", F32, (size_t)p->dim[0], 1e-6, 1e-6);
-    p->bytes = 8.0 * p->dim[0], p->flops = p->dim[0];
+    p->bytes = 8.0 * p->dim[0];
+    p->flops = p->dim[0];
 }
 static void reference(problem *p) {
     const int n = p->dim[0];

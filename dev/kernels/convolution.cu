@@ -44,7 +44,8 @@ typedef struct geometry {
 } geometry;
 static geometry geometry_of(const int *dim) {
     geometry g = {dim[0], dim[1], dim[2], dim[3], dim[4], dim[5], dim[6], dim[7] - 1, 0, 0};
-    g.out_h = conv_out_size(g.h, g.k, g.stride, g.pad), g.out_w = conv_out_size(g.w, g.k, g.stride, g.pad);
+    g.out_h = conv_out_size(g.h, g.k, g.stride, g.pad);
+    g.out_w = conv_out_size(g.w, g.k, g.stride, g.pad);
     return g;
 }
 static size_t x_size(const geometry *g) { return (size_t)g->images * (size_t)g->h * (size_t)g->w * (size_t)g->in; }
@@ -58,9 +59,15 @@ typedef struct extent {
 static extent extent_of(const geometry *g, int pass) {
     const int pixels = g->images * g->out_h * g->out_w, columns = g->k * g->k * g->in;
     extent e = {pixels, g->out, columns, 1};
-    if (pass == DATA) e.m = g->images * g->h * g->w, e.n = g->in, e.k = g->k * g->k * g->out;
+    if (pass == DATA) {
+        e.m = g->images * g->h * g->w;
+        e.n = g->in;
+        e.k = g->k * g->k * g->out;
+    }
     if (pass == WEIGHTS) {
-        e.m = g->out, e.n = columns, e.k = pixels;
+        e.m = g->out;
+        e.n = columns;
+        e.k = pixels;
         const int blocks = ceil_div(e.m, 128) * ceil_div(e.n, 64);
         e.splits = min(max(512 / blocks, 1), max(1, e.k / 256));
     }
@@ -308,7 +315,8 @@ template <class GATHER> __global__ void implicit_gemm(float *part, GATHER gather
         for (int q = t; q < SIDE * DEPTH; q += SIDE) {
             const int r = GATHER::K_OUTER ? q % SIDE : q / DEPTH, l = GATHER::K_OUTER ? q / SIDE : q % DEPTH, k = k0 + l;
             const float *a = m0 + r < e.m && k < end ? gather.a(m0 + r, k) : nullptr, *b = n0 + r < e.n && k < end ? gather.b(n0 + r, k) : nullptr;
-            as[l][r] = a ? *a : 0.0f, bs[l][r] = b ? *b : 0.0f;
+            as[l][r] = a ? *a : 0.0f;
+            bs[l][r] = b ? *b : 0.0f;
         }
         __syncthreads();
         UNROLL for (int l = 0; l < DEPTH; l++) {
@@ -459,7 +467,10 @@ static gemm_context *context(void) {
     static gemm_context g;
     static int ready;
     char err[256];
-    if (!ready && gemm_create(&g, GEMM_FP32, err, sizeof err)) fprintf(stderr, "%s\n", err), exit(1);
+    if (!ready && gemm_create(&g, GEMM_FP32, err, sizeof err)) {
+        fprintf(stderr, "%s\n", err);
+        exit(1);
+    }
     ready = 1;
     return &g;
 }
@@ -472,7 +483,8 @@ static float *transformed_weights(const call *c, const conv_plan *p) {
     const size_t in = (size_t)(p->h * p->w) * (size_t)p->in_c, out = (size_t)(p->out_h * p->out_w) * (size_t)p->out_c;
     float *some = device_floats(in + out + conv_work_floats(p, 1));
     CUDA_CHECK(cudaFree(kept));
-    kept = device_floats(conv_transformed_floats(p)), of = *p;
+    kept = device_floats(conv_transformed_floats(p));
+    of = *p;
     conv_forward(context(), p, 1, some, FLOATS(c, WEIGHT), NULL, 0, some + in, kept, some + in + out);
     device_synchronize();
     CUDA_CHECK(cudaFree(some));

@@ -42,7 +42,8 @@ static void problem_of(problem *p) {
     input(p, "B", p->storage, k * n, -1, 1);
     // fp32 sums of k products; TF32 cuts each factor's 12th bit.
     output(p, "C", F32, m * n, 1e-6, p->precision == TF32 ? 6e-4 * sqrt((double)k) : 1e-7 * (double)k);
-    p->bytes = (double)(size * (m * k + k * n) + 4 * m * n), p->flops = 2.0 * (double)m * (double)n * (double)k;
+    p->bytes = (double)(size * (m * k + k * n) + 4 * m * n);
+    p->flops = 2.0 * (double)m * (double)n * (double)k;
 }
 
 // Large products: every 61st row.
@@ -201,7 +202,10 @@ template <int S> struct fetched {
     __device__ __forceinline__ void store(float (*as)[S], float (*bs)[S]) const {
         UNROLL for (int e = 0; e < EACH; e++) {
             const int q = threadIdx.x + e * THREADS, i = q / 2, l = q % 2 * 4;
-            as[l][i] = a[e].x, as[l + 1][i] = a[e].y, as[l + 2][i] = a[e].z, as[l + 3][i] = a[e].w;
+            as[l][i] = a[e].x;
+            as[l + 1][i] = a[e].y;
+            as[l + 2][i] = a[e].z;
+            as[l + 3][i] = a[e].w;
             *(float4 *)&bs[q / (S / 4)][q % (S / 4) * 4] = b[e];
         }
     }
@@ -324,7 +328,8 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
         if (coming < tiles) {
             tf32_stage<COLS> *s = stage + coming % STAGES;
             load_tile<BLOCK_ROWS, 4>(copies, s->a, padded_a(), a, i0, 16 * coming, m, k);
-            load_tile<16, COLS * WARP_TILE / 4>(copies, s->b, padded_b<COLS>(), b, 16 * coming, j0, k, n);
+            load_tile<16;
+            COLS * WARP_TILE / 4>(copies, s->b, padded_b<COLS>(), b, 16 * coming, j0, k, n);
         }
         copies.commit();
         if (next < 0) continue;
@@ -373,7 +378,8 @@ template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a
         if (coming < tiles) {
             bf16_stage<COLS> *s = stage + coming % STAGES;
             load_tile<BLOCK_ROWS, 4>(copies, s->a, permuted_a(), a, i0, 32 * coming, m, k);
-            load_tile<32, COLS * WARP_TILE / 8>(copies, s->b, permuted_b<COLS>(), b, 32 * coming, j0, k, n);
+            load_tile<32;
+            COLS * WARP_TILE / 8>(copies, s->b, permuted_b<COLS>(), b, 32 * coming, j0, k, n);
         }
         copies.commit();
         if (next < 0) continue;
@@ -409,7 +415,10 @@ static gemm_context *context(int precision) {
     static gemm_context g[3];
     static int ready[3];
     char err[256];
-    if (!ready[precision] && gemm_create(&g[precision], precision, err, sizeof err)) fprintf(stderr, "%s\n", err), exit(1);
+    if (!ready[precision] && gemm_create(&g[precision], precision, err, sizeof err)) {
+        fprintf(stderr, "%s\n", err);
+        exit(1);
+    }
     ready[precision] = 1;
     return &g[precision];
 }

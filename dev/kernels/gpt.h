@@ -40,14 +40,26 @@ static gpt::model *gpt_model(int NH, int C, size_t n) {
         m.scratch = (gpt::scratch *)calloc((size_t)m.threads, sizeof *m.scratch);
         for (int t = 0; t < m.threads; t++) {
             gpt::scratch *s = &m.scratch[t];
-            if (gemm_create(&s->gemm, GEMM_FP32, err, sizeof err)) fprintf(stderr, "%s\n", err), exit(1);
+            if (gemm_create(&s->gemm, GEMM_FP32, err, sizeof err)) {
+                fprintf(stderr, "%s\n", err);
+                exit(1);
+            }
             s->gemm.threads = 1;
-            s->scores = gpt::alloc_reals(gpt::KEYS * gpt::STRIP), s->dscores = gpt::alloc_reals(gpt::KEYS * gpt::STRIP);
+            s->scores = gpt::alloc_reals(gpt::KEYS * gpt::STRIP);
+            s->dscores = gpt::alloc_reals(gpt::KEYS * gpt::STRIP);
             s->out = gpt::alloc_reals(gpt::STRIP * GPT_WIDTH);
-            s->max = gpt::alloc_reals(gpt::STRIP), s->old = gpt::alloc_reals(gpt::STRIP), s->sum = gpt::alloc_reals(gpt::STRIP);
+            s->max = gpt::alloc_reals(gpt::STRIP);
+            s->old = gpt::alloc_reals(gpt::STRIP);
+            s->sum = gpt::alloc_reals(gpt::STRIP);
         }
     }
-    if (n > room) free(m.partial), m.partial = gpt::alloc_reals(n), room = n;
-    m.NH = NH, m.C = C, m.HS = C / NH;
+    if (n > room) {
+        free(m.partial);
+        m.partial = gpt::alloc_reals(n);
+        room = n;
+    }
+    m.NH = NH;
+    m.C = C;
+    m.HS = C / NH;
     return &m;
 }

@@ -67,7 +67,8 @@ static void forward_problem(problem *p) {
     output(p, "y", F32, rows * cols, 2e-5, cols < 4 ? 6e-3 : 8e-5);  // few columns: the variance may be near 0, rstd up to 316
     output(p, "mean", F32, rows, 1e-6, 1e-6);
     output(p, "rstd", F32, rows, cols < 4 ? 2e-3 : 5e-5, 1e-6);
-    p->bytes = 8.0 * (double)(rows * cols), p->flops = 8.0 * (double)(rows * cols);
+    p->bytes = 8.0 * (double)(rows * cols);
+    p->flops = 8.0 * (double)(rows * cols);
 }
 static void forward_reference(problem *p) {
     const size_t cols = (size_t)p->dim[1];
@@ -87,7 +88,8 @@ static __global__ void thread_per_row(float *y, float *mean, float *rstd, const 
     for (int c = 0; c < cols; c++) squares += (row[c] - m) * (row[c] - m);
     const float s = 1.0f / sqrtf(squares / (float)cols + EPS);
     for (int c = 0; c < cols; c++) y[(size_t)r * cols + c] = gamma[c] * ((row[c] - m) * s) + beta[c];
-    mean[r] = m, rstd[r] = s;
+    mean[r] = m;
+    rstd[r] = s;
 }
 
 static __global__ void warp_per_row(float *y, float *mean, float *rstd, const float *x, const float *gamma, const float *beta, int rows, int cols) {
@@ -100,7 +102,10 @@ static __global__ void warp_per_row(float *y, float *mean, float *rstd, const fl
     for (int c = lane; c < cols; c += 32) squares += (row[c] - m) * (row[c] - m);
     const float s = 1.0f / sqrtf(warp_reduce_sum(squares) / (float)cols + EPS);
     for (int c = lane; c < cols; c += 32) y[(size_t)r * cols + c] = gamma[c] * ((row[c] - m) * s) + beta[c];
-    if (lane == 0) mean[r] = m, rstd[r] = s;
+    if (lane == 0) {
+        mean[r] = m;
+        rstd[r] = s;
+    }
 }
 
 // From the sums of x - shift and of its square.
@@ -114,12 +119,17 @@ static __global__ void warp_shifted(float *y, float *mean, float *rstd, const fl
     float sum = 0.0f, squares = 0.0f;
     for (int c = lane; c < cols; c += 32) {
         const float v = row[c] - shift;
-        sum += v, squares += v * v;
+        sum += v;
+        squares += v * v;
     }
-    sum = warp_reduce_sum(sum), squares = warp_reduce_sum(squares);
+    sum = warp_reduce_sum(sum);
+    squares = warp_reduce_sum(squares);
     const float m = shift + sum / (float)cols, s = shifted_rstd(sum, squares, cols);
     for (int c = lane; c < cols; c += 32) y[(size_t)r * cols + c] = gamma[c] * ((row[c] - m) * s) + beta[c];
-    if (lane == 0) mean[r] = m, rstd[r] = s;
+    if (lane == 0) {
+        mean[r] = m;
+        rstd[r] = s;
+    }
 }
 
 static __global__ void warp_registers(float *y, float *mean, float *rstd, const float *x, const float *gamma, const float *beta, int rows, int cols) {
@@ -142,7 +152,10 @@ static __global__ void warp_registers(float *y, float *mean, float *rstd, const 
         const int c = lane + 32 * i;
         if (c < cols) y[(size_t)r * cols + c] = gamma[c] * ((kept[i] - m) * s) + beta[c];
     }
-    if (lane == 0) mean[r] = m, rstd[r] = s;
+    if (lane == 0) {
+        mean[r] = m;
+        rstd[r] = s;
+    }
 }
 static int kept(const int *dim) { return dim[1] <= 32 * KEPT; }
 
@@ -152,12 +165,17 @@ static __global__ void block_per_row(float *y, float *mean, float *rstd, const f
     float sum = 0.0f, squares = 0.0f;
     for (int c = threadIdx.x; c < cols; c += (int)blockDim.x) {
         const float v = row[c] - shift;
-        sum += v, squares += v * v;
+        sum += v;
+        squares += v * v;
     }
-    sum = block_reduce_sum(sum), squares = block_reduce_sum(squares);
+    sum = block_reduce_sum(sum);
+    squares = block_reduce_sum(squares);
     const float m = shift + sum / (float)cols, s = shifted_rstd(sum, squares, cols);
     for (int c = threadIdx.x; c < cols; c += (int)blockDim.x) y[(size_t)r * cols + c] = gamma[c] * ((row[c] - m) * s) + beta[c];
-    if (threadIdx.x == 0 && r < rows) mean[r] = m, rstd[r] = s;
+    if (threadIdx.x == 0 && r < rows) {
+        mean[r] = m;
+        rstd[r] = s;
+    }
 }
 
 #define RUN_FORWARD(name, rows_per_block)                                                                                     \
@@ -195,13 +213,17 @@ static void backward_problem(problem *p) {
     double *x = input(p, "x", F32, n, -1, 1), *mean = input(p, "mean", F32, (size_t)rows, 0, 1), *rstd = input(p, "rstd", F32, (size_t)rows, 0, 1);
     input(p, "gamma", F32, (size_t)cols, 0.5, 1.5);
     statistics_of(x, rows, cols, mean, rstd);
-    for (int r = 0; r < rows; r++) mean[r] = (double)(float)mean[r], rstd[r] = (double)(float)rstd[r];
+    for (int r = 0; r < rows; r++) {
+        mean[r] = (double)(float)mean[r];
+        rstd[r] = (double)(float)rstd[r];
+    }
     output(p, "dx", F32, n, 2e-5, cols < 4 ? 2e-4 : 4e-6);
     output(p, "dgamma", F32, (size_t)cols, 1e-5, 1e-6 * sqrt((double)rows));
     output(p, "dbeta", F32, (size_t)cols, 1e-5, 1e-6 * sqrt((double)rows));
     scratch(p, "partial sums", F32, 2 * column_scratch(rows, cols) + 2 * (size_t)cols * (size_t)ceil_div(rows, FUSED_ROWS));
     scratch(p, "sums", F32, 2 * (size_t)cols);
-    p->bytes = 12.0 * (double)n, p->flops = 14.0 * (double)n;
+    p->bytes = 12.0 * (double)n;
+    p->flops = 14.0 * (double)n;
 }
 static void backward_reference(problem *p) {
     const int rows = p->dim[0], cols = p->dim[1];
@@ -212,8 +234,10 @@ static void backward_reference(problem *p) {
         double g = 0, g_xhat = 0;
         for (int c = 0; c < cols; c++) {
             const double xhat = (x[row + c] - mean) * rstd;
-            g += gamma[c] * dy[row + c] / cols, g_xhat += gamma[c] * dy[row + c] * xhat / cols;
-            wanted(p, B_DGAMMA)[c] += dy[row + c] * xhat, wanted(p, B_DBETA)[c] += dy[row + c];
+            g += gamma[c] * dy[row + c] / cols;
+            g_xhat += gamma[c] * dy[row + c] * xhat / cols;
+            wanted(p, B_DGAMMA)[c] += dy[row + c] * xhat;
+            wanted(p, B_DBETA)[c] += dy[row + c];
         }
         for (int c = 0; c < cols; c++)
             wanted(p, B_DX)[row + c] = rstd * (gamma[c] * dy[row + c] - g - (x[row + c] - mean) * rstd * g_xhat);
@@ -225,8 +249,12 @@ static __global__ void dx_thread(float *dx, const float *dy, const float *x, con
     if (r >= rows) return;
     const float *d = dy + (size_t)r * cols, *v = x + (size_t)r * cols, m = mean[r], s = rstd[r];
     float g = 0.0f, g_xhat = 0.0f;
-    for (int c = 0; c < cols; c++) g += gamma[c] * d[c], g_xhat += gamma[c] * d[c] * ((v[c] - m) * s);
-    g /= (float)cols, g_xhat /= (float)cols;
+    for (int c = 0; c < cols; c++) {
+        g += gamma[c] * d[c];
+        g_xhat += gamma[c] * d[c] * ((v[c] - m) * s);
+    }
+    g /= (float)cols;
+    g_xhat /= (float)cols;
     for (int c = 0; c < cols; c++) dx[(size_t)r * cols + c] = s * (gamma[c] * d[c] - g - (v[c] - m) * s * g_xhat);
 }
 static __global__ void columns_thread(float *dgamma, float *dbeta, const float *dy, const float *x, const float *mean, const float *rstd, int rows, int cols) {
@@ -235,9 +263,11 @@ static __global__ void columns_thread(float *dgamma, float *dbeta, const float *
     float sum = 0.0f, products = 0.0f;
     for (int r = 0; r < rows; r++) {
         const size_t i = (size_t)r * cols + c;
-        sum += dy[i], products += dy[i] * ((x[i] - mean[r]) * rstd[r]);
+        sum += dy[i];
+        products += dy[i] * ((x[i] - mean[r]) * rstd[r]);
     }
-    dgamma[c] = products, dbeta[c] = sum;
+    dgamma[c] = products;
+    dbeta[c] = sum;
 }
 static void run_naive(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
@@ -254,9 +284,11 @@ static __global__ void dx_warp(float *dx, const float *dy, const float *x, const
     float g = 0.0f, g_xhat = 0.0f;
     for (int c = lane; c < cols; c += 32) {
         const float one = gamma[c] * d[c];
-        g += one, g_xhat += one * ((v[c] - m) * s);
+        g += one;
+        g_xhat += one * ((v[c] - m) * s);
     }
-    g = warp_reduce_sum(g) / (float)cols, g_xhat = warp_reduce_sum(g_xhat) / (float)cols;
+    g = warp_reduce_sum(g) / (float)cols;
+    g_xhat = warp_reduce_sum(g_xhat) / (float)cols;
     for (int c = lane; c < cols; c += 32) dx[(size_t)r * cols + c] = s * (gamma[c] * d[c] - g - (v[c] - m) * s * g_xhat);
 }
 // part[chunk][0..1][c] = sums of dy xhat and of dy over 32 rows.
@@ -269,14 +301,19 @@ static __global__ void column_chunks(float *__restrict__ part, const float *__re
     UNROLL for (int k = 0; k < ROW_CHUNK; k++) {
         const int r = min(k, last), i = r * cols + c;
         const float v = (k <= last ? 1.0f : 0.0f) * (dy + start)[i];
-        sum += v, products += v * (((x + start)[i] - mean[first + r]) * rstd[first + r]);
+        sum += v;
+        products += v * (((x + start)[i] - mean[first + r]) * rstd[first + r]);
     }
     float *out = part + 2 * (size_t)blockIdx.y * cols;
-    out[c] = products, out[cols + c] = sum;
+    out[c] = products;
+    out[cols + c] = sum;
 }
 static __global__ void split_sums(float *dgamma, float *dbeta, const float *sums, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c < cols) dgamma[c] = sums[c], dbeta[c] = sums[cols + c];
+    if (c < cols) {
+        dgamma[c] = sums[c];
+        dbeta[c] = sums[cols + c];
+    }
 }
 // dgamma and dbeta from partial sums [chunks][2][cols].
 static void finish_columns(const call *c, int chunks) {
@@ -303,11 +340,15 @@ static __global__ void fused(float *dx, float *part, const float *dy, const floa
         float mine[FUSED_COLS], xhat[FUSED_COLS], g = 0.0f, g_xhat = 0.0f;
         UNROLL for (int i = 0; i < FUSED_COLS; i++) {
             const int c = t + i * threads;
-            mine[i] = c < cols ? d[c] : 0.0f, xhat[i] = c < cols ? (v[c] - m) * s : 0.0f;
-            g += scale[i] * mine[i], g_xhat += scale[i] * mine[i] * xhat[i];
-            sum[i] += mine[i], products[i] += mine[i] * xhat[i];
+            mine[i] = c < cols ? d[c] : 0.0f;
+            xhat[i] = c < cols ? (v[c] - m) * s : 0.0f;
+            g += scale[i] * mine[i];
+            g_xhat += scale[i] * mine[i] * xhat[i];
+            sum[i] += mine[i];
+            products[i] += mine[i] * xhat[i];
         }
-        g = block_reduce_sum(g) / (float)cols, g_xhat = block_reduce_sum(g_xhat) / (float)cols;
+        g = block_reduce_sum(g) / (float)cols;
+        g_xhat = block_reduce_sum(g_xhat) / (float)cols;
         UNROLL for (int i = 0; i < FUSED_COLS; i++) {
             const int c = t + i * threads;
             if (c < cols) dx[(size_t)r * cols + c] = s * (scale[i] * mine[i] - g - xhat[i] * g_xhat);
@@ -316,7 +357,10 @@ static __global__ void fused(float *dx, float *part, const float *dy, const floa
     float *out = part + 2 * (size_t)blockIdx.x * cols;
     UNROLL for (int i = 0; i < FUSED_COLS; i++) {
         const int c = t + i * threads;
-        if (c < cols) out[c] = products[i], out[cols + c] = sum[i];
+        if (c < cols) {
+            out[c] = products[i];
+            out[cols + c] = sum[i];
+        }
     }
 }
 static void run_fused(const call *c) {
@@ -329,7 +373,8 @@ static void run_fused(const call *c) {
 static void run_gpt_backward(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1];
     gpt::model *m = gpt_model(1, cols, 3 * (size_t)cols * (size_t)ceil_div(rows, gpt::ROW_BLOCK));
-    memset(FLOATS(c, B_DGAMMA), 0, (size_t)cols * sizeof(float)), memset(FLOATS(c, B_DBETA), 0, (size_t)cols * sizeof(float));
+    memset(FLOATS(c, B_DGAMMA), 0, (size_t)cols * sizeof(float));
+    memset(FLOATS(c, B_DBETA), 0, (size_t)cols * sizeof(float));
     gpt::residual_layernorm_backward(m, FLOATS(c, B_DX), 0, FLOATS(c, B_DGAMMA), FLOATS(c, B_DBETA), NULL, FLOATS(c, B_DY), FLOATS(c, B_X),
                                      FLOATS(c, B_MEAN), FLOATS(c, B_RSTD), FLOATS(c, B_GAMMA), rows);
 }

@@ -33,7 +33,8 @@ typedef struct shape {
 } shape;
 static shape shape_of(const int *dim) {
     shape s = {dim[0], dim[1], dim[2], dim[3], dim[4], dim[5], dim[6] - 1, 0, 0};  // sizes in lists are positive: pad + 1
-    s.out_h = (s.h + 2 * s.pad - s.kernel) / s.stride + 1, s.out_w = (s.w + 2 * s.pad - s.kernel) / s.stride + 1;
+    s.out_h = (s.h + 2 * s.pad - s.kernel) / s.stride + 1;
+    s.out_w = (s.w + 2 * s.pad - s.kernel) / s.stride + 1;
     return s;
 }
 static size_t inputs(const shape *s) { return (size_t)s->images * (size_t)s->h * (size_t)s->w * (size_t)s->c; }
@@ -46,12 +47,16 @@ static void find_winners(const shape *s, const double *x, double *y, double *arg
         for (int oy = 0; oy < s->out_h; oy++)
             for (int ox = 0; ox < s->out_w; ox++)
                 for (int c = 0; c < s->c; c++, out++) {
-                    y[out] = -HUGE_VAL, arg[out] = -1;
+                    y[out] = -HUGE_VAL;
+                    arg[out] = -1;
                     for (int k = 0; k < WINDOW; k++) {
                         const int ky = k / SIDE, kx = k % SIDE, iy = oy * s->stride - s->pad + ky, ix = ox * s->stride - s->pad + kx;
                         if (ky >= s->kernel || kx >= s->kernel || iy < 0 || iy >= s->h || ix < 0 || ix >= s->w) continue;
                         const double v = x[(((size_t)n * (size_t)s->h + (size_t)iy) * (size_t)s->w + (size_t)ix) * (size_t)s->c + (size_t)c];
-                        if (v > y[out]) y[out] = v, arg[out] = k;
+                        if (v > y[out]) {
+                            y[out] = v;
+                            arg[out] = k;
+                        }
                     }
                 }
 }
@@ -64,7 +69,8 @@ static void forward_problem(problem *p) {
     for (size_t i = 0; i < inputs(&s); i += 3) x[i] = rint(x[i]);  // equal values, to see which one wins
     output(p, "y", F32, outputs(&s), 0, 0);
     output(p, "arg", U8, outputs(&s), 0, 0);
-    p->bytes = 4.0 * (double)inputs(&s) + 5.0 * (double)outputs(&s), p->flops = s.kernel * s.kernel * (double)outputs(&s);
+    p->bytes = 4.0 * (double)inputs(&s) + 5.0 * (double)outputs(&s);
+    p->flops = s.kernel * s.kernel * (double)outputs(&s);
 }
 static void forward_reference(problem *p) {
     const shape s = shape_of(p->dim);
@@ -80,9 +86,13 @@ static __device__ __forceinline__ void pool_window(float *y, unsigned char *arg,
             const int iy = oy * s.stride - s.pad + ky, ix = ox * s.stride - s.pad + kx;
             if (iy < 0 || iy >= s.h || ix < 0 || ix >= s.w) continue;
             const float v = in[((size_t)iy * s.w + ix) * s.c + c];
-            if (v > best || v != v) best = v, at = ky * SIDE + kx;
+            if (v > best || v != v) {
+                best = v;
+                at = ky * SIDE + kx;
+            }
         }
-    *y = best, *arg = (unsigned char)at;
+    *y = best;
+    *arg = (unsigned char)at;
 }
 static __global__ void flat(float *y, unsigned char *arg, const float *x, shape s, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -117,7 +127,8 @@ static __device__ __forceinline__ int window_pixel(shape s, int y0, int x0, int 
 }
 static __device__ __forceinline__ void compete(float *best, int *at, float v, int k) {
     const int wins = (int)(v > *best) | (int)(v != v);
-    *best = wins ? v : *best, *at = wins ? k : *at;
+    *best = wins ? v : *best;
+    *at = wins ? k : *at;
 }
 static __global__ void unrolled(float *__restrict__ y, unsigned char *__restrict__ arg, const float *__restrict__ x, shape s) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
@@ -131,7 +142,8 @@ static __global__ void unrolled(float *__restrict__ y, unsigned char *__restrict
         compete(&best, &at, in[pixel * s.c + c], position);
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * s.c;
-    (y + out)[c] = best, (arg + out)[c] = (unsigned char)at;
+    (y + out)[c] = best;
+    (arg + out)[c] = (unsigned char)at;
 }
 static void run_unrolled(const call *c) {
     const shape s = shape_of(c->dim);
@@ -147,8 +159,10 @@ static __global__ void unrolled4(float4 *__restrict__ y, uchar4 *__restrict__ ar
     int at[4] = {0, 0, 0, 0}, position;
     UNROLL for (int k = 0; k < WINDOW; k++) {
         const float4 v = in[window_pixel(s, y0, x0, k, &position) * c4 + c];
-        compete(&best[0], &at[0], v.x, position), compete(&best[1], &at[1], v.y, position);
-        compete(&best[2], &at[2], v.z, position), compete(&best[3], &at[3], v.w, position);
+        compete(&best[0], &at[0], v.x, position);
+        compete(&best[1], &at[1], v.y, position);
+        compete(&best[2], &at[2], v.z, position);
+        compete(&best[3], &at[3], v.w, position);
     }
     const size_t out = ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * c4;
     (y + out)[c] = make_float4(best[0], best[1], best[2], best[3]);
@@ -189,7 +203,8 @@ static void backward_problem(problem *p) {
     free(x);
     free(y);
     output(p, "dx", F32, in, 1e-6, 1e-6);
-    p->bytes = 5.0 * (double)out + 4.0 * (double)in, p->flops = (double)out;
+    p->bytes = 5.0 * (double)out + 4.0 * (double)in;
+    p->flops = (double)out;
 }
 static void backward_reference(problem *p) {
     const shape s = shape_of(p->dim);
@@ -237,8 +252,10 @@ static __global__ void gather_unrolled(float *__restrict__ dx, const float *__re
     const int c = blockIdx.x * blockDim.x + threadIdx.x, iy = (int)blockIdx.y / s.w + s.pad, ix = (int)blockIdx.y % s.w + s.pad;
     int at_y[SIDE], at_x[SIDE], on_y[SIDE], on_x[SIDE];  // the output row and column whose window has this input at position k
     UNROLL for (int k = 0; k < SIDE; k++) {
-        at_y[k] = min(max((iy - k) / s.stride, 0), s.out_h - 1), at_x[k] = min(max((ix - k) / s.stride, 0), s.out_w - 1);
-        on_y[k] = (int)(k < s.kernel) & (int)(iy - k == at_y[k] * s.stride), on_x[k] = (int)(k < s.kernel) & (int)(ix - k == at_x[k] * s.stride);
+        at_y[k] = min(max((iy - k) / s.stride, 0), s.out_h - 1);
+        at_x[k] = min(max((ix - k) / s.stride, 0), s.out_w - 1);
+        on_y[k] = (int)(k < s.kernel) & (int)(iy - k == at_y[k] * s.stride);
+        on_x[k] = (int)(k < s.kernel) & (int)(ix - k == at_x[k] * s.stride);
     }
     if (c >= s.c) return;
     const size_t start = (size_t)blockIdx.z * s.out_h * s.out_w * s.c;

@@ -50,8 +50,10 @@ static void make_buffers(problem *p, int with_v) {
     else scratch(p, "no v", F32, 1);
     double *table = input(p, "chunks", I32, 2 * (size_t)chunks_of(tensors, n), 0, 1);  // start and length of every chunk
     for (int i = 0; i < tensors; i++)
-        for (int at = start_of(i, tensors, n), end = start_of(i + 1, tensors, n); at < end; at += CHUNK, table += 2)
-            table[0] = at, table[1] = end - at < CHUNK ? end - at : CHUNK;
+        for (int at = start_of(i, tensors, n), end = start_of(i + 1, tensors, n); at < end; at += CHUNK, table += 2) {
+            table[0] = at;
+            table[1] = end - at < CHUNK ? end - at : CHUNK;
+        }
 }
 
 // What happens to one element. HAS_V: uses v.
@@ -60,7 +62,8 @@ struct adamw_update {
     adamw_factors f;
     __device__ __forceinline__ void operator()(float &w, float g, float &m, float &v) const {
         const float mi = f.beta1 * m + f.rest1 * g, vi = f.beta2 * v + f.rest2 * g * g;
-        m = mi, v = vi;
+        m = mi;
+        v = vi;
         w = w * f.keep - f.step_size * mi / (sqrtf(vi) / f.root + f.eps);
     }
 };
@@ -104,8 +107,12 @@ template <class UPDATE> __global__ void flat4(ARRAYS, UPDATE update, int n) {  /
     float4 a = ((const float4 *)w)[i], c = ((const float4 *)m)[i], e = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const float4 b = ((const float4 *)g)[i];
     if (UPDATE::HAS_V) e = ((const float4 *)v)[i];
-    update(a.x, b.x, c.x, e.x), update(a.y, b.y, c.y, e.y), update(a.z, b.z, c.z, e.z), update(a.w, b.w, c.w, e.w);
-    ((float4 *)w)[i] = a, ((float4 *)m)[i] = c;
+    update(a.x, b.x, c.x, e.x);
+    update(a.y, b.y, c.y, e.y);
+    update(a.z, b.z, c.z, e.z);
+    update(a.w, b.w, c.w, e.w);
+    ((float4 *)w)[i] = a;
+    ((float4 *)m)[i] = c;
     if (UPDATE::HAS_V) ((float4 *)v)[i] = e;
 }
 template <class UPDATE> __global__ void grid_stride(ARRAYS, UPDATE update, int n) {
@@ -137,24 +144,28 @@ static void sgd_layers(const call *c) { optimizer_step(FLOATS(c, W), FLOATS(c, G
 
 static void adamw_problem(problem *p) {
     make_buffers(p, 1);
-    p->bytes = 28.0 * p->dim[1], p->flops = 15.0 * p->dim[1];
+    p->bytes = 28.0 * p->dim[1];
+    p->flops = 15.0 * p->dim[1];
 }
 static void adamw_reference(problem *p) {
     const double b1 = 0.9, b2 = 0.999, t = STEP + 1;
     for (int i = 0; i < p->dim[1]; i++) {
         const double g = given(p, G)[i], m = b1 * given(p, M)[i] + (1 - b1) * g, v = b2 * given(p, V)[i] + (1 - b2) * g * g;
-        wanted(p, M)[i] = m, wanted(p, V)[i] = v;
+        wanted(p, M)[i] = m;
+        wanted(p, V)[i] = v;
         wanted(p, W)[i] = given(p, W)[i] * (1 - LR * DECAY) - LR * (m / (1 - pow(b1, t))) / (sqrt(v / (1 - pow(b2, t))) + 1e-8);
     }
 }
 static void sgd_problem(problem *p) {
     make_buffers(p, 0);
-    p->bytes = 20.0 * p->dim[1], p->flops = 6.0 * p->dim[1];
+    p->bytes = 20.0 * p->dim[1];
+    p->flops = 6.0 * p->dim[1];
 }
 static void sgd_reference(problem *p) {
     for (int i = 0; i < p->dim[1]; i++) {
         const double m = MOMENTUM * given(p, M)[i] + given(p, G)[i] + DECAY * given(p, W)[i];
-        wanted(p, M)[i] = m, wanted(p, W)[i] = given(p, W)[i] - LR * m;
+        wanted(p, M)[i] = m;
+        wanted(p, W)[i] = given(p, W)[i] - LR * m;
     }
 }
 

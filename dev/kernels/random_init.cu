@@ -26,11 +26,13 @@ static uint64_t stream(void) { return rng_stream(RNG_TEST, 7); }
 
 static void uniform_problem(problem *p) {
     output(p, "w", F32, (size_t)p->dim[0], 0, 0);  // the same bits everywhere
-    p->bytes = 4.0 * p->dim[0], p->flops = 25.0 * p->dim[0];
+    p->bytes = 4.0 * p->dim[0];
+    p->flops = 25.0 * p->dim[0];
 }
 static void normal_problem(problem *p) {
     output(p, "w", F32, (size_t)p->dim[0], 2e-7, 1e-9);  // log, sin, cos: the last bit may differ
-    p->bytes = 4.0 * p->dim[0], p->flops = 100.0 * p->dim[0];
+    p->bytes = 4.0 * p->dim[0];
+    p->flops = 100.0 * p->dim[0];
 }
 // From the definition of the generator's output, word by word.
 static void uniform_reference(problem *p) {

@@ -26,11 +26,14 @@ typedef struct tensor {
 static tensor tensor_of(const int *dim, int t) {
     tensor r = {0, 0, 0, 0, 0};
     for (int i = 0;; i++) {
-        r.rows = dim[1] >> (i % 3), r.cols = dim[2] >> ((i + 1) % 2);
+        r.rows = dim[1] >> (i % 3);
+        r.cols = dim[2] >> ((i + 1) % 2);
         if (r.rows < 1) r.rows = 1;
         if (r.cols < 1) r.cols = 1;
         if (i == t) return r;
-        r.w += (size_t)r.rows * (size_t)r.cols, r.row += (size_t)r.rows, r.col += (size_t)r.cols;
+        r.w += (size_t)r.rows * (size_t)r.cols;
+        r.row += (size_t)r.rows;
+        r.col += (size_t)r.cols;
     }
 }
 static int strips_of(const int *dim) {
@@ -52,7 +55,8 @@ static void problem_of(problem *p) {
             memcpy(table, entry, sizeof entry);
         }
     }
-    p->bytes = 8.0 * (double)end.w, p->flops = 2.0 * (double)end.w;
+    p->bytes = 8.0 * (double)end.w;
+    p->flops = 2.0 * (double)end.w;
 }
 static void reference(problem *p) {
     for (int t = 0; t < p->dim[0]; t++) {

@@ -29,7 +29,8 @@ static void problem_of(problem *p) {
     output(p, "col", F64, (size_t)in, 1e-11, 1e-14);
     scratch(p, "partial row sums", F64, (size_t)tiles(in) * (size_t)out);
     scratch(p, "partial column sums", F64, (size_t)tiles(out) * (size_t)in);
-    p->bytes = 4.0 * (double)n + 8.0 * (double)pairs, p->flops = (double)n + 2.0 * (double)pairs;
+    p->bytes = 4.0 * (double)n + 8.0 * (double)pairs;
+    p->flops = (double)n + 2.0 * (double)pairs;
 }
 static void reference(problem *p) {
     const int out = p->dim[0], in = p->dim[1], kernel = p->dim[2];
@@ -37,7 +38,8 @@ static void reference(problem *p) {
         for (int i = 0; i < in; i++) {
             double *m = wanted(p, M) + (size_t)o * (size_t)in + i;
             for (int k = 0; k < kernel; k++) *m += given(p, G)[((size_t)o * (size_t)in + (size_t)i) * (size_t)kernel + (size_t)k];
-            wanted(p, ROW)[o] += *m, wanted(p, COL)[i] += *m;
+            wanted(p, ROW)[o] += *m;
+            wanted(p, COL)[i] += *m;
         }
 }
 
@@ -112,7 +114,10 @@ static void host_sums(const double *m, int out, int in, double *row, double *col
     for (int i = 0; i < in; i++) col[i] = 0;
     for (int o = 0; o < out; o++) {
         row[o] = 0;
-        for (int i = 0; i < in; i++) row[o] += m[(size_t)o * (size_t)in + (size_t)i], col[i] += m[(size_t)o * (size_t)in + (size_t)i];
+        for (int i = 0; i < in; i++) {
+            row[o] += m[(size_t)o * (size_t)in + (size_t)i];
+            col[i] += m[(size_t)o * (size_t)in + (size_t)i];
+        }
     }
 }
 static void run_rescale(const call *c) {

@@ -32,12 +32,17 @@ static void problem_of(problem *p) {
     const int groups = p->dim[0], units = p->dim[1];
     const size_t n = (size_t)groups * (size_t)units;
     double *b = input(p, "B", F64, n, -3, 3), *c = input(p, "C", F64, n, -3, 3), *count = input(p, "c", F64, n, 0, 1);
-    for (size_t i = 0; i < n; i++) b[i] = exp(b[i]), c[i] = exp(c[i]), count[i] = share((int)(i / (size_t)units), units);
+    for (size_t i = 0; i < n; i++) {
+        b[i] = exp(b[i]);
+        c[i] = exp(c[i]);
+        count[i] = share((int)(i / (size_t)units), units);
+    }
     input(p, "D", F64, (size_t)groups, 0.1, 2);
     output(p, "x", F64, n, 1e-11, 0);
     output(p, "S", F64, (size_t)groups, 1e-12, 0);
     scratch(p, "step", F64, (size_t)groups);
-    p->bytes = 32.0 * (double)n, p->flops = 8.0 * 8.0 * (double)n;
+    p->bytes = 32.0 * (double)n;
+    p->flops = 8.0 * 8.0 * (double)n;
 }
 // By bisection.
 static void reference(problem *p) {
@@ -83,11 +88,16 @@ static __global__ void newton_step(double *s, double *step, const double *b, con
     double value = 0, slope = 0;
     for (int h = threadIdx.x; h < units; h += (int)blockDim.x) {
         const double k = count[first + h], root = unit_root(k, at, 4 * b[first + h] * c[first + h]);
-        value += root, slope += k * k * at / root;
+        value += root;
+        slope += k * k * at / root;
     }
-    value = block_reduce_sum(value), slope = block_reduce_sum(slope);
+    value = block_reduce_sum(value);
+    slope = block_reduce_sum(slope);
     const double next = at - (d[blockIdx.x] + value - at) / (slope - 1);
-    if (threadIdx.x == 0) s[blockIdx.x] = next, step[blockIdx.x] = fabs(next - at) / next;
+    if (threadIdx.x == 0) {
+        s[blockIdx.x] = next;
+        step[blockIdx.x] = fabs(next - at) / next;
+    }
 }
 static __global__ void finish_step(double *x, const double *s, const double *b, const double *c, const double *count, int units) {
     const int h = blockIdx.x * blockDim.x + threadIdx.x;
@@ -120,9 +130,11 @@ static __global__ void block_per_group(double *x, double *s, const double *b, co
         double value = 0, slope = 0;
         for (int h = threadIdx.x; h < units; h += (int)blockDim.x) {
             const double k = count[first + h], root = unit_root(k, at, 4 * b[first + h] * c[first + h]);
-            value += root, slope += k * k * at / root;
+            value += root;
+            slope += k * k * at / root;
         }
-        value = block_reduce_sum(value), slope = block_reduce_sum(slope);
+        value = block_reduce_sum(value);
+        slope = block_reduce_sum(slope);
         const double before = at;
         at -= (d[blockIdx.x] + value - at) / (slope - 1);
         if (fabs(at - before) <= CONVERGED * at) break;  // the same in all threads
@@ -140,7 +152,8 @@ static __global__ void block_registers(double *x, double *s, const double *b, co
     double q[KEPT], k[KEPT], sum = 0;
     UNROLL for (int i = 0; i < KEPT; i++) {  // a unit that is not there: both 0, its root and its slope count 0
         const int h = t + i * threads;
-        q[i] = h < units ? 4 * b[first + h] * c[first + h] : 0.0, k[i] = h < units ? count[first + h] : 0.0;
+        q[i] = h < units ? 4 * b[first + h] * c[first + h] : 0.0;
+        k[i] = h < units ? count[first + h] : 0.0;
         sum += sqrt(q[i]);
     }
     double at = d[blockIdx.x] + block_reduce_sum(sum);
@@ -148,9 +161,11 @@ static __global__ void block_registers(double *x, double *s, const double *b, co
         double value = 0, slope = 0;
         UNROLL for (int i = 0; i < KEPT; i++) {
             const double root = unit_root(k[i], at, q[i]);
-            value += root, slope += root > 0 ? k[i] * k[i] * at / root : 0.0;
+            value += root;
+            slope += root > 0 ? k[i] * k[i] * at / root : 0.0;
         }
-        value = block_reduce_sum(value), slope = block_reduce_sum(slope);
+        value = block_reduce_sum(value);
+        slope = block_reduce_sum(slope);
         const double before = at;
         at -= (d[blockIdx.x] + value - at) / (slope - 1);
         if (fabs(at - before) <= CONVERGED * at) break;
@@ -178,9 +193,11 @@ static __global__ void warp_per_group(double *x, double *s, const double *b, con
         double value = 0, slope = 0;
         for (int h = lane; h < units; h += 32) {
             const double k = count[first + h], root = unit_root(k, at, 4 * b[first + h] * c[first + h]);
-            value += root, slope += k * k * at / root;
+            value += root;
+            slope += k * k * at / root;
         }
-        value = warp_reduce_sum(value), slope = warp_reduce_sum(slope);
+        value = warp_reduce_sum(value);
+        slope = warp_reduce_sum(slope);
         const double before = at;
         at -= (d[g] + value - at) / (slope - 1);
         if (fabs(at - before) <= CONVERGED * at) break;
@@ -209,14 +226,23 @@ static void run_rescale(const call *c) {
         rescale_tensor t[] = {rescale_weight("in", ones, units, entering(g), 1, 0, RESCALE_NONE),
                               rescale_weight("out", ones + most, leaving(g), units, 1, RESCALE_NONE, 0),
                               rescale_bias("rest", ones + 2 * most, 1, RESCALE_NONE)};
-        t[0].g_out = DOUBLES(c, C) + first, t[0].g_in = first_of;
-        t[1].g_out = first_of, t[1].g_in = DOUBLES(c, B) + first;
-        t[2].g_out = DOUBLES(c, D) + g, t[2].g_in = first_of;
+        t[0].g_out = DOUBLES(c, C) + first;
+        t[0].g_in = first_of;
+        t[1].g_out = first_of;
+        t[1].g_in = DOUBLES(c, B) + first;
+        t[2].g_out = DOUBLES(c, D) + g;
+        t[2].g_in = first_of;
         const rescale_net net = {group, 1, t, 3};
         rescale_options o = rescale_default_options();
         rescale_report report;
-        o.solver = RESCALE_SWEEPS, o.sweeps = 1, o.dry_run = 1, o.u = u;
-        if (rescale_run(&net, &o, &report)) fprintf(stderr, "%s\n", report.message), exit(1);
+        o.solver = RESCALE_SWEEPS;
+        o.sweeps = 1;
+        o.dry_run = 1;
+        o.u = u;
+        if (rescale_run(&net, &o, &report)) {
+            fprintf(stderr, "%s\n", report.message);
+            exit(1);
+        }
         double sum = DOUBLES(c, D)[g];
         for (int h = 0; h < units; h++) {
             const double x = DOUBLES(c, X)[first + h] = exp(u[h]);

@@ -35,7 +35,8 @@ static void problem_of(problem *p, int n_x, int n_y) {
     input(p, "x", F64, (size_t)n_x, 0.1, 2);
     output(p, "y", F64, (size_t)n_y, 1e-11, 1e-13);
     scratch(p, "scratch", F64, n / 2 + 1 + part_doubles(rows, cols));
-    p->bytes = 4.0 * (double)n + 8.0 * (rows + cols), p->flops = 3.0 * (double)n;
+    p->bytes = 4.0 * (double)n + 8.0 * (rows + cols);
+    p->flops = 3.0 * (double)n;
 }
 static void forward_problem(problem *p) { problem_of(p, p->dim[1], p->dim[0]); }
 static void backward_problem(problem *p) { problem_of(p, p->dim[0], p->dim[1]); }
@@ -97,8 +98,10 @@ static __global__ void warp_float4(double *y, const float4 *w, const double2 *x,
     for (int i = lane; i < cols4; i += 32) {
         const float4 v = row[i];
         const double2 p = x[2 * i], q = x[2 * i + 1];
-        a += (double)v.x * (double)v.x * p.x, b += (double)v.y * (double)v.y * p.y;
-        c += (double)v.z * (double)v.z * q.x, d += (double)v.w * (double)v.w * q.y;
+        a += (double)v.x * (double)v.x * p.x;
+        b += (double)v.y * (double)v.y * p.y;
+        c += (double)v.z * (double)v.z * q.x;
+        d += (double)v.w * (double)v.w * q.y;
     }
     a = warp_reduce_sum((a + b) + (c + d));
     if (lane == 0) y[o] = a;
@@ -180,7 +183,8 @@ static void run_chunks(const call *c) {
         left = ceil_div(rows, CHUNK);
         double *next = left == 1 ? DOUBLES(c, Y) : to;
         sum_chunks<<<dim3(blocks, left), c->block>>>(next, from, rows, cols);
-        to = from, from = next;
+        to = from;
+        from = next;
     }
 }
 // The launches of rsc_device_pass, without its copies from and to the host.

@@ -39,12 +39,14 @@ typedef struct running {
 } running;
 static __device__ __forceinline__ void take(running *r, float x) {
     const float larger = fmaxf(r->largest, x);
-    r->sum = r->sum * expf(r->largest - larger) + expf(x - larger), r->largest = larger;
+    r->sum = r->sum * expf(r->largest - larger) + expf(x - larger);
+    r->largest = larger;
 }
 // Lanes without an element have sum 0 and largest -FLT_MAX, so that no infinity meets another one.
 static __device__ __forceinline__ running nothing(void) {
     running r;
-    r.largest = -FLT_MAX, r.sum = 0.0f;
+    r.largest = -FLT_MAX;
+    r.sum = 0.0f;
     return r;
 }
 
@@ -75,7 +77,8 @@ static void forward_problem(problem *p) {
     input(p, "label", I32, rows, 0, p->dim[1]);
     output(p, "loss", F32, rows, 2e-6, 4e-6);
     output(p, "lse", F32, rows, 2e-6, 4e-6);
-    p->bytes = 4.0 * (double)(rows * classes + 3 * rows), p->flops = 3.0 * (double)(rows * classes);
+    p->bytes = 4.0 * (double)(rows * classes + 3 * rows);
+    p->flops = 3.0 * (double)(rows * classes);
 }
 static void forward_reference(problem *p) { loss_of(given(p, X), given(p, LABEL), p->dim[0], p->dim[1], wanted(p, LOSS), wanted(p, LSE)); }
 
@@ -103,7 +106,10 @@ static __global__ void warp_per_row(float *loss, float *lse, const float *x, con
     largest = warp_reduce_max(largest);
     for (int c = lane; c < classes; c += 32) sum += expf(row[c] - largest);
     sum = warp_reduce_sum(sum);
-    if (lane == 0) lse[r] = largest + logf(sum), loss[r] = lse[r] - row[label[r]];
+    if (lane == 0) {
+        lse[r] = largest + logf(sum);
+        loss[r] = lse[r] - row[label[r]];
+    }
 }
 static void run_warp_per_row(const call *c) {
     warp_per_row<<<ceil_div(c->dim[0], c->block / 32), c->block>>>(FLOATS(c, LOSS), FLOATS(c, LSE), FLOATS(c, X), INTS(c, LABEL), c->dim[0],
@@ -113,7 +119,8 @@ static void run_warp_per_row(const call *c) {
 // The row's result from what the 32 lanes have: all get it.
 static __device__ __forceinline__ running warp_merge(running r) {
     const float largest = warp_reduce_max(r.largest);
-    r.sum = warp_reduce_sum(r.sum * expf(r.largest - largest)), r.largest = largest;
+    r.sum = warp_reduce_sum(r.sum * expf(r.largest - largest));
+    r.largest = largest;
     return r;
 }
 static __global__ void warp_online(float *loss, float *lse, const float *x, const int *label, int rows, int classes) {
@@ -134,7 +141,8 @@ static void run_warp_online(const call *c) {
 
 static __device__ __forceinline__ running block_merge(running r) {
     const float largest = block_reduce_max(r.largest);
-    r.sum = block_reduce_sum(r.sum * expf(r.largest - largest)), r.largest = largest;
+    r.sum = block_reduce_sum(r.sum * expf(r.largest - largest));
+    r.largest = largest;
     return r;
 }
 static __global__ void block_online(float *loss, float *lse, const float *x, const int *label, int classes) {
@@ -143,7 +151,10 @@ static __global__ void block_online(float *loss, float *lse, const float *x, con
     running all = nothing();
     for (int c = threadIdx.x; c < classes; c += (int)blockDim.x) take(&all, row[c]);
     all = block_merge(all);
-    if (threadIdx.x == 0) lse[r] = all.largest + logf(all.sum), loss[r] = lse[r] - row[label[r]];
+    if (threadIdx.x == 0) {
+        lse[r] = all.largest + logf(all.sum);
+        loss[r] = lse[r] - row[label[r]];
+    }
 }
 static void run_block_online(const call *c) {
     block_online<<<c->dim[0], c->block>>>(FLOATS(c, LOSS), FLOATS(c, LSE), FLOATS(c, X), INTS(c, LABEL), c->dim[1]);
@@ -167,7 +178,8 @@ static void backward_problem(problem *p) {
     for (int r = 0; r < rows; r++) lse[r] = (double)(float)lse[r];
     free(loss);
     output(p, "d", F32, (size_t)rows * (size_t)classes, 4e-6, 1e-6 / rows);  // p near 1: p - 1 has p's rounding errors
-    p->bytes = 4.0 * (2.0 * rows * classes + 2.0 * rows), p->flops = 3.0 * rows * classes;
+    p->bytes = 4.0 * (2.0 * rows * classes + 2.0 * rows);
+    p->flops = 3.0 * rows * classes;
 }
 static void backward_reference(problem *p) {
     gradient_of(given(p, B_X), given(p, B_LABEL), given(p, B_LSE), p->dim[0], p->dim[1], wanted(p, B_D));
@@ -219,7 +231,8 @@ static void both_problem(problem *p) {
     scratch(p, "lse", F32, rows);
     scratch(p, "hits", I32, rows);
     scratch(p, "sums", F64, 3);
-    p->bytes = 4.0 * (double)(2 * rows * classes + 2 * rows), p->flops = 3.0 * (double)(rows * classes);
+    p->bytes = 4.0 * (double)(2 * rows * classes + 2 * rows);
+    p->flops = 3.0 * (double)(rows * classes);
 }
 static void both_reference(problem *p) {
     double *lse = (double *)allocate((size_t)p->dim[0] * sizeof(double));
