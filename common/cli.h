@@ -29,8 +29,8 @@
 //
 // A usage error prints one line on stderr and exits 2:
 //     train_mlp: --lr: expected a number > 0, got 'abc' (see --help)
-// Refused: unknown options (the nearest name is suggested), abbreviations (`--epo` would break scripts as soon as a
-// second option starts like that), a missing value, an empty one (but of CLI_TEXT), text after a number, overflow,
+// Refused: unknown options (the nearest name is suggested, as is the nearest word for an unknown choice),
+// abbreviations (`--epo` would break scripts as soon as a second option starts like that), a missing value, an empty one (but of CLI_TEXT), text after a number, overflow,
 // numbers out of range, inf and nan (unless CLI_ALLOW_NONFINITE), hexadecimal, unknown choices, a value for a flag,
 // and arguments that belong to no option (unless the table has CLI_REST). A separate value may start with one dash (`--lr -1` is a
 // range error of --lr) but not with two, which is a forgotten value; write `--save=--odd` if it is meant.
@@ -55,6 +55,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "message.h"
 
 enum { CLI_MAX_LIST = 256 };               // values in one CLI_INTS or CLI_REST
 enum { CLI_STEPS = 0, CLI_EPOCHS = 1 };    // unit of a cli_every
@@ -143,12 +144,14 @@ CLI_PRINTF(3, 4) static inline int cli_format(char *out, size_t size, const char
     return n;
 }
 
-// Copies text for a one-line message: control characters become '?', what does not fit ends in "...".
+// Copies text for a one-line message, cleaned; what does not fit ends in "...".
 static inline void cli_printable(char *out, size_t size, const char *text) {
-    size_t i = 0;
-    for (; text[i] && i + 1 < size; i++) out[i] = (unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i];
-    out[i] = 0;
-    if (text[i] && size > 4) memcpy(out + size - 4, "...", 4);
+    const size_t length = strlen(text), fits = length < size ? length : size - 1;
+    memcpy(out, text, fits);
+    out[fits] = 0;
+    message_clean(out);
+    const size_t kept = strlen(out);
+    if (fits < length && kept >= 3) memcpy(out + kept - 3, "...", 3);
 }
 
 // The shortest text of a number that reads back as the same double: 0.1, 1e-8, 20.
@@ -232,44 +235,16 @@ static inline void cli_expected(char *out, size_t size, const cli_option *o, int
     }
 }
 
-// The edit distance of two names (insert, delete, replace, swap of neighbours), for suggestions. Names are cut to
-// 63 characters.
-static inline int cli_distance(const char *a, size_t na, const char *b) {
-    enum { CAP = 64 };
-    int d[CAP][CAP];
-    size_t nb = strlen(b);
-    if (na >= CAP) na = CAP - 1;
-    if (nb >= CAP) nb = CAP - 1;
-    for (size_t i = 0; i <= na; i++) {
-        for (size_t j = 0; j <= nb; j++) {
-            if (i == 0 || j == 0) {
-                d[i][j] = (int)(i + j);
-                continue;
-            }
-            int best = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
-            if (d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
-            if (d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[i - 2][j - 2] + 1 < best) {
-                best = d[i - 2][j - 2] + 1;
-            }
-            d[i][j] = best;
-        }
-    }
-    return d[na][nb];
-}
-
-// The option name nearest to a mistyped one, or NULL when nothing is near: a name that starts with it, else one
-// that it starts with, or within a third of its length in edits.
+// The option name nearest to a mistyped one, or NULL when nothing is near; see message_nearest.
 static inline const char *cli_nearest(const cli_option *options, int n, const char *name, size_t len) {
     const char *best = NULL;
     int best_distance = (int)len / 3 + 1;
     for (int i = -2; i < n; i++) {
-        const char *candidate = i == -2 ? "help" : i == -1 ? "version" : options[i].name;
+        const char *candidate = i == -2 ? "help" : "version";
+        if (i >= 0) candidate = options[i].name;
         if (i >= 0 && (options[i].kind == CLI_KIND_GROUP || options[i].kind == CLI_KIND_REST)) continue;
-        if (len >= 2 && !strncmp(candidate, name, len)) return candidate;
-        const size_t size = strlen(candidate);
-        const int extended = size >= 3 && !strncmp(candidate, name, size);
-        const int distance = extended ? 1 : cli_distance(name, len, candidate);
+        const int distance = message_misses(name, len, candidate, best_distance);
+        if (distance == 0) return candidate;
         if (distance < best_distance) {
             best = candidate;
             best_distance = distance;
@@ -315,13 +290,20 @@ static inline int cli_in_range(const cli_option *o, double v) {
     return o->flags & CLI_BELOW_MAX ? v < o->max : v <= o->max;
 }
 
+// Whether v lies within the option's bounds, compared as integers: 2^53 + 1 is no double.
+static inline int cli_integer_in_range(const cli_option *o, int64_t v) {
+    const double limit = 9223372036854775808.0;        // 2^63
+    if (o->min > -limit && (o->min >= limit || v < (int64_t)ceil(o->min))) return 0;
+    return o->max >= limit || (o->max >= -limit && v <= (int64_t)floor(o->max));
+}
+
 // One integer within the option's bounds and the range of int.
 static inline int cli_read_int(const cli_option *o, const char *text, size_t len, int *out) {
     int64_t v = 0;
     const int status = cli_read_int64(text, len, &v);
     if (status != CLI_OK) return status;
     if (v < INT_MIN || v > INT_MAX) return CLI_OVERFLOW;
-    if (!cli_in_range(o, (double)v)) return CLI_BAD;
+    if (!cli_integer_in_range(o, v)) return CLI_BAD;
     *out = (int)v;
     return CLI_OK;
 }
@@ -367,7 +349,7 @@ static inline int cli_store(const cli_option *o, const char *text) {
         int64_t v = 0;
         const int status = cli_read_int64(text, strlen(text), &v);
         if (status != CLI_OK) return status;
-        if (!cli_in_range(o, (double)v)) return CLI_BAD;
+        if (!cli_integer_in_range(o, v)) return CLI_BAD;
         *(int64_t *)o->value = v;
         return CLI_OK;
     }
@@ -488,7 +470,12 @@ static inline int cli_take_option(cli_option *options, int n, const char *text, 
     if (status == CLI_OK) return CLI_OK;
     cli_expected(expected, sizeof expected, o, status == CLI_OVERFLOW);
     cli_printable(shown, sizeof shown, value);
-    cli_format(err, err_size, "--%s: expected %s, got '%s'", o->name, expected, shown);
+    char near[MESSAGE_WORD];
+    if (o->kind == CLI_KIND_CHOICE && message_nearest(value, o->choices, near)) {
+        cli_format(err, err_size, "--%s: expected %s, got '%s', did you mean %s?", o->name, expected, shown, near);
+    } else {
+        cli_format(err, err_size, "--%s: expected %s, got '%s'", o->name, expected, shown);
+    }
     return CLI_ERROR;
 }
 
@@ -735,24 +722,20 @@ CLI_PRINTF(2, 3) static inline void cli_usage_error(const char *program, const c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fflush(stdout);
-    fprintf(stderr, "%s: %s (see --help)\n", program, text);
+    message_print(program, "%s (see --help)", text);
     exit(2);
 }
 
-// Fills the variables of the table from the command line. Exits 0 after --help and --version (1 when stdout cannot
-// be written), 2 after a usage error.
+// Fills the variables of the table from the command line. Exits 0 after --help and --version, 2 after a usage error. From here on
+// the program ends with status 1 when standard output cannot be written (message_guard).
 static inline void cli_parse(const char *program, const char *synopsis, const char *version, cli_option *options, int n,
                              int argc, char **argv) {
     char err[1024];
+    message_guard(program);
     const int status = cli_try(options, n, argc, argv, err, sizeof err);
     if (status == CLI_OK) return;
     if (status == CLI_ERROR) cli_usage_error(program, "%s", err);
     if (status == CLI_WANT_HELP) cli_help(stdout, program, synopsis, options, n);
     else printf("%s %s\n", program, version);
-    if (fflush(stdout) || ferror(stdout)) {
-        fprintf(stderr, "%s: cannot write to standard output: %s\n", program, strerror(errno));
-        exit(1);
-    }
     exit(0);
 }

@@ -52,6 +52,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "message.h"
 #ifdef USE_ZLIB
 #include <zlib.h>
 #endif
@@ -101,6 +102,7 @@ static inline int dataset_error(char *err, size_t err_size, const char *format, 
         va_start(args, format);
         vsnprintf(err, err_size, format, args);
         va_end(args);
+        message_clean(err);
     }
     return -1;
 }
@@ -696,6 +698,14 @@ static inline void dataset_hint(char *hint, size_t size, const char *name, const
              name, built_in);
 }
 
+// Writes the ending of a `not found` message: the set that a mistyped name may have meant. Returns 0 when it is near none.
+static inline int dataset_suggest(char *hint, size_t size, const char *name, const char *names) {
+    char near[MESSAGE_WORD];
+    if (!message_nearest(name, names, near)) return 0;
+    snprintf(hint, size, ", did you mean %s?", near);
+    return 1;
+}
+
 // The files of a named set, or of a folder.
 static inline int dataset_load_files(const char *name, const char *data_dir, dataset *train, dataset *test, char *err,
                                      size_t err_size) {
@@ -714,6 +724,8 @@ static inline int dataset_load_files(const char *name, const char *data_dir, dat
     }
     if (dataset_path_kind(name))
         return dataset_error(err, err_size, "%s: expected a folder with IDX or CIFAR-10 files, found a file", name);
+    if (dataset_suggest(hint, sizeof hint, name, "moons|images|mnist|fashion-mnist|cifar10"))
+        return dataset_error(err, err_size, "%s: not found%s", name, hint);
     return dataset_error(err, err_size, "%s: expected moons, images, mnist, fashion-mnist, cifar10 or a folder, found "
                          "nothing of that name", name);
 }
@@ -830,6 +842,7 @@ static inline int dataset_text_load(const char *name_or_path, const char *data_d
     memset(text, 0, sizeof *text);
     if (!data_dir) data_dir = "data";
     if (named) dataset_hint(hint, sizeof hint, name_or_path, data_dir);
+    else dataset_suggest(hint, sizeof hint, name_or_path, "shakespeare|grammar");
     if (named && dataset_path(dir, data_dir, name_or_path, ""))
         return dataset_error(err, err_size, "%.64s...: path too long", data_dir);
     if (dataset_file_open(&f, dir, named ? "tinyshakespeare.txt" : name_or_path, hint, err, err_size)) return -1;

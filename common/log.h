@@ -8,7 +8,13 @@
 //     log_progress_line(&p, "epoch %d: train %.4f test %.4f", epoch, train, test);
 //   update: on a terminal one line that is refreshed at most 10 times a second, cut to the terminal's width and dim
 //   unless NO_COLOR is set; in a pipe or file a plain line at most every 10 seconds. line: always a line of its own.
-//   With quiet both print nothing. Call log_progress_clear before anything else writes to the terminal.
+//   With quiet both print nothing. Text is cleaned (message.h). Call log_progress_clear before anything else writes to the terminal.
+//
+// Log folder, of one run at a time:
+//     int lock = log_claim("out/run1", LOG_NEW, err, sizeof err);             // or LOG_OVERWRITE, LOG_RESUME
+//   makes the folder and locks it until the descriptor is closed or the process is gone, however it ends. Another process that
+//   claims it meanwhile gets an error; so does LOG_NEW where the folder holds a run. LOG_OVERWRITE removes nothing yet:
+//     log_remove_run("out/run1", err, sizeof err);                            // its checkpoints; log_open replaces the log
 //
 // CSV log, columns LOG_CSV_HEADER:
 //     log_csv log;
@@ -40,12 +46,13 @@
 // Interruption:
 //     log_signal_install();
 //     while (training) { ...one step...; if (log_interrupted) { save; exit(log_interrupt_status()); } }
-//   SIGINT and SIGTERM set log_interrupted; a second one of either ends the process at once. The status is 130
-//   after SIGINT, 143 after SIGTERM.
+//   SIGINT, SIGTERM and SIGHUP (the terminal is gone) set log_interrupted; a second one ends the process at once. The
+//   status is 128 and the signal: 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
 //
 // Functions that can fail return 0 or -1 with a one-line message in err that names the file. C11, C++17, CUDA; C
 // programs compile with -D_GNU_SOURCE (or -std=gnu11). POSIX. Not thread-safe: one thread logs.
 #pragma once
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
@@ -56,11 +63,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include "message.h"
 
 enum { LOG_PATH = 4096, LOG_DURATION = 32 };     // sizes of path and duration buffers
 #define LOG_NA (-DBL_MAX)                        // a number that is not known
@@ -126,12 +135,12 @@ static inline void log_on_signal(int number) {
     log_interrupted = number;
 }
 
-// From here on SIGINT and SIGTERM set log_interrupted. Interrupted system calls are restarted. A signal that the
+// From here on SIGINT, SIGTERM and SIGHUP set log_interrupted. Interrupted system calls are restarted. A signal that the
 // parent process had set to be ignored (nohup, a shell's background job) stays ignored.
 static inline void log_signal_install(void) {
-    const int signals[2] = {SIGINT, SIGTERM};
+    const int signals[3] = {SIGINT, SIGTERM, SIGHUP};
     log_interrupted = 0;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         struct sigaction action, old;
         if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN) continue;
         memset(&action, 0, sizeof action);
@@ -150,12 +159,13 @@ static inline int log_interrupt_status(void) {
 // ---------------------------------------------------------------------------------------------------------------
 // Files
 
-// Fills err and returns -1.
+// Fills err with one clean line and returns -1.
 LOG_PRINTF(3, 4) static inline int log_error(char *err, size_t err_size, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(err, err_size, format, args);
     va_end(args);
+    message_clean(err);
     return -1;
 }
 
@@ -196,34 +206,80 @@ static inline int log_make_parent(const char *path, char *err, size_t err_size) 
     return log_make_dirs(parent, err, err_size);
 }
 
-// A text file that appears under its name complete or not at all: written as PATH.tmp, then renamed.
+// A text file that appears under its name complete or not at all: written as PATH.tmp.PID, then renamed.
 typedef struct {
     FILE *f;                       // to write to
     char path[LOG_PATH];
     char temp[LOG_PATH];           // empty when path is not a regular file and is written directly
 } log_file;
 
+// The name of the temporary file beside a path, in temp[LOG_PATH].
+static inline int log_temp_name(char *temp, const char *path, char *err, size_t err_size) {
+    const int n = snprintf(temp, LOG_PATH, "%s.tmp.%ld", path, (long)getpid());
+    return n < LOG_PATH ? 0 : log_error(err, err_size, "%.200s: path too long", path);
+}
+
+// Makes a temporary file and opens it for writing. One of that name, left by a process of the same number or a link that somebody
+// put there, is removed first; what a link points to stays as it is. Returns the descriptor, or -1 with errno.
+static inline int log_open_temp(const char *temp) {
+    if (unlink(temp) && errno != ENOENT) return -1;
+    return open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+}
+
+// The standard stream that a path names (/dev/stdout, also where it leads to a regular file): 1, 2, or 0 for none.
+static inline int log_standard_stream(const char *path) {
+    struct stat link, file, stream;
+    if (lstat(path, &link) || !S_ISLNK(link.st_mode) || stat(path, &file)) return 0;
+    for (int fd = 1; fd <= 2; fd++) {
+        if (fstat(fd, &stream) == 0 && stream.st_dev == file.st_dev && stream.st_ino == file.st_ino) return fd;
+    }
+    return 0;
+}
+
+// What stands at a path where a file is to be written: 0 nothing or a regular file, which is replaced; 1 something else, which is
+// written directly; -1 with an error for a folder, and for what no file can be.
+static inline int log_file_kind(const char *path, char *err, size_t err_size) {
+    struct stat info;
+    if (!*path) return log_error(err, err_size, "empty file name");
+    if (log_standard_stream(path)) return 1;
+    if (stat(path, &info)) return 0;
+    if (!S_ISDIR(info.st_mode)) return S_ISREG(info.st_mode) ? 0 : 1;
+    errno = EISDIR;
+    return log_errno(err, err_size, path, "cannot write");
+}
+
 // Starts writing a file, making the folders above it.
 static inline int log_file_open(log_file *file, const char *path, char *err, size_t err_size) {
-    struct stat info;
+    const int kind = log_file_kind(path, err, err_size);
     file->f = NULL;
-    if (!*path) return log_error(err, err_size, "empty file name");
-    if (strlen(path) + 5 > sizeof file->temp) return log_error(err, err_size, "%.200s: path too long", path);
-    memcpy(file->path, path, strlen(path) + 1);
     file->temp[0] = 0;
-    const int exists = stat(path, &info) == 0;
-    if (exists && S_ISDIR(info.st_mode)) {
-        errno = EISDIR;
-        return log_errno(err, err_size, path, "cannot write");
+    if (kind < 0) return -1;
+    if (strlen(path) >= sizeof file->path) return log_error(err, err_size, "%.200s: path too long", path);
+    memcpy(file->path, path, strlen(path) + 1);
+    if (kind == 1) {
+        const int stream = log_standard_stream(path);
+        fflush(stdout);
+        file->f = stream ? fdopen(dup(stream), "w") : fopen(path, "w");
+        return file->f ? 0 : log_errno(err, err_size, path, "cannot write");
     }
-    if (!exists || S_ISREG(info.st_mode)) {
-        const size_t len = strlen(path);
-        memcpy(file->temp, path, len);
-        memcpy(file->temp + len, ".tmp", 5);
-        if (log_make_parent(path, err, err_size)) return -1;
-    }
-    file->f = fopen(file->temp[0] ? file->temp : path, "w");
+    if (log_temp_name(file->temp, path, err, err_size) || log_make_parent(path, err, err_size)) return -1;
+    const int fd = log_open_temp(file->temp);
+    if (fd >= 0) file->f = fdopen(fd, "w");
     return file->f ? 0 : log_errno(err, err_size, path, "cannot write");
+}
+
+// Whether a file could be written at the end of a long run: makes the folders above it, and a temporary file beside it that is
+// removed again. What stands at the path is not touched. Returns 0, or -1 with an error.
+static inline int log_file_try(const char *path, char *err, size_t err_size) {
+    char temp[LOG_PATH];
+    const int kind = log_file_kind(path, err, err_size);
+    if (kind < 0) return -1;
+    if (kind == 1) return access(path, W_OK) ? log_errno(err, err_size, path, "cannot write") : 0;
+    if (log_temp_name(temp, path, err, err_size) || log_make_parent(path, err, err_size)) return -1;
+    const int fd = log_open_temp(temp);
+    if (fd < 0) return log_errno(err, err_size, path, "cannot write");
+    close(fd);
+    return unlink(temp) ? log_errno(err, err_size, temp, "cannot remove") : 0;
 }
 
 // Gives up on a file: what was there before under its name stays.
@@ -256,6 +312,113 @@ static inline int log_file_close(log_file *file, char *err, size_t err_size) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
+// Log folder
+
+enum { LOG_NEW, LOG_OVERWRITE, LOG_RESUME };     // what log_claim wants a folder for
+
+// Whether a name is a checkpoint's: checkpoint- and digits.
+static inline int log_is_checkpoint(const char *name) {
+    const size_t prefix = strlen("checkpoint-");
+    return !strncmp(name, "checkpoint-", prefix) && name[prefix] && !name[prefix + strspn(name + prefix, "0123456789")];
+}
+
+// Whether a folder holds a run: checkpoints, or a log with rows.
+static inline int log_holds_run(const char *dir) {
+    char path[LOG_PATH + 16];
+    struct stat info;
+    DIR *d = opendir(dir);
+    int found = 0;
+    for (struct dirent *e; d && !found && (e = readdir(d));) found = log_is_checkpoint(e->d_name);
+    if (d) closedir(d);
+    snprintf(path, sizeof path, "%s/log.csv", dir);
+    if (found || lstat(path, &info)) return found;
+    return info.st_size > (off_t)strlen(LOG_CSV_HEADER "\r\n");
+}
+
+// Locks DIR/.lock without waiting. Returns its descriptor, or -1 with an error. A file system that knows no locks lets the run go on
+// without one.
+static inline int log_lock(const char *dir, char *err, size_t err_size) {
+    char path[LOG_PATH + 16], owner[32] = "";
+    snprintf(path, sizeof path, "%s/.lock", dir);
+    const int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd < 0) return log_errno(err, err_size, path, "cannot lock the folder");
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+        const int n = snprintf(owner, sizeof owner, "%ld\n", (long)getpid());
+        if (ftruncate(fd, 0) || pwrite(fd, owner, (size_t)n, 0) != n) errno = 0;    // only a help for the message below
+        return fd;
+    }
+    if (errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP || errno == EINVAL) return fd;
+    const int busy = errno == EWOULDBLOCK;
+    if (!busy) log_errno(err, err_size, path, "cannot lock the folder");
+    if (busy && pread(fd, owner, sizeof owner - 1, 0) < 0) owner[0] = 0;
+    owner[strspn(owner, "0123456789")] = 0;
+    close(fd);
+    if (!busy) return -1;
+    return log_error(err, err_size, "%s: another run is writing there%s%s", dir, owner[0] ? ", process " : "", owner);
+}
+
+// Removes the temporary files of logs whose runs were killed in this folder, which nobody else writes to now.
+static inline void log_remove_debris(const char *dir) {
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!strncmp(e->d_name, "log.csv.tmp", strlen("log.csv.tmp"))) (void)unlinkat(dirfd(d), e->d_name, 0);
+    }
+    if (d) closedir(d);
+}
+
+// Takes a log folder for this process. LOG_NEW and LOG_OVERWRITE make it where it is missing. Returns the lock, a descriptor that gives
+// the folder back when it is closed, or -1 with an error.
+static inline int log_claim(const char *dir, int purpose, char *err, size_t err_size) {
+    if (strlen(dir) >= LOG_PATH) return log_error(err, err_size, "%.200s: path too long", dir);
+    if (purpose != LOG_RESUME && log_make_dirs(dir, err, err_size)) return -1;
+    const int lock = log_lock(dir, err, err_size);
+    if (lock >= 0) log_remove_debris(dir);
+    if (lock < 0 || purpose != LOG_NEW || !log_holds_run(dir)) return lock;
+    close(lock);
+    return log_error(err, err_size, "--log-dir: %s holds a run: continue it with --resume, replace it with --overwrite, or name "
+                     "another folder", dir);
+}
+
+// Removes the checkpoint `name` of a log folder: its files, then the folder itself. A symbolic link is removed, not followed. What
+// else the folder holds stays, and so does the folder then. Returns 0, or -1 with errno.
+static inline int log_remove_checkpoint(const char *dir, const char *name) {
+    static const char *const files[] = {"state.safetensors", "model.safetensors"};
+    struct stat info;
+    int status = -1;
+    const int parent = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (parent < 0) return -1;
+    if (fstatat(parent, name, &info, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(info.st_mode)) {
+        status = unlinkat(parent, name, 0);
+        close(parent);
+        return status;
+    }
+    const int folder = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder >= 0) {
+        for (int i = 0; i < 2; i++) (void)unlinkat(folder, files[i], 0);
+        close(folder);
+        status = unlinkat(parent, name, AT_REMOVEDIR);
+    }
+    const int reason = errno;
+    close(parent);
+    errno = reason;
+    return status;
+}
+
+// Removes the checkpoints of a folder that was claimed to be overwritten. Returns 0, or -1 with an error.
+static inline int log_remove_run(const char *dir, char *err, size_t err_size) {
+    DIR *d = opendir(dir);
+    int status = d ? 0 : log_errno(err, err_size, dir, "cannot read");
+    for (struct dirent *e; d && !status && (e = readdir(d));) {
+        if (!log_is_checkpoint(e->d_name)) continue;
+        if (log_remove_checkpoint(dir, e->d_name)) {
+            status = log_error(err, err_size, "%s/%s: cannot remove: %s", dir, e->d_name, strerror(errno));
+        }
+    }
+    if (d) closedir(d);
+    return status;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // CSV log
 
 typedef struct {
@@ -268,6 +431,7 @@ typedef struct {
 typedef struct {
     log_file file;
     long good;                     // bytes up to the end of the last whole row
+    int64_t evaluated;             // of the rows that log_open kept: step of the last one of split "test", or -1
     int failed;                    // a row could not be written; later ones are dropped
 } log_csv;
 
@@ -277,29 +441,41 @@ static inline log_row log_row_make(int64_t step, double epoch, const char *split
     return row;
 }
 
+// The step of a line that is a row of the log, or -1 when it is none.
+static inline int64_t log_row_step(const char *line) {
+    char *end = NULL;
+    int commas = 0;
+    errno = 0;
+    const long long step = strtoll(line, &end, 10);
+    for (const char *c = line; *c; c++) commas += *c == ',';
+    return end == line || *end != ',' || errno || commas != 8 ? -1 : step;
+}
+
 // Copies the rows up to resume_step of an earlier log. A last line without its end of line was cut off when the run
-// was killed and is dropped; any other line that is not a row is an error, as is another header.
-static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, char *err,
+// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR LF,
+// as an editor may have left them. *evaluated: see log_csv.
+static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, int64_t *evaluated, char *err,
                                 size_t err_size) {
     char line[1024];
     for (int64_t number = 1; fgets(line, sizeof line, from); number++) {
-        const size_t len = strlen(line);
+        size_t len = strlen(line);
         const int whole = len > 0 && line[len - 1] == '\n';
         if (!whole && feof(from)) break;
+        if (whole) line[--len] = 0;
+        if (whole && len > 0 && line[len - 1] == '\r') line[--len] = 0;
         if (number == 1) {
-            if (!strcmp(line, LOG_CSV_HEADER "\n")) continue;
+            if (!strcmp(line, LOG_CSV_HEADER)) continue;
             return log_error(err, err_size, "%s: not a training log, its first line should be %s", path,
                              LOG_CSV_HEADER);
         }
-        char *end = line;
-        int commas = 0;
-        errno = 0;
-        const long long step = strtoll(line, &end, 10);
-        for (size_t i = 0; i < len; i++) commas += line[i] == ',';
-        if (!whole || end == line || *end != ',' || errno || commas != 8) {
+        const int64_t step = log_row_step(line);
+        if (!whole || step < 0) {
             return log_error(err, err_size, "%s: line %lld is not a row of the log", path, (long long)number);
         }
-        if (step <= resume_step) fputs(line, to);
+        if (step > resume_step) continue;
+        const char *split = strchr(strchr(line, ',') + 1, ',');
+        if (!strncmp(split, ",test,", 6)) *evaluated = step;
+        fprintf(to, "%s\n", line);
     }
     return ferror(from) ? log_errno(err, err_size, path, "cannot read") : 0;
 }
@@ -310,6 +486,7 @@ static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t 
 static inline int log_open(log_csv *log, const char *dir, int64_t resume_step, char *err, size_t err_size) {
     char path[LOG_PATH];
     memset(log, 0, sizeof *log);
+    log->evaluated = -1;
     if (strlen(dir) + 16 > sizeof path) return log_error(err, err_size, "%.200s: path too long", dir);
     if (log_make_dirs(dir, err, err_size)) return -1;
     snprintf(path, sizeof path, "%s/log.csv", dir);
@@ -318,7 +495,7 @@ static inline int log_open(log_csv *log, const char *dir, int64_t resume_step, c
     int status = log_file_open(&log->file, path, err, err_size);
     if (status == 0) {
         fputs(LOG_CSV_HEADER "\n", log->file.f);
-        if (old) status = log_copy_rows(old, log->file.f, path, resume_step, err, err_size);
+        if (old) status = log_copy_rows(old, log->file.f, path, resume_step, &log->evaluated, err, err_size);
         if (status) log_file_abandon(&log->file);
     }
     if (old) fclose(old);
@@ -327,9 +504,10 @@ static inline int log_open(log_csv *log, const char *dir, int64_t resume_step, c
     return status;
 }
 
-// One number of a row, with its leading comma.
+// One number of a CSV row, with its leading comma. NaN has no sign there: some libraries print -nan, which few readers know.
 static inline void log_field(FILE *f, double v) {
     if (v == LOG_NA) fputs(",n/a", f);
+    else if (isnan(v)) fputs(",nan", f);
     else fprintf(f, ",%.9g", v);
 }
 
@@ -374,24 +552,11 @@ typedef struct {
     int empty;                     // nothing was written into the current object yet
 } log_json;
 
-// Bytes of the UTF-8 character at s, 0 when it is not one (overlong forms and surrogates are not).
-static inline int log_utf8(const char *s) {
-    const unsigned char *u = (const unsigned char *)s;
-    if (u[0] < 0x80) return u[0] ? 1 : 0;
-    const int n = u[0] >= 0xC2 && u[0] <= 0xDF ? 2 : (u[0] & 0xF0) == 0xE0 ? 3 : u[0] >= 0xF0 && u[0] <= 0xF4 ? 4 : 0;
-    for (int i = 1; i < n; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 0;
-    }
-    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
-    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
-    return n;
-}
-
 // Writes a quoted JSON string.
 static inline void log_json_text(FILE *f, const char *s) {
     fputc('"', f);
     while (*s) {
-        const int n = log_utf8(s);
+        const int n = message_utf8(s);
         if (n == 0) fputs("\\ufffd", f);
         else if (*s == '"' || *s == '\\') fprintf(f, "\\%c", *s);
         else if (*s == '\n') fputs("\\n", f);
@@ -535,6 +700,7 @@ LOG_PRINTF(2, 3) static inline void log_progress_update(log_progress *p, const c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    message_clean(text);
     p->last = log_seconds();
     if (!p->terminal) {
         fprintf(p->out, "%s\n", text);
@@ -552,12 +718,14 @@ LOG_PRINTF(2, 3) static inline void log_progress_update(log_progress *p, const c
 
 // Prints a line that stays.
 LOG_PRINTF(2, 3) static inline void log_progress_line(log_progress *p, const char *format, ...) {
+    char text[MESSAGE_LINE];
     va_list args;
     if (p->quiet) return;
     log_progress_clear(p);
     va_start(args, format);
-    vfprintf(p->out, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    fputc('\n', p->out);
+    message_clean(text);
+    fprintf(p->out, "%s\n", text);
     fflush(p->out);
 }

@@ -74,6 +74,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
+#include "message.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: the format is little-endian, this machine is not"
@@ -127,7 +128,7 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------------
 // Small parts
 
-// Writes "path: message" as one line (control characters, which a name can hold, become '?') and returns -1.
+// Writes "path: message" as one line, cleaned of what a name can hold (message.h), and returns -1.
 static inline int safetensors_error(char *err, size_t err_size, const char *path, const char *format, ...)
     SAFETENSORS_PRINTF(4, 5);
 static inline int safetensors_error(char *err, size_t err_size, const char *path, const char *format, ...) {
@@ -137,8 +138,7 @@ static inline int safetensors_error(char *err, size_t err_size, const char *path
     const int prefix = snprintf(err, err_size, "%s: ", path);
     if (prefix > 0 && (size_t)prefix < err_size) vsnprintf(err + prefix, err_size - (size_t)prefix, format, args);
     va_end(args);
-    for (unsigned char *c = (unsigned char *)err; *c; c++)
-        if (*c < 0x20 || *c == 0x7f) *c = '?';
+    message_clean(err);
     return -1;
 }
 

@@ -48,12 +48,11 @@ static int known(double v) {
 // Prints an error as every program here does and exits 1.
 LOG_PRINTF(1, 2) static void fail(const char *format, ...) {
     va_list args;
+    char text[MESSAGE_LINE];
     va_start(args, format);
-    fflush(stdout);
-    fputs("compare: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    message_print("compare", "%s", text);
     exit(1);
 }
 
@@ -119,12 +118,13 @@ static void read_log(run *r) {
     FILE *f = fopen(path, "r");
     if (!f) fail("%s: cannot read the log of run '%s': %s", path, r->name, strerror(errno));
     while ((len = getline(&line, &size, f)) > 0 && line[len - 1] == '\n') {
-        line[len - 1] = 0;
+        line[--len] = 0;
+        if (len > 0 && line[len - 1] == '\r') line[--len] = 0;    // an editor left CR LF
         number++;
         if (number == 1 && strcmp(line, LOG_CSV_HEADER)) {
             fail("%s: not a training log, its first line should be %s", path, LOG_CSV_HEADER);
         }
-        if (number > 1 && ((size_t)len != strlen(line) + 1 || !take_row(r, line))) {
+        if (number > 1 && ((size_t)len != strlen(line) || !take_row(r, line))) {
             fail("%s: line %ld is not a row of the log", path, number);
         }
     }
@@ -249,14 +249,14 @@ static void read_report(run *r) {
     }
 }
 
-// Copies a name, at most MAX_NAME characters of it; what is not printable UTF-8 becomes '?'. Returns its characters.
+// Copies a name, at most MAX_NAME characters of it, cleaned as message_clean does. Returns its characters.
 static int copy_name(char *out, const char *text, size_t len) {
     int characters = 0;
     for (size_t i = 0; i < len && characters < MAX_NAME; characters++) {
-        int n = log_utf8(text + i);
-        if (n == 0 || i + (size_t)n > len || (unsigned char)text[i] < 32 || text[i] == 127) {
+        const int n = message_utf8(text + i);
+        if (n == 0 || i + (size_t)n > len || message_is_control(text + i, n)) {
             *out++ = '?';
-            i++;
+            i += n ? (size_t)n : 1;
             continue;
         }
         memcpy(out, text + i, (size_t)n);
@@ -419,7 +419,11 @@ static void print_table(const run *runs, int n, const char *title, double target
     for (int i = 0; i < n; i++) {
         if (runs[i].width + 1 > width) width = runs[i].width + 1;
     }
-    if (title) printf("%s\n", title);
+    if (title) {
+        char shown[MESSAGE_LINE];
+        cli_printable(shown, sizeof shown, title);
+        printf("%s\n", shown);
+    }
     printf("%-*s", LABEL, "run");
     for (int i = 0; i < n; i++) printf(" |%*s%s", width - runs[i].width, "", runs[i].name);
     putchar('\n');
@@ -459,12 +463,6 @@ static void print_table(const run *runs, int n, const char *title, double target
 // ---------------------------------------------------------------------------------------------------------------
 // CSV
 
-// One number with its comma; n/a when not known.
-static void csv_number(FILE *f, double v) {
-    if (v == LOG_NA) fputs(",n/a", f);
-    else fprintf(f, ",%.9g", v);
-}
-
 // A name, quoted when it has to be.
 static void csv_name(FILE *f, const char *name) {
     if (!strpbrk(name, ",\"")) {
@@ -482,10 +480,10 @@ static void write_curves(FILE *f, const run *runs, int n) {
         for (int k = 0; k < runs[i].n_points; k++) {
             const point *p = &runs[i].points[k];
             csv_name(f, runs[i].name);
-            csv_number(f, p->epoch);
-            csv_number(f, p->train_loss);
-            csv_number(f, p->test_loss);
-            csv_number(f, p->test_accuracy);
+            log_field(f, p->epoch);
+            log_field(f, p->train_loss);
+            log_field(f, p->test_loss);
+            log_field(f, p->test_accuracy);
             fputc('\n', f);
         }
     }
@@ -499,7 +497,7 @@ static void write_summary(FILE *f, const run *runs, int n, double target) {
         const double v[9] = {target, r->epochs_to_target, r->best_accuracy, r->best_accuracy_epoch, r->best_loss,
                              r->best_loss_epoch, r->seconds, r->rescale_seconds, r->samples_per_s};
         csv_name(f, r->name);
-        for (int k = 0; k < 9; k++) csv_number(f, v[k]);
+        for (int k = 0; k < 9; k++) log_field(f, v[k]);
         fputc('\n', f);
     }
 }
@@ -778,7 +776,6 @@ int main(int argc, char **argv) {
     if (!own_target) target = final_train_loss(&runs[0]);
     for (int i = 0; i < rest.n; i++) summarise(&runs[i], target);
     print_table(runs, rest.n, title, target, own_target, max_rows);
-    if (fflush(stdout) || ferror(stdout)) fail("cannot write to standard output");
     if (out_dir) {
         log_file file;
         start(&file, out_dir, "compare.csv");

@@ -242,7 +242,9 @@ static void test_refusals(void) {
     refused("--seed 9223372036854775808",
             "--seed: expected an integer between 0 and 9223372036854775807, got '9223372036854775808'");
     refused("--init xavier", "--init: expected one of kaiming-uniform, kaiming-normal, got 'xavier'");
-    refused("--init kaiming", "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming'");
+    refused("--init kaiming", "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming', did you mean kaiming-uniform?");
+    refused("--init kaiming-nromal",
+            "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming-nromal', did you mean kaiming-normal?");
     refused("--init=", "--init: expected one of kaiming-uniform, kaiming-normal, got ''");
     refused("--layers 784,,10", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,,10'");
     refused("--layers 784,10,", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,10,'");
@@ -275,6 +277,7 @@ static void test_refusals(void) {
     refused("--quiet -- train", "unexpected argument 'train'");
     refused("--lr abc --epochs def", "--lr: expected a number > 0, got 'abc'");
     refused("--lr a\nb\x01", "--lr: expected a number > 0, got 'a?b?'");
+    refused("--lr \033[2J\xc2\x9b", "--lr: expected a number > 0, got '?[2J?'");
 
     memset(long_line, 'y', 1000);
     memcpy(long_line, "--lr ", 5);
@@ -449,7 +452,7 @@ static void test_csv(void) {
     slurp(csv, text, sizeof text);
     same_text("a row is in the file at once", text, LOG_CSV_HEADER "\n10,0.5,step,0.100000001,n/a,0.001,n/a,n/a,n/a\n");
     row = log_row_make(20, 1, "train", INFINITY);
-    row.accuracy = (double)NAN;
+    row.accuracy = -(double)NAN;
     row.ms = 1.5;
     row.grad_norm = 3;
     row.samples_per_s = 12345678;
@@ -463,7 +466,6 @@ static void test_csv(void) {
                       "20,1,train,inf,nan,n/a,3,1.5,12345678\n20,1,test,0.25,n/a,n/a,n/a,n/a,n/a\n"
                       "30,1.5,step,0.125,n/a,n/a,n/a,n/a,n/a\n";
     slurp(csv, text, sizeof text);
-    if (strstr(text, "-nan")) memmove(strstr(text, "-nan"), strstr(text, "-nan") + 1, strlen(strstr(text, "-nan")));
     same_text("all rows", text, all);
 
     srand(7);
@@ -487,6 +489,13 @@ static void test_csv(void) {
               LOG_CSV_HEADER "\n10,0.5,step,0.100000001,n/a,0.001,n/a,n/a,n/a\n20,1,train,inf,nan,n/a,3,1.5,12345678\n"
               "20,1,test,0.25,n/a,n/a,n/a,n/a,n/a\n21,1.05,step,1,n/a,n/a,n/a,n/a,n/a\n");
     CHECK(access(in_dir("a/b/c/log.csv.tmp"), F_OK) != 0, "no temporary file is left");
+
+    // An editor on another system left CR LF.
+    write_text(csv, LOG_CSV_HEADER "\r\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\r\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/a\r\n11,1.1,step,1,n/a,n/a,n/a,n/a,n/a\r\n");
+    CHECK(log_open(&log, long_dir, 10, err, sizeof err) == 0 && log.evaluated == 10, "a log with CR LF");
+    log_close(&log, err, sizeof err);
+    slurp(csv, text, sizeof text);
+    same_text("CR LF is read", text, LOG_CSV_HEADER "\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/a\n");
 
     // A row that is complete but for its end of line was cut off too.
     write_text(csv, LOG_CSV_HEADER "\n1,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n2,2,train,0.25,n/a,n/a,n/a,n/a,12");
@@ -708,8 +717,10 @@ static void child_signals(void *argument) {
 static void child_ignored_signal(void *unused) {
     (void)unused;
     signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
     log_signal_install();
     raise(SIGINT);
+    raise(SIGHUP);
     exit(log_interrupt_status());
 }
 
@@ -718,6 +729,8 @@ static void test_signals(void) {
     CHECK(in_child(child_signals, none) == 0, "no signal: status 0");
     CHECK(in_child(child_signals, one) == 130 && !strcmp(out_text, "step finished"), "Ctrl-C finishes the step, status 130");
     CHECK(in_child(child_signals, term) == 143 && !strcmp(out_text, "step finished"), "SIGTERM: status 143");
+    int hangup[] = {SIGHUP, 0};
+    CHECK(in_child(child_signals, hangup) == 129 && !strcmp(out_text, "step finished"), "SIGHUP: status 129");
     CHECK(in_child(child_signals, two) == 128 + SIGINT && !out_text[0], "a second Ctrl-C ends the process at once");
     CHECK(in_child(child_signals, mixed) == 128 + SIGTERM && !out_text[0], "SIGTERM after Ctrl-C too");
     CHECK(in_child(child_ignored_signal, NULL) == 0, "an ignored signal stays ignored");
@@ -765,10 +778,199 @@ static void test_progress(void) {
         same_text("progress", text, want);
     }
     log_progress p;
+    FILE *steered = fopen(in_dir("progress"), "w");
+    log_progress_init(&p, steered, 0);
+    p.interval = 0;
+    log_progress_update(&p, "loss of %s", "\033[31mred");
+    log_progress_line(&p, "resumed from %s", "\033]0;title\007/x");
+    fclose(steered);
+    slurp(in_dir("progress"), text, sizeof text);
+    same_text("progress lines are clean", text, "loss of ?[31mred\nresumed from ?]0;title?/x\n");
     setenv("NO_COLOR", "1", 1);
     log_progress_init(&p, stdout, 0);
     CHECK(!p.color, "NO_COLOR");
     unsetenv("NO_COLOR");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Messages, standard output, files, folders
+
+static void test_messages(void) {
+    static const char *const pairs[][2] = {
+        {"fc1.weight \xc3\xa9\xe2\x82\xac\xf0\x9f\x8c\x8d", "fc1.weight \xc3\xa9\xe2\x82\xac\xf0\x9f\x8c\x8d"},
+        {"a\033[31mb\tc\nd\x7f" "e", "a?[31mb?c?d?e"},
+        {"\xc2\x9b" "31m \xc2\x80 \xc2\xa0", "?31m ? \xc2\xa0"},                      // C1 in UTF-8; a space that does not break
+        {"\x9b" "2J \xff \xc0\x80 \xed\xa0\x80", "?2J ? ?? ???"},                       // not UTF-8
+        {"\xe2\x80\xae" "cod.exe\xe2\x81\xa6 \xe2\x80\xa8", "?cod.exe? ?"},           // other directions of writing, a line separator
+        {"cut \xe2\x82", "cut ??"},
+        {"", ""}};
+    for (int i = 0; i < 7; i++) {
+        char text[100];
+        snprintf(text, sizeof text, "%s", pairs[i][0]);
+        message_clean(text);
+        same_text("clean text", text, pairs[i][1]);
+    }
+    static const char *const words[][2] = {{"fashon-mnist", "fashion-mnist"}, {"mnits", "mnist"}, {"cifar", "cifar10"}, {"cifar100", "cifar10"},
+                                           {"imagenet", ""}, {"xyz", ""}, {"", ""}};
+    for (int i = 0; i < 7; i++) {
+        char near[MESSAGE_WORD] = "";
+        CHECK(message_nearest(words[i][0], "moons|images|mnist|fashion-mnist|cifar10", near) == (words[i][1][0] != 0), "whether a name is near");
+        same_text(words[i][0], near, words[i][1]);
+    }
+    char err[200];
+    log_error(err, sizeof err, "%s: no", "a\033[2Jb");
+    same_text("errors are clean", err, "a?[2Jb: no");
+}
+
+static void child_output_lost(void *unused) {
+    (void)unused;
+    if (!freopen("/dev/full", "w", stdout)) _exit(99);
+    message_guard("program");
+    message_guard("program");
+    printf("a result");
+}
+static void child_output_lost_earlier(void *unused) {
+    (void)unused;
+    if (!freopen("/dev/full", "w", stdout)) _exit(99);
+    message_guard("program");
+    printf("a result");
+    fflush(stdout);
+    setvbuf(stdout, NULL, _IONBF, 0);
+}
+static void child_output_closed(void *argument) {
+    close(1);
+    message_guard("program");
+    const int fd = open(in_dir("not-stdout"), O_WRONLY | O_CREAT, 0666);
+    if (fd == 1) exit(50);
+    if (argument) printf("a result");
+}
+
+// What is printed and lost makes a failure of every program that calls message_guard, as cli_parse does.
+static void test_standard_output(void) {
+    char text[100];
+    CHECK(in_child(child_output_closed, dir) == 1, "printing to a closed standard output is a failure");
+    same_text("and says why", err_text, "program: cannot write to standard output: Bad file descriptor\n");
+    slurp(in_dir("not-stdout"), text, sizeof text);
+    same_text("no file takes its place", text, "");
+    CHECK(in_child(child_output_closed, NULL) == 0, "closed and not used: no failure");
+    if (access("/dev/full", W_OK)) {
+        test_skip("no /dev/full here: standard output on a full disk");
+        return;
+    }
+    CHECK(in_child(child_output_lost, NULL) == 1, "standard output on a full disk: exit 1");
+    same_text("and says why", err_text, "program: cannot write to standard output: No space left on device\n");
+    CHECK(in_child(child_output_lost_earlier, NULL) == 1 && strstr(err_text, "program: cannot write to standard output"), "lost earlier");
+}
+
+// Symbolic links that somebody planted where temporary files will be.
+static void test_planted_links(void) {
+    char link_name[1300], text[100], err[512];
+    struct stat info;
+    log_csv log;
+    log_json json;
+    log_make_dirs(in_dir("planted"), err, sizeof err);
+    write_text(in_dir("victim"), "precious");
+    for (int i = 0; i < 4; i++) {
+        snprintf(link_name, sizeof link_name, "%s%s", in_dir(i % 2 ? "planted/report.json.tmp" : "planted/log.csv.tmp"), i < 2 ? "" : ".");
+        if (i >= 2) snprintf(link_name + strlen(link_name), 20, "%ld", (long)getpid());
+        if (symlink(in_dir("victim"), link_name)) perror(link_name);
+    }
+    if (symlink(in_dir("victim"), in_dir("planted/log.csv"))) perror("log.csv");
+    CHECK(log_open(&log, in_dir("planted"), -1, err, sizeof err) == 0 && log_close(&log, err, sizeof err) == 0, "a log beside planted links");
+    CHECK(log_file_try(in_dir("planted/report.json"), err, sizeof err) == 0, "a trial of a file beside planted links");
+    CHECK(log_json_open(&json, in_dir("planted/report.json"), err, sizeof err) == 0 && log_json_close(&json, err, sizeof err) == 0,
+          "a report beside planted links");
+    slurp(in_dir("victim"), text, sizeof text);
+    same_text("what the links point to", text, "precious");
+    CHECK(lstat(in_dir("planted/log.csv"), &info) == 0 && S_ISREG(info.st_mode), "a link in the log's place is replaced");
+}
+
+static void child_report_to_stdout(void *unused) {
+    char err[512];
+    log_json json;
+    (void)unused;
+    printf("before\n");
+    if (log_file_try("/dev/stdout", err, sizeof err) || log_json_open(&json, "/dev/stdout", err, sizeof err)) exit(90);
+    log_json_int(&json, "x", 1);
+    if (log_json_close(&json, err, sizeof err)) exit(91);
+    printf("after\n");
+}
+
+static void test_trials(void) {
+    char text[100], err[512];
+    write_text(in_dir("kept"), "as it was");
+    CHECK(log_file_try(in_dir("kept"), err, sizeof err) == 0, "a file that is there");
+    slurp(in_dir("kept"), text, sizeof text);
+    same_text("a trial leaves it", text, "as it was");
+    CHECK(log_file_try(in_dir("tried/deep/file"), err, sizeof err) == 0, "folders are made");
+    CHECK(access(in_dir("tried/deep/file"), F_OK) != 0 && rmdir(in_dir("tried/deep")) == 0, "a trial leaves nothing else");
+    CHECK(log_file_try(dir, err, sizeof err) == -1 && strstr(err, "Is a directory"), "a folder");
+    CHECK(log_file_try(in_dir("kept/x"), err, sizeof err) == -1 && strstr(err, "cannot create the folder"), "a file as a folder");
+    CHECK(log_file_try("", err, sizeof err) == -1, "no name");
+    struct stat info;
+    if (lstat("/dev/stdout", &info) || !S_ISLNK(info.st_mode)) {
+        test_skip("/dev/stdout is no link here: a report there");
+        return;
+    }
+    CHECK(in_child(child_report_to_stdout, NULL) == 0, "a report on standard output that is a file");
+    same_text("stands between what is printed", out_text, "before\n{\n  \"x\": 1\n}\nafter\n");
+    CHECK(lstat("/dev/stdout", &info) == 0 && S_ISLNK(info.st_mode), "/dev/stdout is not replaced");
+}
+
+static void child_claims(void *purpose) {
+    char err[512];
+    const int lock = log_claim(in_dir("claimed"), *(int *)purpose, err, sizeof err);
+    if (lock < 0) fputs(err, stderr);
+    exit(lock < 0 ? 1 : 0);
+}
+
+static void test_claims(void) {
+    char err[512], want[1400];
+    int new_run = LOG_NEW, overwrite = LOG_OVERWRITE, resume = LOG_RESUME;
+    const int lock = log_claim(in_dir("claimed"), LOG_NEW, err, sizeof err);
+    CHECK(lock >= 0, "a new folder");
+    snprintf(want, sizeof want, "%s: another run is writing there, process %ld", in_dir("claimed"), (long)getpid());
+    CHECK(in_child(child_claims, &new_run) == 1, "another run meanwhile");
+    same_text("message", err_text, want);
+    CHECK(in_child(child_claims, &overwrite) == 1 && in_child(child_claims, &resume) == 1, "--overwrite and --resume do not help");
+    close(lock);
+    CHECK(in_child(child_claims, &new_run) == 0, "given back; and a process that ended gave it back");
+    write_text(in_dir("claimed/log.csv"), LOG_CSV_HEADER "\n");
+    CHECK(in_child(child_claims, &new_run) == 0, "a log without rows is no run");
+    write_text(in_dir("claimed/log.csv"), LOG_CSV_HEADER "\n1,1,step,1,n/a,n/a,n/a,n/a,n/a\n");
+    CHECK(in_child(child_claims, &new_run) == 1 && strstr(err_text, "holds a run: continue it with --resume, replace it with --overwrite"),
+          "a log with rows is a run");
+    CHECK(in_child(child_claims, &overwrite) == 0 && in_child(child_claims, &resume) == 0, "--overwrite and --resume");
+    remove(in_dir("claimed/log.csv"));
+    log_make_dirs(in_dir("claimed/checkpoint-7"), err, sizeof err);
+    CHECK(in_child(child_claims, &new_run) == 1, "a checkpoint is a run");
+
+    // Removing a run follows no link and leaves what it does not know.
+    log_make_dirs(in_dir("elsewhere"), err, sizeof err);
+    write_text(in_dir("elsewhere/model.safetensors"), "precious");
+    write_text(in_dir("claimed/checkpoint-7/model.safetensors"), "old");
+    write_text(in_dir("claimed/checkpoint-notes"), "mine");
+    if (symlink(in_dir("elsewhere"), in_dir("claimed/checkpoint-9"))) perror("checkpoint-9");
+    CHECK(log_remove_run(in_dir("claimed"), err, sizeof err) == 0, "a run is removed");
+    CHECK(access(in_dir("claimed/checkpoint-7"), F_OK) != 0 && access(in_dir("claimed/checkpoint-9"), F_OK) != 0, "its checkpoints are gone");
+    CHECK(access(in_dir("elsewhere/model.safetensors"), F_OK) == 0, "what a link pointed to is there");
+    CHECK(access(in_dir("claimed/checkpoint-notes"), F_OK) == 0, "another file is there");
+    if (unlink(in_dir("claimed/.lock")) || symlink(in_dir("victim2"), in_dir("claimed/.lock"))) perror(".lock");
+    CHECK(in_child(child_claims, &new_run) == 1 && access(in_dir("victim2"), F_OK) != 0, "a link in the lock's place is not followed");
+}
+
+// Options whose bound is no exact double beside its neighbours.
+static void test_wide_integers(void) {
+    static int64_t wide = 0;
+    static cli_option table[] = {CLI_INT64("seed", &wide, "N", 0, 9007199254740992.0, "up to 2^53")};
+    char err[300], program[] = "p", good[] = "--seed=9007199254740992", bad[] = "--seed=9007199254740993", negative[] = "--seed=-1";
+    char *const values[3] = {good, bad, negative};
+    for (int i = 0; i < 3; i++) {
+        char *argv[] = {program, values[i], NULL};
+        CHECK((cli_try(table, 1, 2, argv, err, sizeof err) == CLI_OK) == (i == 0), values[i]);
+    }
+    CHECK(wide == 9007199254740992, "2^53 itself");
+    same_text("message", err, "--seed: expected an integer between 0 and 9007199254740992, got '-1'");
 }
 
 int main(void) {
@@ -787,6 +989,12 @@ int main(void) {
     test_peak_memory();
     test_signals();
     test_progress();
+    test_messages();
+    test_standard_output();
+    test_planted_links();
+    test_trials();
+    test_claims();
+    test_wide_integers();
     test_remove_dir(dir);
     return test_summary();
 }

@@ -32,7 +32,7 @@ fails() {
 same() { diff "$1" "$2"; }
 has() { grep -q -e "$2" "$1"; }
 hasnt() { ! grep -q -e "$2" "$1"; }
-none() { [ -z "$(find "$1" -name '*.tmp')" ]; }
+none() { [ -z "$(find "$1" -name '*.tmp*')" ]; }
 # svg FILE: whether it is one well-formed picture without numbers that are none.
 svg() {
     head -c 40 "$1" | grep -q '^<svg xmlns="http://www.w3.org/2000/svg"' && tail -n 1 "$1" | grep -q '^</svg>$' &&

@@ -86,6 +86,7 @@ static void bench_net(const char *name, int which, int norm, int channels, int s
 
 int main(int argc, char **argv) {
     const double at_least = argc > 1 ? atof(argv[1]) : 1;
+    message_guard("bench_cnn");
     device_require("bench_cnn");
     static const struct {
         const char *name;

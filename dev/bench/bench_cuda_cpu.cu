@@ -6,6 +6,7 @@
 // are compared with the plain loop's before and after the timing; a difference is an error. Run it with
 // OMP_NUM_THREADS=1 (then processor time is measured) and with 2.
 #include "common/cuda_common.h"
+#include "common/message.h"
 #include "dev/timing.h"
 #include <time.h>
 
@@ -242,6 +243,7 @@ static float *random_floats(unsigned seed) {
 
 int main(void) {
     char device[256], name[64];
+    message_guard("bench_cuda_cpu");
     device_describe(device, sizeof device);
     fprintf(stderr, "%s\n", device);
     if (!strncmp(device, "CPU, 1 ", 7)) the_clock = CLOCK_PROCESS_CPUTIME_ID;

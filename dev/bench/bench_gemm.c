@@ -13,6 +13,7 @@
 // Prints CSV: backend,threads,shape,trans,m,n,k,runs,median,p10,p90 (GFLOP/s; the median's p10 and p90 are over runs). Every
 // product is checked against sums in double precision, before and after it was timed; a wrong one ends with status 1.
 #include "../../common/gemm.h"
+#include "../../common/message.h"
 #include "../timing.h"
 #include <getopt.h>
 #include <math.h>
@@ -191,6 +192,7 @@ int main(int argc, char **argv) {
         {"library-threads", no_argument, NULL, 'l'}, {"csv", required_argument, NULL, 'c'},
         {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
     const char *only = "", *csv = NULL;
+    message_guard("bench_gemm");
     double rotate = 64, seconds = 0.3;
     int threads = 0;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {

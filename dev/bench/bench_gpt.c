@@ -143,6 +143,7 @@ static int bench(const char *name, const config *c, int B, double at_least) {
 
 int main(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "small";
+    message_guard("bench_gpt");
     const double at_least = argc > 2 ? atof(argv[2]) : 10;
     char device[256], row[32];
     config c = default_config();

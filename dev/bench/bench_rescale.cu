@@ -136,6 +136,7 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
 int main(int argc, char **argv) {
     const double at_least = argc > 1 ? atof(argv[1]) : 1;
     const char *only = argc > 2 ? argv[2] : NULL;
+    message_guard("bench_rescale");
     device_require("bench_rescale");
     char device[256];
     device_describe(device, sizeof device);

@@ -36,6 +36,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "../../common/message.h"
 #include "../plot.h"
 
 enum { BETTER = -1, EQUAL, WORSE };
@@ -62,7 +63,7 @@ static setting *settings[MAX_SETTINGS];
 static int n_methods, n_rates, n_settings;
 
 static void fail(const char *what, const char *name) {
-    fprintf(stderr, "report: %s: %s\n", name, what);
+    message_print("report", "%s: %s", name, what);
     exit(1);
 }
 
@@ -845,6 +846,7 @@ static void overview(char *list, const char *title, int n_files, char **files) {
 
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
+    message_guard("report");
     if (!strcmp(command, "harm") && argc > 2) {
         print_harm(argc - 2, argv + 2);
     } else if (!strcmp(command, "worse") && argc > 3) {
@@ -872,5 +874,5 @@ int main(int argc, char **argv) {
                         "overview METHOD,METHOD... TITLE FILE.csv...\n");
         return 2;
     }
-    return ferror(stdout) || fflush(stdout) ? 1 : 0;
+    return 0;
 }
