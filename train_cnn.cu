@@ -319,8 +319,9 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
     }
     char text[256];
     if (gemm_create(&m->gemm, c->train.precision, text, sizeof text)) {
-        snprintf(err, n, "--precision: %s", text);
-        return -1;
+        const int machine = c->train.precision == GEMM_FP32;  // which every machine has
+        snprintf(err, n, machine ? "%s" : "--precision: %s", text);
+        return machine ? 1 : -1;
     }
     m->layers[0].in_c = in_c, m->layers[0].in_h = in_h, m->layers[0].in_w = in_w;
     if (c->model == MODEL_ALLCONV) build_allconv(m, c);
@@ -564,7 +565,8 @@ static void loss_forward_backward(model *m, int n, int slot) {
 // weights normal with variance 2 / fan_in, biases zero. --init-scale multiplies both. BatchNorm: gamma 1, beta 0, mean 0, variance 1.
 static void model_init(model *m, const config *c) {
     train_net *net = &m->net;
-    float *host = (float *)calloc(net->n_params, sizeof(float)), *stats = (float *)calloc(net->n_stats + 1, sizeof(float));
+    float *host = (float *)train_alloc(NULL, net->n_params, sizeof(float));
+    float *stats = (float *)train_alloc(NULL, net->n_stats + 1, sizeof(float));
     const float scale = (float)c->train.init_scale;
     for (int i = 0; i < net->n_tensors; i++) {
         const train_tensor *t = &net->tensors[i];
@@ -670,7 +672,7 @@ static float *probe_outputs(model *m, int mode, size_t *n) {
     const int rows = m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS;
     const layer *first = &m->layers[0];
     const size_t n_in = (size_t)rows * (size_t)first->in_h * (size_t)first->in_w * (size_t)first->in_c;
-    float *in = (float *)malloc(n_in * sizeof(float));
+    float *in = (float *)train_alloc(NULL, n_in, sizeof(float));
     rng_fill_normal(in, n_in, 0.0f, 1.0f, 1, rng_stream(RNG_TEST, 0));
     train_upload(m->image, in, n_in * sizeof(float));
     free(in);
@@ -748,6 +750,7 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
     for (int first = 0; first < n; first += m->max_rows) {
         const int rows = n - first < m->max_rows ? n - first : m->max_rows;
+        if (train_pause(&t->run, test ? "evaluating on test data" : "evaluating on training data", first, n)) return;
         load_batch(m, d, first, rows, -1, 0);
         forward(m, rows, MODE_EVAL);
         loss_forward_backward(m, rows, TRAIN_LOSS_RING);
@@ -833,8 +836,9 @@ static int run(const config *c) {
     if (c->train.limit_test) dataset_limit(&test, c->train.limit_test);
     train_set_length(&t.run, train.n);
     const int max_rows = t.run.batch > EVAL_ROWS ? t.run.batch : EVAL_ROWS;
-    if (model_create(&t.m, c, train.channels, train.height, train.width, train.classes, max_rows, err, sizeof err))
-        cli_usage_error("train_cnn", "%s", err);
+    const int failed = model_create(&t.m, c, train.channels, train.height, train.width, train.classes, max_rows, err, sizeof err);
+    if (failed < 0) cli_usage_error("train_cnn", "%s", err);
+    if (failed) return train_fail(&t.run, err);
     const int normed = smallest_normed_map(&t.m);
     if (normed) train_check_batch_norm(&t.run, normed);
     t.train = device_data_create(&train, 1), t.test = device_data_create(&test, 1);

@@ -161,7 +161,7 @@ static real *alloc_reals(size_t n) {
     const size_t page = (size_t)1 << 21, bytes = ((n ? n : 1) * sizeof(real) + page - 1) / page * page;
     void *p = NULL;
     if (posix_memalign(&p, bytes > page ? page : 4096, bytes)) {
-        fprintf(stderr, "train_gpt_style: out of memory: %zu MiB\n", bytes >> 20);
+        message_print("train_gpt_style", "out of memory: %zu MiB", bytes >> 20);
         exit(1);
     }
 #ifdef MADV_HUGEPAGE
@@ -1075,7 +1075,7 @@ static size_t window_start(const trainer *t, int64_t epoch, int64_t i) {
 static void train_step(void *self) {
     trainer *t = (trainer *)self;
     model *m = &t->m;
-    const train_run *r = &t->run;
+    train_run *r = &t->run;
     int64_t epoch;
     int first;
     const int rows = train_batch(r, &epoch, &first);
@@ -1083,6 +1083,7 @@ static void train_step(void *self) {
     zero_gradients(m);
     for (int done = 0; done < rows; done += m->max_B) {
         const int B = min_int(m->max_B, rows - done);
+        if (done > 0 && train_pause(r, "passes of this step", done, rows)) return;
         for (int b = 0; b < B; b++) load_window(m, t->data.train, window_start(t, epoch, first + done + b), b);
         loss += forward_backward(m, B, m->T, 1.0 / ((double)rows * m->T));
     }
@@ -1099,6 +1100,8 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     double sum = 0, hits = 0;
     for (size_t first = 0; first < windows; first += (size_t)m->max_B) {
         const int B = windows - first < (size_t)m->max_B ? (int)(windows - first) : m->max_B;
+        const char *what = test ? "evaluating on validation data" : "evaluating on training data";
+        if (train_pause(&t->run, what, (int64_t)first, (int64_t)windows)) return;
         for (int b = 0; b < B; b++) {
             const size_t i = first + (size_t)b;
             load_window(m, test ? t->data.val : t->data.train, test ? i * T : i * in_train / windows * T, b);
@@ -1148,12 +1151,16 @@ static int draw(const real *logits, int V, double temperature, int top_k, double
     return last;
 }
 
-// Continues text[n] up to text[end]. The context is text[start ...], at first the last T tokens; positions
-// whose keys and values are known are not computed again. When it is full, its later half starts the next.
-static void continue_text(model *m, const config *c, int *text, int n, int end) {
+// Continues text[n] up to text[end], or until the run is interrupted; returns where the text ends now. The context is
+// text[start ...], at first the last T tokens; positions whose keys and values are known are not computed again. When it
+// is full, its later half starts the next.
+static int continue_text(trainer *t, int *text, int n, int end) {
+    model *m = &t->m;
+    const config *c = t->c;
+    const int first = n;
     real *work = (real *)train_alloc(NULL, (size_t)m->V, sizeof *work);
     int start = max_int(0, n - m->T), known = 0;
-    for (; n < end; n++) {
+    for (; n < end && !train_pause(&t->run, "sampling", n - first, end - first); n++) {
         if (n - start > m->T) {
             start = n - max_int(1, m->T / 2);
             known = 0;
@@ -1168,24 +1175,32 @@ static void continue_text(model *m, const config *c, int *text, int n, int end) 
         known = T;
     }
     free(work);
+    return n;
 }
 
-// Prints the prompt and `sample` more tokens: text as it is, but control characters as ?, tokens as numbers.
-static void sample_text(trainer *t) {
+// Prints the prompt and `sample` more tokens: text as it is, but control characters as ?, tokens as numbers. Returns 0, or the exit
+// status of an interruption, which leaves the sample shorter.
+static int sample_text(trainer *t) {
     const config *c = t->c;
     const int prompt = (int)strlen(c->prompt), first = prompt ? 0 : 1;  // what stands for an empty prompt is not printed
     const int n = first + prompt, end = n + c->sample;
     int *text = (int *)train_alloc(NULL, (size_t)end, sizeof *text);
     text[0] = t->data.start;
     for (int i = 0; i < prompt; i++) text[i] = (unsigned char)c->prompt[i];
-    continue_text(&t->m, c, text, n, end);
-    for (int i = first; i < end; i++) {
+    const int reached = continue_text(t, text, n, end);
+    log_progress_clear(&t->run.progress);
+    for (int i = first; i < reached; i++) {
         const int v = text[i];
         if (!t->data.bytes) printf("%d ", v);
         else putchar((v < 32 && v != '\n' && v != '\t') || v == 127 ? '?' : v);
     }
     putchar('\n');
     free(text);
+    if (reached == end) return 0;
+    char message[128];
+    snprintf(message, sizeof message, "interrupted after %d of %d tokens of the sample", reached - n, end - n);
+    train_fail(&t->run, message);
+    return log_interrupt_status();
 }
 
 // -------------------------------------------------------------------------------------------------------- command line
@@ -1309,8 +1324,8 @@ static int run(config *c) {
                       "%lld parameters", t.data.name, t.data.n_train, t.data.n_val, t.m.L, t.m.NH, t.m.C, t.m.T, t.m.V,
                       (long long)train_parameter_count(&t.m.net));
     if (!c->train.resume) model_init(&t.m, c);
-    const int status = train_execute(r);
-    if (!status && c->sample) sample_text(&t);
+    int status = train_execute(r);
+    if (!status && c->sample) status = sample_text(&t);
     model_free(&t.m), corpus_free(&t.data);
     return status;
 }

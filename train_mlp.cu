@@ -103,12 +103,13 @@ static size_t place_activations(model *m, float *base) {
     return used;
 }
 
-// Builds the model on the device for at most max_rows rows at a time. Returns 0, or -1 with a message (--precision).
+// Builds the model on the device for at most max_rows rows at a time. Returns 0, or with a message -1 where the options ask for what
+// cannot be, 1 where the machine lacks something.
 static int model_create(model *m, const int *dim, int n_layers, const config *c, int max_rows, char *err, size_t n) {
     memset(m, 0, sizeof *m);
     m->n_layers = n_layers, m->bias = c->bias, m->norm = c->norm, m->task = c->task, m->max_rows = max_rows;
     memcpy(m->dim, dim, (size_t)(n_layers + 1) * sizeof(int));
-    if (gemm_create(&m->gemm, c->train.precision, err, n)) return -1;
+    if (gemm_create(&m->gemm, c->train.precision, err, n)) return c->train.precision == GEMM_FP32 ? 1 : -1;
     train_net *net = &m->net;
     net->hint = "layers, --norm or --no-bias differ";
     for (int l = 0; l < n_layers; l++) {
@@ -251,7 +252,7 @@ static void update(model *m, const config *c, double lr, int64_t step) {
 // kaiming-uniform is nn.Linear's default: weights and bias uniform in +-1 / sqrt(fan_in). kaiming-normal: weights normal with
 // variance 2 / fan_in, biases zero. scale multiplies weights and biases. BatchNorm: gamma 1, beta 0, mean 0, variance 1.
 static void model_init(model *m, const config *c) {
-    float *host = (float *)calloc(m->net.n_params, sizeof(float)), one = 1.0f;
+    float *host = (float *)train_alloc(NULL, m->net.n_params, sizeof(float)), one = 1.0f;
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         float *p = host + t->offset;
@@ -316,7 +317,8 @@ static int probe_rows(const model *m) { return m->max_rows < PROBE_ROWS ? m->max
 static float *probe_outputs(model *m, int mode) {
     const int rows = probe_rows(m);
     const size_t n_in = (size_t)rows * (size_t)m->dim[0], n_out = (size_t)rows * (size_t)m->dim[m->n_layers];
-    float *in = (float *)malloc(n_in * sizeof(float)), *out = (float *)malloc(n_out * sizeof(float));
+    float *in = (float *)train_alloc(NULL, n_in, sizeof(float));
+    float *out = (float *)train_alloc(NULL, n_out, sizeof(float));
     rng_fill_normal(in, n_in, 0.0f, 1.0f, 1, rng_stream(RNG_TEST, 0));
     CUDA_CHECK(cudaMemcpy(m->x[0], in, n_in * sizeof(float), cudaMemcpyHostToDevice));
     forward(m, rows, mode);
@@ -340,7 +342,7 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
     return status;
 }
 
-// ---------------------------------------------------------------------------------------------------- data, evaluation
+// ---------------------------------------------------------------------------------------------------------------- data
 
 // Loads rows first .. first + rows - 1 of the epoch's order into x[0] and the labels.
 static void load_batch(model *m, const device_data *d, int first, int rows) {
@@ -353,22 +355,6 @@ static void load_batch(model *m, const device_data *d, int first, int rows) {
     }
     CUDA_CHECK_LAUNCH();
     gather_labels(m->label, d, first, rows);
-}
-
-// Mean loss and accuracy (a fraction; LOG_NA for autoencoders) over a data set, BatchNorm in evaluation mode.
-static void evaluate(model *m, const device_data *d, double *loss, double *accuracy) {
-    double totals[2] = {0, 0};
-    order_samples(d, 0, 0, 0);
-    CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
-    for (int first = 0; first < d->n; first += m->max_rows) {
-        const int rows = d->n - first < m->max_rows ? d->n - first : m->max_rows;
-        load_batch(m, d, first, rows);
-        forward(m, rows, MODE_EVAL);
-        loss_forward_backward(m, rows, TRAIN_LOSS_RING);
-    }
-    CUDA_CHECK(cudaMemcpy(totals, m->totals, sizeof totals, cudaMemcpyDeviceToHost));
-    *loss = totals[0] / d->n;
-    *accuracy = m->task == TASK_CLASSIFY ? totals[1] / d->n : LOG_NA;
 }
 
 // ------------------------------------------------------------------------------------------------------------ training
@@ -401,10 +387,26 @@ static void train_step(void *self) {
 }
 
 // What else common/train.h asks for. All but the norm overwrite the batch on the device.
-static void run_evaluate(void *self, int test, double *loss, double *accuracy) {
+
+// Mean loss and accuracy (a fraction; LOG_NA for autoencoders) over a data set, BatchNorm in evaluation mode.
+static void evaluate(void *self, int test, double *loss, double *accuracy) {
     trainer *t = (trainer *)self;
+    model *m = &t->m;
+    const device_data *d = test ? &t->test : &t->train;
+    double totals[2] = {0, 0};
     t->ready = -1;
-    evaluate(&t->m, test ? &t->test : &t->train, loss, accuracy);
+    order_samples(d, 0, 0, 0);
+    CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
+    for (int first = 0; first < d->n; first += m->max_rows) {
+        const int rows = d->n - first < m->max_rows ? d->n - first : m->max_rows;
+        if (train_pause(&t->run, test ? "evaluating on test data" : "evaluating on training data", first, d->n)) return;
+        load_batch(m, d, first, rows);
+        forward(m, rows, MODE_EVAL);
+        loss_forward_backward(m, rows, TRAIN_LOSS_RING);
+    }
+    CUDA_CHECK(cudaMemcpy(totals, m->totals, sizeof totals, cudaMemcpyDeviceToHost));
+    *loss = totals[0] / d->n;
+    *accuracy = m->task == TASK_CLASSIFY ? totals[1] / d->n : LOG_NA;
 }
 static int run_rescale(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
@@ -491,7 +493,9 @@ static int run(config *c) {
     train_set_length(&t.run, train.n);
     if (c->norm == NORM_BATCH && n_layers > 1) train_check_batch_norm(&t.run, 1);
     const int max_rows = t.run.batch > 512 ? t.run.batch : 512;
-    if (model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err)) cli_usage_error("train_mlp", "--precision: %s", err);
+    const int failed = model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err);
+    if (failed < 0) cli_usage_error("train_mlp", "--precision: %s", err);
+    if (failed) return train_fail(&t.run, err);
     t.train = device_data_create(&train, c->task == TASK_CLASSIFY), t.test = device_data_create(&test, c->task == TASK_CLASSIFY);
     device_describe(device, sizeof device);
     for (int i = 0; i <= n_layers && used < sizeof layers; i++)
@@ -502,7 +506,7 @@ static int run(config *c) {
     t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train), dataset_free(&test);
     t.run.net = &t.m.net, t.run.step_loss = t.m.step_loss, t.run.backend = gemm_backend(), t.run.trainer = &t;
-    t.run.train_step = train_step, t.run.evaluate = run_evaluate, t.run.rescale = run_rescale, t.run.outputs = run_outputs;
+    t.run.train_step = train_step, t.run.evaluate = evaluate, t.run.rescale = run_rescale, t.run.outputs = run_outputs;
     t.run.norm = run_norm;
     if (!o->resume) model_init(&t.m, c);
     const int status = train_execute(&t.run);

@@ -27,8 +27,8 @@
 //     Tensors     train_net: a table of parameters and one of buffers (running statistics, counters), and the arrays
 //     Weights     train_save_weights, train_load_weights: safetensors with PyTorch's names
 //     Stored      train_parse: the command line and, with --resume, the options of the run that is continued
-//     Run         train_run, train_run_init, train_set_length, train_batch, train_check_batch_norm, train_fail,
-//                 train_execute
+//     Run         train_run, train_run_init, train_set_length, train_batch, train_pause, train_check_batch_norm,
+//                 train_fail, train_execute
 //     Rescaling   train_rescale_options, train_relative_difference
 // What else is here (checkpoints, losses, loop, report) train_execute calls; tests call it too.
 //
@@ -70,7 +70,7 @@ static inline void train_download(void *host, const void *from, size_t bytes) {
 static inline void *train_alloc(void *old, size_t n, size_t size) {
     void *p = old ? realloc(old, (n ? n : 1) * size) : calloc(n ? n : 1, size);
     if (p) return p;
-    fprintf(stderr, "train.h: out of memory: %zu elements of %zu bytes\n", n, size);
+    message_print("train.h", "out of memory: %zu elements of %zu bytes", n, size);
     exit(1);
 }
 
@@ -105,6 +105,7 @@ typedef struct train_options {
     int shuffle, precision;
     cli_every eval_every, checkpoint_every;
     const char *load, *save, *resume, *resume_changes, *log_dir, *report;
+    int overwrite;               // --log-dir may hold a run, which is replaced
     int quiet;
     // Not on the command line
     const char *fixed;           // "layers,norm": the trainer's own options that make the function, the data or the loss
@@ -170,7 +171,8 @@ static inline train_options train_default_options(void) {
     CLI_GROUP("Output"), CLI_EVERY("eval-every", &(o)->eval_every, "evaluate on training and test set (0: only at the end)"), \
         CLI_STRING("load", &(o)->load, "FILE", "initial weights, safetensors with PyTorch's names"),                        \
         CLI_STRING("save", &(o)->save, "FILE", "write the final weights there"),                                            \
-        CLI_STRING("log-dir", &(o)->log_dir, "DIR", "write log.csv and checkpoints there"),                                 \
+        CLI_STRING("log-dir", &(o)->log_dir, "DIR", "write log.csv and checkpoints there, in a folder of this run alone"),  \
+        CLI_FLAG("overwrite", &(o)->overwrite, "replace the run that --log-dir holds"),                                     \
         CLI_EVERY("checkpoint-every", &(o)->checkpoint_every, "checkpoints in --log-dir (0: only at the end)"),             \
         CLI_STRING("resume", &(o)->resume, "DIR", "continue the run whose checkpoints are in DIR, with its options"),       \
         CLI_STRING("resume-changes", &(o)->resume_changes, "LIST", "options that may differ from that run's: steps,batch-size"), \
@@ -207,6 +209,8 @@ static inline void train_check_options(const char *program, train_options *o, co
     if (o->resume && o->load) cli_usage_error(program, "--resume and --load exclude each other");
     if (o->resume && o->log_dir && strcmp(o->resume, o->log_dir))
         cli_usage_error(program, "--log-dir must be the folder of --resume, or left out");
+    if (o->overwrite && o->resume) cli_usage_error(program, "--overwrite and --resume exclude each other");
+    if (o->overwrite && !o->log_dir) cli_usage_error(program, "--overwrite needs --log-dir");
     if (o->schedule == SCHEDULE_ONE_CYCLE && o->warmup)
         cli_usage_error(program, "--warmup and --schedule one-cycle exclude each other: one-cycle warms up by itself");
     if (o->rescale_max_trace != 0 && o->rescale_max_trace < 1) cli_usage_error(program, "--rescale-max-trace: expected 0, or 1 and more");
@@ -422,10 +426,21 @@ static inline int train_write_weights(const train_net *net, const train_list *li
     return safetensors_write(path, list->tensors, (size_t)list->n, pairs, (size_t)n_pairs, err, n);
 }
 
-// Writes the weights and buffers. Returns 0, or -1 with a message. A device or pipe at path is refused: it would be replaced.
+
+// Whether weights could be written to path, as log_file_try. A device or pipe there, or standard output, is refused: it would be
+// replaced.
+static inline int train_try_weights(const char *path, char *err, size_t n) {
+    struct stat info;
+    if ((stat(path, &info) == 0 && !S_ISREG(info.st_mode)) || log_standard_stream(path))
+        return log_error(err, n, "%s: is not a regular file", path);
+    return log_file_try(path, err, n);
+}
+
+// Writes the weights and buffers. Returns 0, or -1 with a message. What train_try_weights refuses is refused.
 static inline int train_save_weights(const train_net *net, const char *path, char *err, size_t n) {
     struct stat info;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) return log_error(err, n, "%s: is not a regular file", path);
+    if ((stat(path, &info) == 0 && !S_ISREG(info.st_mode)) || log_standard_stream(path))
+        return log_error(err, n, "%s: is not a regular file", path);
     float *params = train_host_copy(net->params, net->n_params), *stats = train_host_copy(net->stats, net->n_stats);
     train_list list = train_list_weights(net, params, stats, net->counts);
     const int status = train_write_weights(net, &list, path, NULL, 0, err, n);
@@ -666,7 +681,8 @@ typedef struct train_run {
     void *trainer;
     // Step number `step`: batch, forward, loss, backward, update. The loop counts.
     void (*train_step)(void *trainer);
-    // Mean loss over the training set (test = 0) or the test set (1), and the accuracy as a fraction, or LOG_NA.
+    // Mean loss over the training set (test = 0) or the test set (1), and the accuracy as a fraction, or LOG_NA. Asks train_pause
+    // for every batch, as does train_step where it takes several passes, before it changes anything but gradients.
     void (*evaluate)(void *trainer, int test, double *loss, double *accuracy);
     // Rescales the network; *moved: how far its outputs moved, as train_relative_difference; moved may be NULL. 0, or -1 with
     // report->message.
@@ -684,6 +700,8 @@ typedef struct train_run {
     double loss, train_loss, test_loss, test_accuracy;
     rescale_report first_rescaling;  // right after initialisation
     double output_moved;         // by it
+    int stopped;                 // by an interruption, within a step or an evaluation
+    int lock;                    // of the log folder, see log_claim; -1: none
     int rescalings;              // how many there were, and how long all of them took
     double rescale_seconds;
     log_csv csv;
@@ -692,7 +710,6 @@ typedef struct train_run {
     char id[CHECKPOINT_ID + 1];  // of this run, from its first process on
     int64_t good[CHECKPOINT_KEPT];  // steps of the newest checkpoints that this process wrote or read
     int n_good;
-    int64_t logged;              // step whose evaluation the log has from an earlier process, or -1
 } train_run;
 
 // Begins a run: clock, progress on stdout, defaults of the trainer's fields.
@@ -700,8 +717,9 @@ static inline void train_run_init(train_run *r, const char *program, const char 
     memset(r, 0, sizeof *r);
     r->started = log_seconds();
     r->program = program, r->version = version, r->options = o;
-    r->logged = -1;
     r->unit = "samples", r->units_per_sample = 1, r->test_name = "test";
+    r->lock = -1;
+    r->csv.evaluated = -1;
     r->train_loss = r->test_loss = r->test_accuracy = LOG_NA;
     log_progress_init(&r->progress, stdout, o->quiet);
 }
@@ -740,7 +758,7 @@ static inline void train_check_batch_norm(const train_run *r, int64_t values) {
 // Prints `program: message` on stderr and returns 1, the exit status of a failure.
 static inline int train_fail(train_run *r, const char *message) {
     log_progress_clear(&r->progress);
-    fprintf(stderr, "%s: %s\n", r->program, message);
+    message_print(r->program, "%s", message);
     return 1;
 }
 
@@ -760,8 +778,8 @@ static inline void train_watch(train_run *r, int64_t step) {
     if (r->first_loss < 0 || r->loss <= 10 * r->first_loss) return;
     train_hint(r, hint, sizeof hint);
     if (!r->options->quiet)
-        fprintf(stderr, "%s: warning: loss %.3g at step %lld, %.2g times the first: few runs recover, try a smaller --lr than %g%s\n", r->program,
-                r->loss, (long long)step, r->loss / r->first_loss, r->options->lr, hint);
+        message_print(r->program, "warning: loss %.3g at step %lld, %.2g times the first: few runs recover, try a smaller --lr than %g%s",
+                      r->loss, (long long)step, r->loss / r->first_loss, r->options->lr, hint);
     r->first_loss = -1;
 }
 
@@ -778,8 +796,21 @@ static inline int train_diverged(train_run *r, const char *what, int64_t step) {
     return train_fail(r, text);
 }
 
-// Number of steps an option like 2epochs or 100steps stands for; 0: never.
-static inline int64_t train_every(const train_run *r, cli_every e) { return e.unit == CLI_EPOCHS ? e.n * r->steps_per_epoch : e.n; }
+// Number of steps an option like 2epochs or 100steps stands for; 0: never. More steps than can be counted are as many as can.
+static inline int64_t train_every(const train_run *r, cli_every e) {
+    if (e.unit != CLI_EPOCHS) return e.n;
+    return e.n > INT64_MAX / r->steps_per_epoch ? INT64_MAX : e.n * r->steps_per_epoch;
+}
+
+// For long loops (over the batches of an evaluation, the passes of one step, the tokens of a sample): shows that `what` has come to
+// done of total, when an update is due. Returns 1 when the run was interrupted: the caller then leaves its loop, and what the loop
+// would have given is dropped.
+static inline int train_pause(train_run *r, const char *what, int64_t done, int64_t total) {
+    if (r->progress.out && log_progress_due(&r->progress))
+        log_progress_update(&r->progress, "step %lld  %s: %.0f%%", (long long)r->step, what, 100.0 * (double)done / (double)total);
+    if (log_interrupted) r->stopped = 1;
+    return r->stopped;
+}
 
 // Fetches the losses of the steps since the last call, logs them, and stops the clock of the steps. Returns 0; 1 when the
 // loss is no longer finite.
@@ -807,16 +838,20 @@ static inline int train_fetch_losses(train_run *r) {
     return 0;
 }
 
-// Evaluates on both sets, logs two rows and prints a line. Returns 0, or 1 when the training loss is not finite.
+// Evaluates on both sets, logs two rows (unless a resumed log has them) and prints a line. Returns 0, or 1 when the training loss is
+// not finite. Interrupted, it sets stopped and tells nothing: a resumed run evaluates anew.
 static inline int train_evaluate(train_run *r) {
     char err[LOG_PATH + 256];
-    double accuracy;
+    double loss[2] = {LOG_NA, LOG_NA}, accuracy[2] = {LOG_NA, LOG_NA};
     const double epoch = (double)r->step / (double)r->steps_per_epoch;
-    r->evaluate(r->trainer, 0, &r->train_loss, &accuracy);
-    r->evaluate(r->trainer, 1, &r->test_loss, &r->test_accuracy);
-    for (int k = 0; k < 2 && r->csv.file.f && r->step != r->logged; k++) {
+    for (int k = 0; k < 2 && !r->stopped; k++) r->evaluate(r->trainer, k, &loss[k], &accuracy[k]);
+    if (r->stopped) return 0;
+    r->train_loss = loss[0];
+    r->test_loss = loss[1];
+    r->test_accuracy = accuracy[1];
+    for (int k = 0; k < 2 && r->csv.file.f && r->csv.evaluated != r->step; k++) {
         log_row row = log_row_make(r->step, epoch, k ? "test" : "train", k ? r->test_loss : r->train_loss);
-        row.accuracy = k ? r->test_accuracy : accuracy;
+        row.accuracy = accuracy[k];
         row.lr = train_learning_rate(r->options, r->step, r->total_steps);
         if (log_write(&r->csv, &row, err, sizeof err)) train_fail(r, err);
     }
@@ -1226,7 +1261,7 @@ static inline int train_resume(train_run *r) {
         status = train_load_checkpoint(r, steps[i], err, sizeof err);
         checkpoint_path(dir, r->options->resume, steps[i], "");
         if (status >= 0) continue;
-        fprintf(stderr, "%s: skipping an incomplete or damaged checkpoint: %s\n", r->program, err);
+        message_print(r->program, "skipping an incomplete or damaged checkpoint: %s", err);
     }
     free(steps);
     if (status > 0) return train_fail(r, err);
@@ -1242,49 +1277,55 @@ static inline int train_resume(train_run *r) {
     return 0;
 }
 
-// Whether the log in a folder has the evaluation of a step: a resumed run does not log it again.
-static inline int train_log_has(const char *log_dir, int64_t step) {
-    char path[CHECKPOINT_PATH], line[1024], row[64];
-    int found = 0;
-    snprintf(path, sizeof path, "%s/log.csv", log_dir);
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    const size_t n = (size_t)snprintf(row, sizeof row, "%lld,", (long long)step);
-    while (!found && fgets(line, sizeof line, f)) found = !strncmp(line, row, n) && strstr(line, ",test,");
-    fclose(f);
-    return found;
-}
-
 // ------------------------------------------------------------------------------------------------------ loop, report
 
-// Trains to the last step. Returns the exit status: 0, 1 after a failure, 130 or 143 when interrupted (after a checkpoint).
+// Fills text with the rate of the last steps and the time that the others will take, for the progress line.
+static inline void train_show_rate(const train_run *r, char *text, size_t size) {
+    const double seconds = r->step_seconds / (double)(r->step - r->first_step);
+    char rate[96] = "", left[LOG_DURATION];
+    if (r->flops_per_sample > 0)
+        snprintf(rate, sizeof rate, "  %.0f %s/s  %.0f GFLOP/s", r->batch * r->units_per_sample / seconds, r->unit,
+                 1e-9 * r->batch * r->flops_per_sample / seconds);
+    log_duration(left, seconds * (double)(r->total_steps - r->step));
+    snprintf(text, size, "%.2f ms/step%s  %s left", 1e3 * seconds, rate, left);
+}
+
+// Says where an interrupted run can go on. Returns its exit status.
+static inline int train_interrupted(train_run *r) {
+    char text[LOG_PATH + 128];
+    snprintf(text, sizeof text, "interrupted after step %lld%s%s", (long long)r->step,
+             r->last_checkpoint[0] ? "; continue with --resume " : "", r->last_checkpoint[0] ? r->options->log_dir : "");
+    train_fail(r, text);
+    return log_interrupt_status();
+}
+
+// Trains to the last step. Returns the exit status: 0, 1 after a failure, 129, 130 or 143 when interrupted (after a checkpoint).
 static inline int train_loop(train_run *r) {
     const train_options *o = r->options;
     const int64_t eval = train_every(r, o->eval_every), checkpoint = train_every(r, o->checkpoint_every);
     const int64_t rescale = o->rescale ? train_every(r, o->rescale_every) : 0;
     int64_t evaluated = -1, saved = r->step;
+    char rate[192];
     r->mark = log_seconds();
-    if (r->step == 0 && eval) {
+    // At the start; and where a run that is resumed was interrupted in an evaluation.
+    if (eval && r->step % eval == 0 && (r->step == 0 || o->resume) && r->csv.evaluated != r->step) {
         if (train_evaluate(r)) return 1;
-        evaluated = 0;
+        evaluated = r->step;
     }
     while (r->step < r->total_steps && !log_interrupted) {
         if (rescale && r->step > 0 && r->step % rescale == 0) {
             if (train_fetch_losses(r) || train_rescale(r, 0)) return 1;
         }
         r->train_step(r->trainer);
+        if (r->stopped) break;  // nothing was updated
         r->step++;
         const int due = log_progress_due(&r->progress);
         if ((due || r->step - r->fetched == TRAIN_LOSS_RING) && train_fetch_losses(r)) return 1;
         if (due) {
-            const double seconds = r->step_seconds / (double)(r->step - r->first_step);
-            char rate[96] = "";
-            if (r->flops_per_sample > 0)
-                snprintf(rate, sizeof rate, "  %.0f %s/s  %.0f GFLOP/s", r->batch * r->units_per_sample / seconds, r->unit,
-                         1e-9 * r->batch * r->flops_per_sample / seconds);
-            log_progress_update(&r->progress, "epoch %.2f of %.0f  step %lld  loss %.4f  %.2f ms/step%s",
+            train_show_rate(r, rate, sizeof rate);
+            log_progress_update(&r->progress, "epoch %.2f of %.0f  step %lld  loss %.4f  %s",
                                 (double)r->step / (double)r->steps_per_epoch, (double)r->total_steps / (double)r->steps_per_epoch,
-                                (long long)r->step, r->loss, 1e3 * seconds, rate);
+                                (long long)r->step, r->loss, rate);
         }
         if (eval && r->step % eval == 0) {
             if (train_fetch_losses(r) || train_evaluate(r)) return 1;
@@ -1292,18 +1333,14 @@ static inline int train_loop(train_run *r) {
         }
         if (checkpoint && r->step % checkpoint == 0 && o->log_dir) {
             if (train_fetch_losses(r) || train_save_checkpoint(r)) return 1;
-            saved = r->step, r->mark = log_seconds();
+            saved = r->step;
+            r->mark = log_seconds();
         }
     }
     if (train_fetch_losses(r)) return 1;
     if (!log_interrupted && evaluated != r->step && train_evaluate(r)) return 1;
     if (o->log_dir && saved != r->step && train_save_checkpoint(r)) return 1;
-    if (!log_interrupted) return 0;
-    char text[LOG_PATH + 128];
-    snprintf(text, sizeof text, "interrupted after step %lld%s%s", (long long)r->step,
-             r->last_checkpoint[0] ? "; continue with --resume " : "", r->last_checkpoint[0] ? o->log_dir : "");
-    train_fail(r, text);
-    return log_interrupt_status();
+    return log_interrupted ? train_interrupted(r) : 0;
 }
 
 // The report's part on whose run it is: id, command line, every option (null: not set).
@@ -1383,28 +1420,52 @@ static inline int train_write_report(train_run *r) {
     return log_json_close(&j, err, sizeof err) ? train_fail(r, err) : 0;
 }
 
+// Takes the log folder, and tries what will be written at the end of the run, before it begins. Returns 0, or 1 after a message.
+static inline int train_take_outputs(train_run *r) {
+    const train_options *o = r->options;
+    char err[2 * LOG_PATH];
+    const int missing = o->resume && !log_holds_run(o->resume);  // train_resume says so
+    int purpose = o->overwrite ? LOG_OVERWRITE : LOG_NEW;
+    if (o->resume) purpose = LOG_RESUME;
+    if (o->log_dir && !missing) {
+        r->lock = log_claim(o->log_dir, purpose, err, sizeof err);
+        if (r->lock < 0) return train_fail(r, err);
+    }
+    if (o->save && train_try_weights(o->save, err, sizeof err)) return train_fail(r, err);
+    if (o->report && log_file_try(o->report, err, sizeof err)) return train_fail(r, err);
+    return 0;
+}
+
+// The weights and the log that a run begins with. Returns 0, or 1 after a message.
+static inline int train_begin(train_run *r) {
+    const train_options *o = r->options;
+    char err[2 * LOG_PATH];
+    if (o->resume && train_resume(r)) return 1;
+    if (o->load && train_load_weights(r->net, o->load, err, sizeof err)) return train_fail(r, err);
+    if (!o->resume && o->rescale && train_rescale(r, 1)) return 1;
+    r->first_step = r->step;
+    r->fetched = r->step;
+    if (!r->id[0]) checkpoint_run_id(r->id);
+    if (o->overwrite) checkpoint_sweep(o->log_dir);
+    if (o->overwrite && log_remove_run(o->log_dir, err, sizeof err)) return train_fail(r, err);
+    if (o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err)) return train_fail(r, err);
+    return 0;
+}
+
 // The whole run of a model that is built, and initialised unless --resume is set: resumes, or loads and rescales; trains; saves
 // (also after an interruption); reports. Returns the exit status of the program. What the trainer allocated stays.
 static inline int train_execute(train_run *r) {
     const train_options *o = r->options;
     char err[2 * LOG_PATH];
-    int status = 0;
-    if (o->resume) {
-        status = train_resume(r);
-    } else {
-        if (o->load && train_load_weights(r->net, o->load, err, sizeof err)) status = train_fail(r, err);
-        if (!status && o->rescale) status = train_rescale(r, 1);
-    }
-    r->first_step = r->fetched = r->step;
-    if (!status && !r->id[0]) checkpoint_run_id(r->id);
-    if (!status && o->resume && train_log_has(o->log_dir, r->step)) r->logged = r->step;
-    if (!status && o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err))
-        status = train_fail(r, err);
+    int status = train_take_outputs(r);
+    if (!status) status = train_begin(r);
     if (!status) status = train_loop(r);
     if ((!status || (log_interrupted && status > 1)) && o->save && train_save_weights(r->net, o->save, err, sizeof err))
         status = train_fail(r, err);
     if (!status && o->report) status = train_write_report(r);
     if (r->csv.file.f && log_close(&r->csv, err, sizeof err) && !status) status = train_fail(r, err);
     if (r->csv.failed && !status) status = 1;  // rows are missing; it was said when it happened
+    if (r->lock >= 0) close(r->lock);
+    r->lock = -1;
     return status;
 }

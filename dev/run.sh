@@ -23,7 +23,7 @@ mkdir -p out || exit 1
 for method in none pathcond enorm; do
     echo
     echo "== $trainer --data $data --rescale $method --lr 0.01 $*"
-    "$trainer" --data $data --rescale $method --lr 0.01 --log-dir out/$method --report out/$method/report.json --checkpoint-every 0 "$@" || exit
+    "$trainer" --data $data --rescale $method --lr 0.01 --log-dir out/$method --overwrite --report out/$method/report.json --checkpoint-every 0 "$@" || exit
 done
 echo
 "$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out none=out/none pathcond=out/pathcond enorm=out/enorm || exit

@@ -19,6 +19,6 @@ if ! sh data/get_data.sh shakespeare; then
     echo "tiny Shakespeare could not be had: using the built-in grammar instead (--data grammar)"
 fi
 mkdir -p out || exit 1
-echo "== $trainer --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: $*"
-"$trainer" --data $data --log-dir $out --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: "$@" || exit
+echo "== $trainer --data $data --log-dir $out --overwrite --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: $*"
+"$trainer" --data $data --log-dir $out --overwrite --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: "$@" || exit
 "$compare" --test-loss --title "tiny transformer on $data: cross-entropy in nats per byte" --out $out model=$out

@@ -124,6 +124,7 @@ bad_options() {
     refuses 2 --epochs "$@" --epochs 99999999999999999999
     refuses 2 --steps "$@" --steps -1
     refuses 2 --seed "$@" --seed -3
+    refuses 2 --seed "$@" --seed 9007199254740993
     refuses 2 --limit "$@" --limit -2
     refuses 2 --warmup "$@" --warmup -1
     refuses 2 --warmup "$@" --schedule one-cycle --warmup 5
@@ -139,6 +140,9 @@ bad_options() {
     refuses 2 --rescale-within "$@" --rescale-within --rescale-max-log 1
     refuses 2 --rescale-max-trace "$@" --rescale enorm --rescale-max-trace 1
     refuses 2 --rescale "$@" --rescale maybe
+    refuses 2 'did you mean pathcond?' "$@" --rescale patchcond
+    refuses 2 '--overwrite needs --log-dir' "$@" --overwrite
+    refuses 2 '--overwrite and --resume' "$@" --resume "$work/x" --overwrite
     refuses 2 --optimizer "$@" --optimizer adam
     refuses 2 --quiet "$@" --quiet=yes
     refuses 2 stray "$@" stray
@@ -153,11 +157,18 @@ bad_options() {
     fi
 }
 
-# bad_outputs ARGUMENTS: files that cannot be written.
+# bad_outputs ARGUMENTS: files that cannot be written, found before the first step of a run that would never end; folders that are made;
+# standard output and messages.
 bad_outputs() {
-    refuses 1 "$work/old/logs" "$@" --steps 0 --log-dir "$work/old/logs"
-    refuses 1 "$work/old" "$@" --steps 0 --report "$work/old/r.json"
-    refuses 1 "$work/missing/w" "$@" --steps 0 --save "$work/missing/w"
+    refuses 1 "$work/old/logs" "$@" --steps 100000000 --log-dir "$work/old/logs"
+    refuses 1 "$work/old" "$@" --steps 100000000 --report "$work/old/r.json"
+    refuses 1 "$work/old" "$@" --steps 100000000 --save "$work/old/w"
+    check 'the older file is as it was' is "$(cat "$work/old")" 'an older file'
+    ok 'folders of --save and --report are made' "$@" --steps 0 --quiet --save "$work/made/a/w" --report "$work/made/b/r.json"
+    check '--save and --report: the files' eval '[ -s "$work/made/a/w" ] && [ -s "$work/made/b/r.json" ]'
+    output_lost "$@"
+    clean_messages "$@"
+    one_owner "$@"
     mkdir -p "$work/folder"
     refuses 1 "$work/folder" "$@" --steps 0 --save "$work/folder"
     [ -p "$work/pipe" ] || mkfifo "$work/pipe"
@@ -184,6 +195,82 @@ no_gpu() {
     refuses 1 "$program: no GPU: build with DEVICE=cpu" "$@" --data "$work/missing" --log-dir "$work/no_gpu"
     unset CUDA_CPU_DEVICES CUDA_VISIBLE_DEVICES
     check 'no GPU: no log folder' test ! -e "$work/no_gpu"
+}
+
+# output_lost ARGUMENTS: standard output that cannot be written makes a failure, and a file never takes its place.
+output_lost() {
+    if [ -c /dev/full ]; then
+        "$trainer" "$@" --steps 0 >/dev/full 2>"$work/err"
+        check 'standard output on a full disk: exit 1' is $? 1
+        check 'standard output on a full disk: one line' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "cannot write to standard output"'
+        "$trainer" --help >/dev/full 2>"$work/err"
+        check '--help on a full disk: exit 1' is $? 1
+    else
+        skip 'standard output on a full disk: no /dev/full here'
+    fi
+    "$trainer" "$@" --steps 3 --log-dir "$work/closed" >&- 2>"$work/err"
+    check 'standard output closed: exit 1' is $? 1
+    check 'standard output closed: the log holds rows alone' is "$(grep -c -v -E '^(step|[0-9]+),' "$work/closed/log.csv")" 0
+    "$trainer" "$@" --steps 3 --quiet >&- 2>"$work/err"
+    check 'standard output closed, and not used: exit 0' is $? 0
+}
+
+# clean_messages ARGUMENTS: no escape code of a path reaches the terminal.
+clean_messages() {
+    odd=$(printf '%s/\033[31m\302\233red' "$work")
+    for option in --load --resume --data; do
+        run "$@" "$option" "$odd"
+        check "$option with an escape code: the message has none" eval '[ $status -ne 0 ] && complains "?[31m?red" && [ "$(tr -d "\n -~" <"$work/err" | wc -c)" -eq 0 ]'
+    done
+    ok 'a log folder with an escape code' "$@" --steps 1 --log-dir "$odd"
+    run "$@" --steps 2 --resume "$odd"
+    check 'resumed there: no escape code is printed' eval '[ $status -eq 0 ] && says "?[31m?red" && ! grep -q "$(printf "\033")" "$work/out"'
+}
+
+# one_owner ARGUMENTS: runs that race for a folder. One gets it, the others say so and leave it alone.
+one_owner() {
+    for round in 1 2 3; do
+        for way in '' --overwrite; do
+            race "$way" "$@" --quiet --steps 20 --eval-every 0 --log-dir "$work/race$round"
+        done
+    done
+    ok 'what is left is whole' "$@" --quiet --steps 20 --eval-every 0 --resume "$work/race1"
+    rm -rf "$work"/race*
+}
+race() {
+    way=$1
+    shift
+    for k in 1 2 3 4; do
+        ("$trainer" "$@" $way 2>"$work/race.$k.err"; echo $? >"$work/race.$k") &
+    done
+    wait
+    won=0 odd=0
+    for k in 1 2 3 4; do
+        case $(cat "$work/race.$k") in
+        0) won=$((won + 1)) ;;
+        1) [ "$(wc -l <"$work/race.$k.err")" -eq 1 ] && grep -q -e 'another run is writing there' -e 'holds a run' "$work/race.$k.err" || odd=$((odd + 1)) ;;
+        *) odd=$((odd + 1)) ;;
+        esac
+    done
+    if [ "$way" ]; then check 'a race to overwrite: somebody wins' test $won -ge 1; else check 'a race: one wins' is $won 1; fi
+    check "a race $way: the others say why" is $odd 0
+    check "a race $way: the log has each step once" is "$(grep -c ',step,' "$work/race$round/log.csv")" 20
+}
+
+# out_of_memory FROM TO STEP ARGUMENTS: with less and less address space (in KiB) a run ends well or with one line and exit 1, never by
+# a signal and never as a usage error.
+out_of_memory() {
+    room=$1 least=$2 less=$3 refused=0
+    shift 3
+    while [ "$room" -ge "$least" ]; do
+        (ulimit -v "$room" && exec "$trainer" "$@" --quiet) >"$work/out" 2>"$work/err"
+        status=$?
+        [ $status -eq 127 ] && break # the system's loader found no room
+        [ $status -eq 0 ] || refused=$((refused + 1))
+        check "$room KiB of memory: exit 0, or 1 and one line, not $status" eval '[ $status -eq 0 ] || { [ $status -eq 1 ] && [ "$(wc -l <"$work/err")" -eq 1 ]; }'
+        room=$((room - less))
+    done
+    check 'memory was short at least once' test $refused -gt 0
 }
 
 # no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.

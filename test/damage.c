@@ -12,7 +12,7 @@
 //     damage read FILE TENSOR      prints a tensor's dtype and shape, and its value if it is a single I64
 //     damage same A B              whether two files have the same tensors, apart from those that name the run (run.*)
 //     damage signal SIGNAL FILE ROWS COMMAND...
-//                                  runs the command with default signals, sends SIGNAL (INT, TERM, KILL) as soon as FILE
+//                                  runs the command with default signals, sends SIGNAL (INT, TERM, HUP, KILL) as soon as FILE
 //                                  has ROWS lines, and exits with the command's status, 128 + number if a signal ended it
 //
 // Exit status 0, 1 when a comparison or an operation fails, 2 for usage errors. Built by check_trainer.sh where there is
@@ -285,7 +285,10 @@ static long count_lines(const char *path) {
 // Runs a command and sends it a signal when a file has so many lines. Returns its exit status as a shell shows it. (A
 // shell cannot: its background jobs ignore SIGINT.)
 static int run_and_signal(const char *name, const char *file, long rows, char **command) {
-    const int number = !strcmp(name, "INT") ? SIGINT : !strcmp(name, "TERM") ? SIGTERM : !strcmp(name, "KILL") ? SIGKILL : 0;
+    static const struct { const char *name; int number; } signals[] = {{"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"KILL", SIGKILL}};
+    int number = 0;
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(name, signals[i].name)) number = signals[i].number;
     const struct timespec pause = {0, 200000};
     int status, sent = 0;
     if (!number) die(2, "no such signal", name);
@@ -294,6 +297,7 @@ static int run_and_signal(const char *name, const char *file, long rows, char **
     if (child == 0) {
         signal(SIGINT, SIG_DFL);
         signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
         execvp(command[0], command);
         die(1, "cannot run", command[0]);
     }

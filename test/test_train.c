@@ -92,8 +92,13 @@ static void toy_step(void *self) {
     train_count_batch(net);
 }
 
+static int interrupt_at;  // the evaluation pass, counted from 1, in which a SIGTERM comes; 0: none
+
 static void toy_evaluate(void *self, int test, double *loss, double *accuracy) {
-    const toy *t = (const toy *)self;
+    static int passes;
+    toy *t = (toy *)self;
+    if (++passes == interrupt_at) log_interrupted = SIGTERM;
+    if (train_pause(&t->run, "evaluating", 0, 1)) return;
     *loss = toy_pass(t, test ? N_TRAIN : 0, test ? N_TEST : N_TRAIN, NULL, NULL), *accuracy = LOG_NA;
 }
 
@@ -617,6 +622,52 @@ static void test_names_of_others(void) {
 #undef WITH_COUNTER
 }
 
+// A tensor's name from outside cannot steer the terminal.
+static void test_clean_names(void) {
+    static toy t;
+    const int dim[1] = {1};
+    const float value = 1;
+    char path[1200], err[512];
+    snprintf(path, sizeof path, "%s/odd.safetensors", dir);
+    t.options = train_default_options();
+    toy_build(&t, 1, 0);
+    train_list list = train_list_create(t.net.n_tensors + t.net.n_buffers + 1);
+    train_list_parameters(&list, &t.net, "", t.net.params);
+    train_list_buffers(&list, &t.net, t.net.stats, t.net.counts);
+    train_list_add(&list, "", "odd\033[31m\xc2\x9b", SAFETENSORS_F32, 1, dim, &value);
+    CHECK(safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, sizeof err) == 0, "weights with one tensor more");
+    CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, "'odd?[31m?' does not belong"), "its name is cleaned");
+    train_list_free(&list);
+    toy_free(&t);
+}
+
+// A long loop shows how far it is, and ends when the run is interrupted.
+static void test_pause(void) {
+    static train_run r;
+    train_options o = train_default_options();
+    char path[1200], text[200];
+    snprintf(path, sizeof path, "%s/progress", dir);
+    FILE *f = fopen(path, "w");
+    train_run_init(&r, "toy", "0.1", &o);
+    r.progress.out = f;
+    CHECK(!train_pause(&r, "evaluating", 0, 8), "goes on, nothing is due");
+    r.progress.interval = 0;
+    r.step = 5;
+    CHECK(!train_pause(&r, "evaluating", 2, 8), "goes on and shows it");
+    fclose(f);
+    slurp(path, text, sizeof text);
+    CHECK(!strcmp(text, "step 5  evaluating: 25%\n"), "where it is");
+    r.progress.out = NULL;
+    log_interrupted = SIGHUP;
+    CHECK(train_pause(&r, "evaluating", 3, 8) && r.stopped, "interrupted");
+    log_interrupted = 0;
+    train_set_length(&r, 128 * 100);
+    r.step = 10;
+    r.step_seconds = 5;
+    train_show_rate(&r, text, sizeof text);
+    CHECK(!strcmp(text, "500.00 ms/step  8 min 15 s left"), "the time that is left");
+}
+
 // ------------------------------------------------------------------------------------------------------------- 5. runs
 
 // Which samples a step takes, and how many steps there are.
@@ -638,6 +689,87 @@ static void test_lengths(void) {
     o.batch_size = 64, o.steps = 1;
     train_set_length(&r, 50);
     CHECK(r.batch == 50 && r.total_steps == 1, "a batch larger than the set; --steps");
+    o.batch_size = 16;
+    train_set_length(&r, 50);
+    cli_every every = {3, CLI_EPOCHS};
+    CHECK(train_every(&r, every) == 12, "three epochs in steps");
+    every.n = INT64_MAX;
+    CHECK(train_every(&r, every) == INT64_MAX, "more epochs than can be counted in steps");
+    every.n = INT64_MAX / 4;
+    CHECK(train_every(&r, every) == INT64_MAX / 4 * 4, "just as many as can be counted");
+}
+
+// The rows of LOGDIR/log.csv without their times, in text; returns how many.
+static int slurp_log(const char *name, char *text, size_t size) {
+    static char all[1 << 16];
+    char path[1200];
+    size_t used = 0;
+    int rows = 0;
+    snprintf(path, sizeof path, "%s/%s/log.csv", dir, name);
+    slurp(path, all, sizeof all);
+    text[0] = 0;
+    for (char *line = strtok(all, "\n"); line && used < size; line = strtok(NULL, "\n"), rows++) {
+        char step[32], epoch[32], split[32], loss[32];
+        if (sscanf(line, "%31[^,],%31[^,],%31[^,],%31[^,]", step, epoch, split, loss) != 4) return -1;
+        used += (size_t)snprintf(text + used, size - used, "%s %s %s %s\n", step, epoch, split, loss);
+    }
+    return rows;
+}
+
+// A signal in any pass of any evaluation ends the run at once, with a checkpoint and without half an evaluation; resumed, the run ends
+// as one that was not interrupted.
+static void test_interrupted_evaluation(void) {
+    static char whole[1 << 15], resumed[1 << 15];
+    const char *run = "toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --log-dir %s/whole --save %s/whole.w";
+    const char *cut = "toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --log-dir %s/cut --overwrite";
+    CHECK(launch(run) == 0 && slurp_log("whole", whole, sizeof whole) > 8, "a run of three evaluations after the one at the start");
+    for (int i = 3; i <= 8; i++) {
+        interrupt_at = i;
+        CHECK(launch(cut) == 143 && strstr(err_text, "toy: interrupted after step "), "interrupted in an evaluation");
+        interrupt_at = 0;
+        CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --save %s/cut.w") == 0 && !err_text[0], "resumed");
+        CHECK(same_files("whole.w", "cut.w"), "the same weights");
+        slurp_log("cut", resumed, sizeof resumed);
+        CHECK(!strcmp(whole, resumed), "the same log");
+    }
+    CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --report %s/cut.json") == 0, "a finished run, resumed");
+    slurp_log("cut", resumed, sizeof resumed);
+    CHECK(!strcmp(whole, resumed), "it adds no rows");
+    interrupt_at = 1;
+    CHECK(launch(cut) == 143 && strstr(err_text, "toy: interrupted after step 0\n"), "interrupted before the first step");
+    interrupt_at = 0;
+    CHECK(launch("toy --quiet --batch-size 16 --epochs 1 --log-dir %s/cut") == 0, "nothing was trained there: no --overwrite is asked for");
+}
+
+// A log folder belongs to one run, and what is written at the end is tried at the start.
+static void test_outputs(void) {
+    char path[1200], text[64];
+    CHECK(launch("toy --quiet --steps 3 --log-dir %s/own") == 0, "a run in a folder");
+    CHECK(launch("toy --quiet --steps 2 --log-dir %s/own") == 1, "another run in that folder");
+    snprintf(path, sizeof path, "toy: --log-dir: %s/own holds a run: ", dir);
+    CHECK(!strncmp(err_text, path, strlen(path)) && strstr(err_text, "--overwrite"), "is refused with a word how to go on");
+    snprintf(path, sizeof path, "%s/own/checkpoint-3/state.safetensors", dir);
+    CHECK(access(path, F_OK) == 0, "the first run is whole");
+    CHECK(launch("toy --quiet --steps 2 --log-dir %s/own --overwrite") == 0 && access(path, F_OK) != 0, "--overwrite replaces it");
+    CHECK(launch("toy --quiet --overwrite --steps 1") == 2, "--overwrite needs --log-dir");
+    CHECK(launch("toy --quiet --overwrite --resume %s/own") == 2, "--overwrite and --resume");
+    const char *bad[] = {"toy --quiet --steps 3 --log-dir %s/early --save %s/own", "toy --quiet --steps 3 --log-dir %s/early --report %s/own",
+                         "toy --quiet --steps 3 --log-dir %s/early --save %s/own/log.csv/w",
+                         "toy --quiet --steps 3 --log-dir %s/early --report %s/own/log.csv/r"};
+    for (int i = 0; i < 4; i++) {
+        CHECK(launch(bad[i]) == 1 && strstr(err_text, "/own"), "a file that cannot be written");
+        snprintf(path, sizeof path, "%s/early/log.csv", dir);
+        CHECK(access(path, F_OK) != 0, "is found before the first step");
+    }
+    CHECK(launch("toy --quiet --steps 1 --save %s/new/a/w --report %s/new/b/r") == 0, "folders are made");
+    snprintf(path, sizeof path, "%s/kept", dir);
+    FILE *f = fopen(path, "w");
+    if (!f || fputs("older weights", f) < 0 || fclose(f)) perror(path);
+    CHECK(launch("toy --quiet --steps 3 --lr 1e30 --save %s/kept") == 1, "a run that fails");
+    slurp(path, text, sizeof text);
+    CHECK(!strcmp(text, "older weights"), "leaves the older file as it was");
+    CHECK(launch("toy --eval-every 9223372036854775807epochs --checkpoint-every 9223372036854775807epochs --quiet --steps 3 --log-dir %s/far") == 0,
+          "an interval beyond all steps");
 }
 
 static void test_runs(void) {
@@ -696,14 +828,14 @@ static void test_resume(void) {
         const char *format = "toy --quiet --batch-size 16 --lr 0.02 --optimizer %s --schedule %s --rescale-every 7steps %s";
         const char *optimizer = optimizers[i / 3], *schedule = schedules[i % 3];
         snprintf(command, sizeof command, format, optimizer, schedule,
-                 "--epochs 10 --checkpoint-every 12steps --log-dir %s/a --save %s/a.w");
+                 "--epochs 10 --checkpoint-every 12steps --log-dir %s/a --overwrite --save %s/a.w");
         CHECK(launch(command) == 0, "a run of 40 steps");
         snprintf(command, sizeof command, "rm -r %s/a/checkpoint-40", dir);
         CHECK(system(command) == 0, "as if it had been killed after step 36");
         snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --resume %s/a --save %s/b.w");
         CHECK(launch(command) == 0 && !err_text[0], "resumed");
         CHECK(same_files("a.w", "b.w"), "the same weights, bit for bit");
-        snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --log-dir %s/c");
+        snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --log-dir %s/c --overwrite");
         CHECK(launch(command) == 0 && same_tensors("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
               "the same state");
     }
@@ -985,6 +1117,10 @@ int main(void) {
     test_damage();
     test_retention();
     test_load_about();
+    test_clean_names();
+    test_pause();
+    test_interrupted_evaluation();
+    test_outputs();
     test_remove_dir(dir);
     return test_summary();
 }

@@ -178,6 +178,10 @@ refuses 1 "no tensor 'transformer.wte.weight'" $tiny --untied --steps 0 --load "
 # shellcheck disable=SC2086
 bad_outputs $tiny
 # shellcheck disable=SC2086
+"$damage" signal TERM "$work/sampling.json" 10 "$trainer" $tiny --steps 2 --quiet --report "$work/sampling.json" --sample 1000000 >"$work/out" 2>"$work/err"
+check 'interrupted while it samples: exit 143' is $? 143
+check 'interrupted while it samples: says how far it came' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "of 1000000 tokens of the sample"'
+# shellcheck disable=SC2086
 no_room --save "$work/full/w" $tiny --steps 0 --save "$work/full/w"
 
 # ------------------------------------------------------------------------------------- initialisation and rescaling
@@ -245,14 +249,14 @@ check 'the same command gives the same log' same_log "$work/la" "$work/lb"
 ok 'with recomputed activations' $run2 --recompute --save "$work/b"
 check '--recompute: the same bits' same "$work/a" "$work/b"
 OMP_NUM_THREADS=2
-ok 'on two threads' $run2 --save "$work/b" --log-dir "$work/lb" --report "$work/r.json"
+ok 'on two threads' $run2 --save "$work/b" --log-dir "$work/lb" --overwrite --report "$work/r.json"
 OMP_NUM_THREADS=1
 loss_at() { awk -F, -v s="$2" '$3 == "step" && $1 == s { print $4 }' "$1/log.csv"; }
 check '1 and 2 threads agree after 20 steps' near "$(loss_at "$work/la" 20)" "$(loss_at "$work/lb" 20)" 1e-5
 if [ "$(number "$work/r.json" gemm)" != '"OpenBLAS"' ]; then check 'and bit for bit with the built-in product' same "$work/a" "$work/b"; fi
-ok 'in micro-batches' $run2 --micro-batch 3 --log-dir "$work/lb"
+ok 'in micro-batches' $run2 --micro-batch 3 --log-dir "$work/lb" --overwrite
 check '--micro-batch: the same losses' near "$(loss_at "$work/la" 20)" "$(loss_at "$work/lb" 20)" 1e-4
-ok 'in stored order' $run2 --shuffle none --log-dir "$work/lb"
+ok 'in stored order' $run2 --shuffle none --log-dir "$work/lb" --overwrite
 check '--shuffle none: another order' not is "$(loss_at "$work/la" 3)" "$(loss_at "$work/lb" 3)"
 ok 'other options' $run2 --beta1 0.8 --beta2 0.95 --weight-decay 0 --clip 0 --schedule constant --warmup 0 --rescale-every 5steps --save "$work/b"
 check 'other options: other weights' not same "$work/a" "$work/b"

@@ -119,6 +119,11 @@ check 'a negative running variance: what was expected' complains 'expected a var
 # --------------------------------------------------------------------------------------------------------------- output
 
 bad_outputs $moons
+if (ulimit -v 100000) 2>/dev/null; then
+    out_of_memory 400000 20000 20000 --data moons --layers 2,256,256,2 --steps 3
+else
+    skip 'out of memory: this shell cannot limit the address space'
+fi
 no_gpu $moons
 if full_disk_works $moons; then
     no_room --save "$work/full/w" $moons --steps 0 --save "$work/full/w"
@@ -344,6 +349,7 @@ interrupted KILL 137 adamw --optimizer adamw
 interrupted INT 130 batchnorm --optimizer momentum --norm batch
 interrupted KILL 137 batchnorm --optimizer adamw --norm batch --weight-decay 0.01
 interrupted TERM 143 term --shuffle none
+interrupted HUP 129 hup --shuffle none
 
 "$damage" signal INT "$work/out" 4 "$trainer" $moons --epochs 100000 --save "$work/partial" >"$work/out" 2>"$work/err"
 check 'interrupted without --log-dir: exit 130' is $? 130
@@ -369,7 +375,9 @@ refuses 1 '--layers was 2,16,16,2 in that run, here it is 2,8,16,2' --data moons
 check 'a refused resume leaves the log alone' same "$work/again/log.csv" "$work/log.before"
 refuses 1 'no complete checkpoint' $moons --resume "$work/nowhere"
 refuses 1 'no complete checkpoint' $moons --resume "$work/folder"
-ok 'a folder with checkpoints of a longer run' $full --steps 50 --log-dir "$work/again" --checkpoint-every 20steps
+refuses 1 "$work/again holds a run" $full --steps 50 --log-dir "$work/again"
+check 'a refused run leaves the log alone' same "$work/again/log.csv" "$work/log.before"
+ok 'a folder with checkpoints of a longer run' $full --steps 50 --log-dir "$work/again" --overwrite --checkpoint-every 20steps
 check 'a new run in its folder: its own checkpoints are the newest' is "$(newest "$work/again")" 50
 
 # ------------------------------------------------------------------------------------------------------------ divergence

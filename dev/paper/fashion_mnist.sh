@@ -29,7 +29,7 @@ one() { # one NET LR METHOD SEED
     # A diverged run leaves no report; its CSV row says nan.
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=1 "$trainer" --data fashion-mnist --layers $layers --lr "$2" --seed "$4" --epochs $epochs $flags --quiet \
-        --log-dir "$dir" --checkpoint-every 0 --report "$dir/report.json" 2>"$dir.err" || { cat "$dir.err"; return 0; }
+        --log-dir "$dir" --overwrite --checkpoint-every 0 --report "$dir/report.json" 2>"$dir.err" || { cat "$dir.err"; return 0; }
 }
 
 # value FILE KEY: a number of a report

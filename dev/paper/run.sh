@@ -159,7 +159,7 @@ one() {
     temporary=$dir/$6.part$$ # a name of its own: what a killed runner left behind may still be running
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=${THREADS:-1} $flags $method --lr "$4" --seed "$6" --steps $steps --quiet \
-        --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --report "$temporary.json" 2>"$temporary.err"
+        --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --overwrite --report "$temporary.json" 2>"$temporary.err"
     status=$?
     if [ $status -ne 0 ] && ! { [ $status -eq 1 ] && grep -q diverged "$temporary.err"; }; then
         [ $status -eq 130 ] || [ $status -eq 143 ] || { cat "$temporary.err" >&2; echo "run.sh: $*: exit status $status" >&2; }

@@ -26,7 +26,7 @@ one() { # one LR SETS SEED
     # A diverged run leaves no report; its CSV row says nan.
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=1 $trainer --data shakespeare --model tiny --lr "$1" --seed "$3" --steps $steps --batch-size 16 $flags --quiet \
-        --eval-every 0 --checkpoint-every 0 --log-dir "$dir" --report "$dir/report.json" 2>"$dir.err" || { cat "$dir.err"; return 0; }
+        --eval-every 0 --checkpoint-every 0 --log-dir "$dir" --overwrite --report "$dir/report.json" 2>"$dir.err" || { cat "$dir.err"; return 0; }
 }
 
 # value FILE KEY: a number of a report
