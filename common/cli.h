@@ -31,9 +31,10 @@
 //     train_mlp: --lr: expected a number > 0, got 'abc' (see --help)
 // Refused: unknown options (the nearest name is suggested, as is the nearest word for an unknown choice),
 // abbreviations (`--epo` would break scripts as soon as a second option starts like that), a missing value, an empty
-// one (but of CLI_TEXT), text after a number, overflow, numbers out of range, inf and nan (unless CLI_ALLOW_NONFINITE), hexadecimal, unknown choices, a value for a flag,
-// and arguments that belong to no option (unless the table has CLI_REST). A separate value may start with one dash (`--lr -1` is a
-// range error of --lr) but not with two, which is a forgotten value; write `--save=--odd` if it is meant.
+// one (but of CLI_TEXT), text after a number, overflow, numbers out of range, inf and nan (unless CLI_ALLOW_NONFINITE),
+// hexadecimal, unknown choices, a value for a flag, and arguments that belong to no option (unless the table has
+// CLI_REST). A separate value may start with one dash (`--lr -1` is a range error of --lr) but not with two, which is a
+// forgotten value; write `--save=--odd` if it is meant.
 //
 //     cli_parse          fills the variables or exits; the one function of common/ that ends the process, with
 //     cli_usage_error    which a program reports an error of its own the same way (options that exclude each other)

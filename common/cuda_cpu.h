@@ -67,6 +67,7 @@
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <new>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -323,6 +324,14 @@ inline void *new_context(char *base, size_t size, int, void (*entry)()) {
 #endif
 
 // ------------------------------------------------------------------------------------------------------ scheduler
+// Out of memory: one line and exit status 1. It is no fault of the kernel, and may come on any thread of a launch.
+[[noreturn]] __attribute__((noinline, cold)) inline void no_memory() {
+    fflush(stdout);
+    fprintf(stderr, "cuda_cpu: out of memory%s%s\n", launch ? ", kernel " : "", launch ? launch->name : "");
+    _exit(1);
+}
+inline const std::new_handler previous_new_handler = std::set_new_handler(no_memory);
+
 // Reports where every waiting thread of the block stands, and aborts.
 [[noreturn]] __attribute__((noinline, cold)) inline void die(const char *what, int line = 0) {
     fflush(stdout);
@@ -410,7 +419,7 @@ inline int thread_at(const Worker &w, int k) {
 __attribute__((noinline, cold)) inline void make_fiber(Worker &w, int t) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), stride = kStack + page;
     char *p = w.stacks + (size_t)t * stride;
-    if (mprotect(p + page, kStack, PROT_READ | PROT_WRITE)) die("no memory for a fiber stack");
+    if (mprotect(p + page, kStack, PROT_READ | PROT_WRITE)) no_memory();
     w.stack[t] = p + page;
     (void)VALGRIND_STACK_REGISTER(w.stack[t], w.stack[t] + kStack);
     w.idle[t] = new_context(w.stack[t], kStack, t, fiber_main);
@@ -520,7 +529,7 @@ __attribute__((noinline, cold)) inline void make_worker() {
     const size_t stacks = kMaxThreads * (kStack + (size_t)sysconf(_SC_PAGESIZE));  // address space only, at first
     void *p = mmap(nullptr, sizeof(Worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     void *q = mmap(nullptr, stacks, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED || q == MAP_FAILED) die("no memory for the scheduler");
+    if (p == MAP_FAILED || q == MAP_FAILED) no_memory();
     worker = (Worker *)p;
     worker->stacks = (char *)q;
     worker->ready = worker->list[0];
@@ -718,7 +727,7 @@ __attribute__((noinline)) void run_blocks(const Launch &l, F f, int64_t b0, int6
     gridDim.z = l.grid.z;
     launch = &l;
     void *smem = nullptr;
-    if (l.smem && posix_memalign(&smem, 128, l.smem)) die("no memory for dynamic shared memory");
+    if (l.smem && posix_memalign(&smem, 128, l.smem)) no_memory();
     shared_memory = smem;
     if (order.kind == Order::kForward) {
         set_block(b0, l.grid);
