@@ -29,8 +29,6 @@
 #include "common/layers.cuh"     // BatchNorm, bias and ReLU, loss, optimizers, data on the device
 #include "common/conv.cuh"       // convolutions by im2col and Winograd
 
-#define VERSION "0.1.0"
-
 // ------------------------------------------------------------------------------------------------------ configuration
 
 enum { MODEL_SMALL, MODEL_ALLCONV, MODEL_RESNET18 };
@@ -558,6 +556,13 @@ static void loss_forward_backward(model *m, int n, int slot) {
                           m->classes, m->smoothing);
 }
 
+// One update of all parameters; step counts from 0 (AdamW's bias correction uses step + 1).
+static void update(model *m, const config *c, double lr, int64_t step) {
+    const train_net *net = &m->net;
+    optimizer_step(net->params, net->grads, net->moment1, net->moment2, (int)net->n_params, lr, c->train.momentum,
+                   c->train.weight_decay, step);
+}
+
 // ------------------------------------------------------------------------------------------------------ initialisation
 
 // Initial parameters, made on the host by a counter-based generator (the same on every device), and fresh statistics.
@@ -719,23 +724,16 @@ static void load_batch(model *m, const device_data *d, int first, int rows, int6
     CUDA_CHECK_LAUNCH();
 }
 
-// One training step: batch, forward, loss, backward, update.
-static void train_step(void *self) {
-    trainer *t = (trainer *)self;
-    const train_options *o = &t->c->train;
-    model *m = &t->m;
-    const int64_t step = t->run.step;
+// Loads the batch of the step to come; returns its rows.
+static int next_batch(trainer *t) {
+    const train_options *o = t->run.options;
     int64_t epoch;
     int first;
     const int rows = train_batch(&t->run, &epoch, &first);
     if (t->ordered != epoch) order_samples(&t->train, o->seed, epoch, o->shuffle == SHUFFLE_EPOCH);
     t->ordered = epoch;
-    load_batch(m, &t->train, first, rows, t->c->augment ? o->seed : -1, epoch);
-    forward(m, rows, MODE_TRAIN);
-    loss_forward_backward(m, rows, (int)(step % TRAIN_LOSS_RING));
-    backward(m, rows, MODE_TRAIN);
-    optimizer_step(m->net.params, m->net.grads, m->net.moment1, m->net.moment2, (int)m->net.n_params,
-                   train_learning_rate(o, step, t->run.total_steps), o->momentum, o->weight_decay, step);
+    load_batch(&t->m, &t->train, first, rows, t->c->augment ? o->seed : -1, epoch);
+    return rows;
 }
 
 // Mean loss and accuracy over the test set, or over as many training samples (the first ones, not augmented).
@@ -767,6 +765,21 @@ static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *
 static double norm_of(void *self, const float *array) {
     model *m = &((trainer *)self)->m;
     return array_norm(array, m->net.n_params, m->square_sums);
+}
+
+// The training loop. Returns the exit status.
+static int train_loop(trainer *t) {
+    model *m = &t->m;
+    train_run *r = &t->run;
+    train_begin(r);                       // --resume, or --load and rescale
+    while (train_next(r)) {               // logs, evaluates, checkpoints, rescales when due
+        const int rows = next_batch(t);
+        forward(m, rows, MODE_TRAIN);
+        loss_forward_backward(m, rows, train_loss_slot(r));
+        backward(m, rows, MODE_TRAIN);
+        update(m, t->c, train_rate(r), r->step);
+    }
+    return train_end(r);
 }
 
 // -------------------------------------------------------------------------------------------------------- command line
@@ -828,7 +841,8 @@ static int run(const config *c) {
     char err[2 * LOG_PATH], device[256];
     dataset train, test;
     memset(&t, 0, sizeof t);
-    t.c = c, t.ordered = -1;
+    t.c = c;
+    t.ordered = -1;
     train_run_init(&t.run, "train_cnn", VERSION, &c->train);
     if (dataset_load(c->train.data, c->train.data_dir, &train, &test, err, sizeof err)) return train_fail(&t.run, err);
     if (!train.pixels) cli_usage_error("train_cnn", "--data: expected images, %s has %d-dimensional points", train.name, train.features);
@@ -848,10 +862,16 @@ static int run(const config *c) {
                       train.channels, train.height, train.width, name[c->model], (long long)train_parameter_count(&t.m.net), model_mebibytes(&t.m));
     t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train), dataset_free(&test);
-    t.run.net = &t.m.net, t.run.step_loss = t.m.step_loss, t.run.backend = gemm_backend(), t.run.trainer = &t;
-    t.run.train_step = train_step, t.run.evaluate = evaluate, t.run.rescale = rescale_now, t.run.outputs = outputs, t.run.norm = norm_of;
+    t.run.net = &t.m.net;
+    t.run.step_loss = t.m.step_loss;
+    t.run.backend = gemm_backend();
+    t.run.trainer = &t;
+    t.run.hooks.evaluate = evaluate;
+    t.run.hooks.rescale = rescale_now;
+    t.run.hooks.outputs = outputs;
+    t.run.hooks.norm = norm_of;
     if (!c->train.resume) model_init(&t.m, c);
-    const int status = train_execute(&t.run);
+    const int status = train_loop(&t);
     model_free(&t.m), device_data_free(&t.train), device_data_free(&t.test);
     return status;
 }

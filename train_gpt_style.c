@@ -38,8 +38,6 @@ typedef REAL real;
 #include "rescale.cuh"           // PathCond and ENorm
 #include "common/train.h"        // options, tensor table, checkpoints and the loop that trainers share
 
-#define VERSION "0.1.0"
-
 // Loops over independent pieces run on all threads; sums that may be reordered for vectors say so.
 #define PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
@@ -674,7 +672,7 @@ static void compute_logits(model *m, int first, int rows) {
 // After forward: the summed loss of the first N rows against m->targets, and the number of hits. scale != 0: also the gradient of
 // scale times the loss, of the head's parameters and (dx) of the residual stream that leaves the last layer. Chunk by
 // chunk, so that logits for all rows never exist.
-static double head(model *m, int N, double scale, double *hits) {
+static double loss_forward_backward(model *m, int N, double scale, double *hits) {
     double loss = 0;
     for (int first = 0; first < N; first += m->head_rows) {
         const int rows = min_int(m->head_rows, N - first);
@@ -732,16 +730,6 @@ static void zero_gradients(model *m) {
     m->accumulate = 0;
 }
 
-// One pass over m->tokens and m->targets: adds the gradient of scale * (sum of losses). Returns the sum of losses.
-static double forward_backward(model *m, int B, int T, double scale) {
-    double hits = 0;
-    forward(m, B, T, 0);
-    const double loss = head(m, B * T, scale, &hits);
-    backward(m, B, T);
-    m->accumulate = 1;
-    return loss;
-}
-
 // Floating-point operations of one forward and backward pass over B sequences of T, for GFLOP/s: 2 per multiplication of the products of
 // weights, scores and values, backward twice forward; what causality or recomputing adds or saves in practice is not counted.
 static double step_flops(const model *m, int B, int T) {
@@ -770,7 +758,7 @@ static double array_norm(model *m, const real *v) {
 
 // AdamW as torch.optim.AdamW, with weight decay on matrices only, after scaling the gradient to norm `clip` where it is longer (0:
 // never). step counts from 0.
-static void optimizer_step(model *m, const config *c, double lr, int64_t step) {
+static void update(model *m, const config *c, double lr, int64_t step) {
     const double norm = array_norm(m, m->grads), t = (double)step + 1;
     const real factor = (real)(c->clip > 0 && norm > c->clip ? c->clip / norm : 1);
     const real beta1 = (real)c->beta1, beta2 = (real)c->beta2, step_size = (real)(lr / (1 - pow(c->beta1, t)));
@@ -1071,24 +1059,15 @@ static size_t window_start(const trainer *t, int64_t epoch, int64_t i) {
     return (size_t)rng_permute((uint32_t)i, (uint32_t)t->windows, rng_permute_key(seed, (uint64_t)epoch)) * T + shift;
 }
 
-// One step: as many passes over micro-batches as the batch needs, then one update.
-static void train_step(void *self) {
-    trainer *t = (trainer *)self;
+// Loads up to max_B sequences of the step to come, from place `done` of its batch of `rows` on; returns how many.
+static int next_micro_batch(trainer *t, int done, int rows) {
     model *m = &t->m;
-    train_run *r = &t->run;
     int64_t epoch;
     int first;
-    const int rows = train_batch(r, &epoch, &first);
-    double loss = 0;
-    zero_gradients(m);
-    for (int done = 0; done < rows; done += m->max_B) {
-        const int B = min_int(m->max_B, rows - done);
-        if (done > 0 && train_pause(r, "passes of this step", done, rows)) return;
-        for (int b = 0; b < B; b++) load_window(m, t->data.train, window_start(t, epoch, first + done + b), b);
-        loss += forward_backward(m, B, m->T, 1.0 / ((double)rows * m->T));
-    }
-    t->step_loss[r->step % TRAIN_LOSS_RING] = (float)(loss / ((double)rows * m->T));
-    optimizer_step(m, t->c, train_learning_rate(&t->c->train, r->step, r->total_steps), r->step);
+    train_batch(&t->run, &epoch, &first);
+    const int B = min_int(m->max_B, rows - done);
+    for (int b = 0; b < B; b++) load_window(m, t->data.train, window_start(t, epoch, first + done + b), b);
+    return B;
 }
 
 // Mean loss and accuracy over disjoint windows: all of the validation tokens, or as many of the training tokens, spread evenly.
@@ -1107,17 +1086,43 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
             load_window(m, test ? t->data.val : t->data.train, test ? i * T : i * in_train / windows * T, b);
         }
         forward(m, B, m->T, 0);
-        sum += head(m, B * m->T, 0, &hits);
+        sum += loss_forward_backward(m, B * m->T, 0, &hits);
     }
     *loss = sum / (double)(windows * T), *accuracy = hits / (double)(windows * T);
 }
 
-static int rescale_network(void *self, rescale_report *report, double *moved) {
+static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
     return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
 }
 static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *)self)->m, n); }
 static double norm_of(void *self, const float *array) { return array_norm(&((trainer *)self)->m, (const real *)(const void *)array); }
+
+// The training loop. A step makes as many passes over micro-batches as its batch needs, then one update. Returns the exit
+// status.
+static int train_loop(trainer *t) {
+    model *m = &t->m;
+    train_run *r = &t->run;
+    train_begin(r);                       // --resume, or --load and rescale
+    while (train_next(r)) {               // logs, evaluates, checkpoints, rescales when due
+        const int rows = train_rows(r);
+        const double tokens = (double)rows * m->T;
+        double loss = 0, hits = 0;
+        zero_gradients(m);
+        for (int done = 0; done < rows; done += m->max_B) {
+            if (done > 0 && train_pause(r, "passes of this step", done, rows)) break;
+            const int B = next_micro_batch(t, done, rows);
+            forward(m, B, m->T, 0);
+            loss += loss_forward_backward(m, B * m->T, 1 / tokens, &hits);
+            backward(m, B, m->T);
+            m->accumulate = 1;
+        }
+        if (r->stopped) continue;         // interrupted between two passes: the step does not count
+        t->step_loss[train_loss_slot(r)] = (float)(loss / tokens);
+        update(m, t->c, train_rate(r), r->step);
+    }
+    return train_end(r);
+}
 
 // ------------------------------------------------------------------------------------------------------------ sampling
 
@@ -1315,16 +1320,25 @@ static int run(config *c) {
     if (model_create(&t.m, c, at_once, 1, err, sizeof err)) return train_fail(r, err);
     train_describe(&t.m.net, "heads", c->heads);
     r->data = corpus_fingerprint(&t.data);
-    r->net = &t.m.net, r->step_loss = t.step_loss, r->backend = gemm_backend(), r->unit = "tokens", r->units_per_sample = c->context;
-    r->test_name = "val", r->trainer = &t, r->flops_per_sample = step_flops(&t.m, 1, t.m.T);
-    r->train_step = train_step, r->evaluate = evaluate, r->rescale = rescale_network, r->outputs = outputs, r->norm = norm_of;
+    r->net = &t.m.net;
+    r->step_loss = t.step_loss;
+    r->backend = gemm_backend();
+    r->unit = "tokens";
+    r->units_per_sample = c->context;
+    r->flops_per_sample = step_flops(&t.m, 1, t.m.T);
+    r->test_name = "val";
+    r->trainer = &t;
+    r->hooks.evaluate = evaluate;
+    r->hooks.rescale = rescale_now;
+    r->hooks.outputs = outputs;
+    r->hooks.norm = norm_of;
     device_describe(device, sizeof device);
     log_progress_line(&r->progress, "%s, %s", device, gemm_backend());
     log_progress_line(&r->progress, "%s: %zu training and %zu validation tokens; %d layers, %d heads, %d channels, context %d, vocabulary %d, "
                       "%lld parameters", t.data.name, t.data.n_train, t.data.n_val, t.m.L, t.m.NH, t.m.C, t.m.T, t.m.V,
                       (long long)train_parameter_count(&t.m.net));
     if (!c->train.resume) model_init(&t.m, c);
-    int status = train_execute(r);
+    int status = train_loop(&t);
     if (!status && c->sample) status = sample_text(&t);
     model_free(&t.m), corpus_free(&t.data);
     return status;

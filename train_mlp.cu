@@ -28,8 +28,6 @@
 #include "common/layers.cuh"     // bias, ReLU, BatchNorm, loss, optimizers: kernels that the trainers share
 #include "common/train.h"        // shared options, learning rate, weight files and checkpoints, the loop, the report
 
-#define VERSION "0.1.0"
-
 // ------------------------------------------------------------------------------------------------------ configuration
 
 enum { MAX_LAYERS = 128 };  // linear layers
@@ -217,8 +215,8 @@ static void loss_forward_backward(model *m, int rows, int slot) {
 }
 
 // Backward of the last forward: dx[0] holds the gradient of x[L]; writes every tensor of grads. Returns the buffer with the
-// gradient of x[0], which costs one more product, if input_gradient is set.
-static float *backward(model *m, int rows, int mode, int input_gradient) {
+// gradient of the first linear layer's output.
+static float *backward(model *m, int rows, int mode) {
     float *d = m->dx[0], *next = m->dx[1];
     for (int l = m->n_layers - 1; l >= 0; l--) {
         const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1, normed = m->norm == NORM_BATCH && hidden;
@@ -231,7 +229,7 @@ static float *backward(model *m, int rows, int mode, int input_gradient) {
         const int relu = hidden && !normed;
         if (relu || m->bias) bias_relu_backward(d, m->x[l + 1], m->bias ? m->db[l] : NULL, m->partial, rows, out, relu);
         gemm(&m->gemm, 1, 0, out, in, rows, 1.0f, d, out, m->x[l], in, 0.0f, m->dw[l], in);
-        if (l == 0 && !input_gradient) break;
+        if (l == 0) break;
         gemm(&m->gemm, 0, 0, rows, in, out, 1.0f, d, out, m->w[l], in, 0.0f, next, in);
         float *swap = d;
         d = next, next = swap;
@@ -360,33 +358,28 @@ static void load_batch(model *m, const device_data *d, int first, int rows) {
 // ------------------------------------------------------------------------------------------------------------ training
 
 typedef struct trainer {
-    train_run run;               // the run's options, lengths, losses, log, and the functions below
+    train_run run;               // the run's options, lengths, losses, log
     const config *c;
     model m;
     device_data train, test;
-    int64_t ready;               // epoch whose sample order (full batch: whose batch) is on the device, or -1
+    int64_t ordered;             // epoch whose sample order (full batch: whose batch) is on the device, or -1
 } trainer;
 
-// One training step: batch, forward, loss, backward, update.
-static void train_step(void *self) {
-    trainer *t = (trainer *)self;
-    const train_run *run = &t->run;
+// Loads the batch of the step to come; returns its rows.
+static int next_batch(trainer *t) {
+    const train_options *o = t->run.options;
     int64_t epoch;
     int first;
-    const int rows = train_batch(run, &epoch, &first), full_batch = run->batch == t->train.n;
-    if (t->ready != (full_batch ? 0 : epoch)) {  // a new epoch, or an evaluation came in between
-        t->ready = full_batch ? 0 : epoch;
-        order_samples(&t->train, run->options->seed, epoch, run->options->shuffle == SHUFFLE_EPOCH && !full_batch);
-        if (full_batch) load_batch(&t->m, &t->train, 0, rows);
-    }
-    if (!full_batch) load_batch(&t->m, &t->train, first, rows);
-    forward(&t->m, rows, MODE_TRAIN);
-    loss_forward_backward(&t->m, rows, (int)(run->step % TRAIN_LOSS_RING));
-    backward(&t->m, rows, MODE_TRAIN, 0);
-    update(&t->m, t->c, train_learning_rate(run->options, run->step, run->total_steps), run->step);
+    const int rows = train_batch(&t->run, &epoch, &first), full_batch = t->run.batch == t->train.n;
+    if (full_batch) epoch = 0;      // it stays the same
+    const int in_order = t->ordered == epoch;
+    if (!in_order) order_samples(&t->train, o->seed, epoch, o->shuffle == SHUFFLE_EPOCH && !full_batch);
+    if (!in_order || !full_batch) load_batch(&t->m, &t->train, first, rows);
+    t->ordered = epoch;
+    return rows;
 }
 
-// What else common/train.h asks for. All but the norm overwrite the batch on the device.
+// The hooks of common/run.h. All but the norm overwrite the batch on the device.
 
 // Mean loss and accuracy (a fraction; LOG_NA for autoencoders) over a data set, BatchNorm in evaluation mode.
 static void evaluate(void *self, int test, double *loss, double *accuracy) {
@@ -394,7 +387,7 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     model *m = &t->m;
     const device_data *d = test ? &t->test : &t->train;
     double totals[2] = {0, 0};
-    t->ready = -1;
+    t->ordered = -1;
     order_samples(d, 0, 0, 0);
     CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
     for (int first = 0; first < d->n; first += m->max_rows) {
@@ -408,20 +401,35 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     *loss = totals[0] / d->n;
     *accuracy = m->task == TASK_CLASSIFY ? totals[1] / d->n : LOG_NA;
 }
-static int run_rescale(void *self, rescale_report *report, double *moved) {
+static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
-    t->ready = -1;
+    t->ordered = -1;
     return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
 }
-static float *run_outputs(void *self, size_t *n) {
+static float *outputs(void *self, size_t *n) {
     trainer *t = (trainer *)self;
-    t->ready = -1;
+    t->ordered = -1;
     *n = (size_t)probe_rows(&t->m) * (size_t)t->m.dim[t->m.n_layers];
     return probe_outputs(&t->m, MODE_EVAL);
 }
-static double run_norm(void *self, const float *array) {
+static double norm_of(void *self, const float *array) {
     model *m = &((trainer *)self)->m;
     return array_norm(array, m->net.n_params, m->square_sums);
+}
+
+// The training loop. Returns the exit status.
+static int train_loop(trainer *t) {
+    model *m = &t->m;
+    train_run *r = &t->run;
+    train_begin(r);                       // --resume, or --load and rescale
+    while (train_next(r)) {               // logs, evaluates, checkpoints, rescales when due
+        const int rows = next_batch(t);
+        forward(m, rows, MODE_TRAIN);
+        loss_forward_backward(m, rows, train_loss_slot(r));
+        backward(m, rows, MODE_TRAIN);
+        update(m, t->c, train_rate(r), r->step);
+    }
+    return train_end(r);
 }
 
 // -------------------------------------------------------------------------------------------------------- command line
@@ -481,7 +489,8 @@ static int run(config *c) {
     int dim[MAX_LAYERS + 1];
     size_t used = 0;
     memset(&t, 0, sizeof t);
-    t.c = c, t.ready = -1;
+    t.c = c;
+    t.ordered = -1;
     train_run_init(&t.run, "train_mlp", VERSION, o);
     if (dataset_load(o->data, o->data_dir, &train, &test, err, sizeof err)) return train_fail(&t.run, err);
     if (o->limit) dataset_limit(&train, o->limit);
@@ -505,11 +514,16 @@ static int run(config *c) {
                       layers, (long long)train_parameter_count(&t.m.net));
     t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train), dataset_free(&test);
-    t.run.net = &t.m.net, t.run.step_loss = t.m.step_loss, t.run.backend = gemm_backend(), t.run.trainer = &t;
-    t.run.train_step = train_step, t.run.evaluate = evaluate, t.run.rescale = run_rescale, t.run.outputs = run_outputs;
-    t.run.norm = run_norm;
+    t.run.net = &t.m.net;
+    t.run.step_loss = t.m.step_loss;
+    t.run.backend = gemm_backend();
+    t.run.trainer = &t;
+    t.run.hooks.evaluate = evaluate;
+    t.run.hooks.rescale = rescale_now;
+    t.run.hooks.outputs = outputs;
+    t.run.hooks.norm = norm_of;
     if (!o->resume) model_init(&t.m, c);
-    const int status = train_execute(&t.run);
+    const int status = train_loop(&t);
     model_free(&t.m), device_data_free(&t.train), device_data_free(&t.test);
     return status;
 }

@@ -1,7 +1,7 @@
 // checkpoint.h -- checkpoints as folders: which there are, which are complete, which stay; whose run they belong to.
 //
-// C11, C++17, CUDA. Include before it: common/cli.h, common/log.h, common/safetensors.h. C programs compile with
-// -D_GNU_SOURCE. POSIX. What is in a checkpoint and how a run loads one: common/train.h.
+// What a run stores there and how it goes on from it: resume.h.
+// C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
 //
 // A checkpoint is a folder LOGDIR/checkpoint-STEP with model.safetensors and, written after it, state.safetensors:
 //     model       the weights; metadata state_checksum names the state
@@ -34,6 +34,9 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include "cli.h"
+#include "log.h"
+#include "safetensors.h"
 
 #define CHECKPOINT_MAX_STEP (INT64_C(1) << 53)  // beyond it nothing counts steps
 #define CHECKPOINT_STATE_KEY "state_checksum"

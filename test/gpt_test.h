@@ -65,6 +65,16 @@ static double *gpt_flat(const model *m, const real *array) {
     return flat;
 }
 
+// One pass over m->tokens and m->targets: adds the gradient of scale * (sum of losses). Returns the sum of losses.
+static double forward_backward(model *m, int B, int T, double scale) {
+    double hits = 0;
+    forward(m, B, T, 0);
+    const double loss = loss_forward_backward(m, B * T, scale, &hits);
+    backward(m, B, T);
+    m->accumulate = 1;
+    return loss;
+}
+
 // Mean loss and, in m->grads, its gradient.
 static double gpt_gradient(model *m, int B, int T) {
     zero_gradients(m);

@@ -518,8 +518,13 @@ static void free_trainer(trainer *t) {
 // One step; returns its loss.
 static float step(trainer *t) {
     float loss;
-    train_step(t);
-    train_download(&loss, t->m.step_loss + t->run.step % TRAIN_LOSS_RING, sizeof loss);
+    model *m = &t->m;
+    const int rows = next_batch(t), slot = train_loss_slot(&t->run);
+    forward(m, rows, MODE_TRAIN);
+    loss_forward_backward(m, rows, slot);
+    backward(m, rows, MODE_TRAIN);
+    update(m, t->c, train_rate(&t->run), t->run.step);
+    train_download(&loss, m->step_loss + slot, sizeof loss);
     t->run.step++;
     return loss;
 }

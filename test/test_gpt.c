@@ -238,7 +238,7 @@ static void test_initial_loss(void) {
             m.targets[r] = (int)(mix((uint64_t)r + 1000000) % (uint64_t)k->V);
         }
         forward(&m, k->B, k->T, 0);
-        const double loss = head(&m, k->B * k->T, 0, &hits) / (k->B * k->T);
+        const double loss = loss_forward_backward(&m, k->B * k->T, 0, &hits) / (k->B * k->T);
         printf("initial loss %.4f, ln %d = %.4f\n", loss, k->V, log(k->V));
         CHECK(fabs(loss / log(k->V) - 1) < 0.02, "the initial loss is ln(vocabulary) within 2%");
         model_free(&m);
@@ -288,7 +288,7 @@ static void test_parity(void) {
                     m.targets[b * T + t] = token[at + 1];
                 }
             got[s] = gpt_gradient(&m, BATCH, T);
-            optimizer_step(&m, &c, which ? 4e-3 : 2e-3, s);
+            update(&m, &c, which ? 4e-3 : 2e-3, s);
         }
         for (int i = 0; i < WINDOWS * T; i++) {
             m.tokens[i] = token[i];
@@ -296,7 +296,7 @@ static void test_parity(void) {
         }
         double hits = 0;
         forward(&m, WINDOWS, T, 0);
-        got[STEPS] = head(&m, WINDOWS * T, 0, &hits) / (WINDOWS * T);
+        got[STEPS] = loss_forward_backward(&m, WINDOWS * T, 0, &hits) / (WINDOWS * T);
         double worst = 0;
         for (int s = 0; s <= STEPS; s++) worst = fmax(worst, fabs(got[s] / want[s] - 1));
         printf("PyTorch parity, %s: losses of %d steps within %.1e\n", name, STEPS, worst);
@@ -314,7 +314,7 @@ static double train_some(model *m, const config *c, const gpt_case *k, int first
             m->targets[r] = (m->tokens[r] * 3 + 1) % k->V;
         }
         loss = gpt_gradient(m, k->B, k->T);
-        optimizer_step(m, c, 1e-3, s);
+        update(m, c, 1e-3, s);
     }
     return loss;
 }

@@ -109,10 +109,10 @@ static void test_finite_differences(void) {
                 got[e] = m.grads[at];
                 m.params[at] = keep + h;
                 forward(&m, k->B, k->T, 0);
-                const double up = head(&m, (int)N, 0, &hits);
+                const double up = loss_forward_backward(&m, (int)N, 0, &hits);
                 m.params[at] = keep - h;
                 forward(&m, k->B, k->T, 0);
-                want[e] = (up - head(&m, (int)N, 0, &hits)) / (2 * h) / (double)N;
+                want[e] = (up - loss_forward_backward(&m, (int)N, 0, &hits)) / (2 * h) / (double)N;
                 m.params[at] = keep;
             }
             CHECK(largest > 1e-6, t->name);

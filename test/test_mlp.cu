@@ -705,7 +705,8 @@ static void test_network(const net_case *k, int mode) {
     mean[0] = loss * rows;
     mean[1] = k->task == TASK_CLASSIFY ? ref.correct : 0;
     same_d("totals", m.totals, mean, 2, 1e-5, 0);
-    const float *dx = backward(&m, rows, mode, 1);
+    float *d = backward(&m, rows, mode), *dx = d == m.dx[0] ? m.dx[1] : m.dx[0];
+    gemm(&m.gemm, 0, 0, rows, n_in, k->dims[1], 1.0f, d, k->dims[1], m.w[0], n_in, 0.0f, dx, n_in);  // on to the input
     same_scaled("input gradient", dx, ref.d_input, (size_t)rows * (size_t)n_in, 2e-4);
     for (int i = 0; i < m.net.n_tensors; i++) {
         const train_tensor *t = &m.net.tensors[i];
@@ -718,11 +719,11 @@ static void test_network(const net_case *k, int mode) {
     }
     if (mode != MODE_TRAIN) same_bits("running statistics", m.net.stats, stats, m.net.n_stats * sizeof(float));
     for (int i = 0; i < m.net.n_counts; i++) CHECK(m.net.counts[i] == ref.batches_tracked, "counts training batches");
-    // without the input gradient: the same tensors, bit for bit
+    // again: the same tensors, bit for bit
     float *grads = train_host_copy(m.net.grads, m.net.n_params);
     loss_forward_backward(&m, rows, 0);
-    backward(&m, rows, mode, 0);
-    same_bits("gradients without input gradient", m.net.grads, grads, m.net.n_params * sizeof(float));
+    backward(&m, rows, mode);
+    same_bits("gradients again", m.net.grads, grads, m.net.n_params * sizeof(float));
     if (mode != MODE_TRAIN) check_differences(&m, &ref, &b, mode);
     free(grads);
     free(stats);
@@ -846,7 +847,7 @@ static void test_diag_g(const net_case *k) {
     upload(squared.x[0], ones, (size_t)n_in);
     forward(&squared, 1, MODE_EVAL);
     upload(squared.dx[0], ones, (size_t)n_out);
-    backward(&squared, 1, MODE_EVAL, 0);
+    backward(&squared, 1, MODE_EVAL);
     const double *chain = chain_diag_g(&m), *definition = reference_diag_g(&m, &ref);
     for (int i = 0; i < m.net.n_tensors; i++) {
         const train_tensor *t = &m.net.tensors[i];
@@ -970,7 +971,7 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
         CUDA_CHECK(cudaMemcpy(m->label, y, (size_t)m->max_rows * sizeof(int), cudaMemcpyHostToDevice));
         forward(m, m->max_rows, MODE_TRAIN);
         loss_forward_backward(m, m->max_rows, s % TRAIN_LOSS_RING);
-        backward(m, m->max_rows, MODE_TRAIN, 0);
+        backward(m, m->max_rows, MODE_TRAIN);
         update(m, c, c->train.lr, first_step + s);
     }
 }
@@ -1071,7 +1072,7 @@ static void test_parity(const RefParityCase *k) {
             printf("    %s: step %d: loss %.9g, PyTorch %.9g\n", k->name, s + 1, (double)loss, want[s]);
         within = within && difference <= allowed;
         if (eval) break;
-        backward(&m, rows, MODE_TRAIN, 0);
+        backward(&m, rows, MODE_TRAIN);
         update(&m, &c, c.train.lr, s);
     }
     printf("     %s: largest difference from PyTorch is %.3f of what is allowed\n", k->name, worst);

@@ -52,12 +52,15 @@ static double toy_pass(const toy *t, int first, int rows, float *grads, float *o
             double v = 0;
             for (int k = 0; k < HIDDEN; k++) v += (double)t->w2[o * HIDDEN + k] * h[k];
             if (out) out[(r - first) * OUT + o] = (float)v;
-            d[o] = 2 * (v - t->y[r][o]) / (rows * OUT), loss += (v - t->y[r][o]) * (v - t->y[r][o]) / (rows * OUT);
+            d[o] = 2 * (v - t->y[r][o]) / (rows * OUT);
+            loss += (v - t->y[r][o]) * (v - t->y[r][o]) / (rows * OUT);
         }
         for (int k = 0; k < HIDDEN && grads; k++) {
             double dh = 0;
-            for (int o = 0; o < OUT; o++)
-                dh += d[o] * t->w2[o * HIDDEN + k], grads[w2 + (size_t)(o * HIDDEN + k)] += (float)(d[o] * h[k]);
+            for (int o = 0; o < OUT; o++) {
+                dh += d[o] * t->w2[o * HIDDEN + k];
+                grads[w2 + (size_t)(o * HIDDEN + k)] += (float)(d[o] * h[k]);
+            }
             if (h[k] <= 0) continue;
             grads[b1 + (size_t)k] += (float)dh;
             for (int i = 0; i < IN; i++) grads[k * IN + i] += (float)(dh * t->x[r][i]);
@@ -66,8 +69,7 @@ static double toy_pass(const toy *t, int first, int rows, float *grads, float *o
     return loss;
 }
 
-static void toy_step(void *self) {
-    toy *t = (toy *)self;
+static void toy_step(toy *t) {
     const train_run *run = &t->run;
     const train_options *o = run->options;
     train_net *net = &t->net;
@@ -75,16 +77,18 @@ static void toy_step(void *self) {
     int first;
     const int rows = train_batch(run, &epoch, &first);
     const double lr = train_learning_rate(o, run->step, run->total_steps), at = (double)run->step + 1;
-    t->step_loss[run->step % TRAIN_LOSS_RING] = (float)toy_pass(t, first, rows, net->grads, NULL);
+    t->step_loss[train_loss_slot(run)] = (float)toy_pass(t, first, rows, net->grads, NULL);
     for (size_t i = 0; i < net->n_params; i++) {
         float *w = net->params + i, *m = net->moment1 + i, *v = net->moment2 + i;
         const float g = net->grads[i];
         if (o->optimizer == OPTIMIZER_SGD) {
             *w -= (float)lr * g;
         } else if (o->optimizer == OPTIMIZER_MOMENTUM) {
-            *m = (float)o->momentum * *m + g, *w -= (float)lr * *m;
+            *m = (float)o->momentum * *m + g;
+            *w -= (float)lr * *m;
         } else {
-            *m = 0.9f * *m + 0.1f * g, *v = 0.999f * *v + 0.001f * g * g;
+            *m = 0.9f * *m + 0.1f * g;
+            *v = 0.999f * *v + 0.001f * g * g;
             *w -= (float)(lr * *m / (1 - pow(0.9, at)) / (sqrt(*v / (1 - pow(0.999, at))) + 1e-8));
         }
     }
@@ -99,7 +103,8 @@ static void toy_evaluate(void *self, int test, double *loss, double *accuracy) {
     toy *t = (toy *)self;
     if (++passes == interrupt_at) log_interrupted = SIGTERM;
     if (train_pause(&t->run, "evaluating", 0, 1)) return;
-    *loss = toy_pass(t, test ? N_TRAIN : 0, test ? N_TEST : N_TRAIN, NULL, NULL), *accuracy = LOG_NA;
+    *loss = toy_pass(t, test ? N_TRAIN : 0, test ? N_TEST : N_TRAIN, NULL, NULL);
+    *accuracy = LOG_NA;
 }
 
 static float *toy_outputs(void *self, size_t *n) {
@@ -125,7 +130,8 @@ static int toy_rescale(void *self, rescale_report *report, double *moved) {
     const int status = rescale_run(&net, &o, report) ? -1 : 0;
     float *after = toy_outputs(t, &n);
     if (moved) *moved = train_relative_difference(before, after, n);
-    free(before), free(after);
+    free(before);
+    free(after);
     return status;
 }
 
@@ -137,7 +143,10 @@ static double toy_norm(void *self, const float *array) {
 
 // Numbers in [-1, 1) that depend on i only.
 static double toy_number(uint64_t i) {
-    i = (i + 1) * UINT64_C(0x9E3779B97F4A7C15), i ^= i >> 29, i *= UINT64_C(0xBF58476D1CE4E5B9), i ^= i >> 32;
+    i = (i + 1) * UINT64_C(0x9E3779B97F4A7C15);
+    i ^= i >> 29;
+    i *= UINT64_C(0xBF58476D1CE4E5B9);
+    i ^= i >> 32;
     return 2 * ((double)(i >> 11) / 9007199254740992.0) - 1;
 }
 
@@ -155,7 +164,8 @@ static void toy_build(toy *t, int with_counter, int wide) {
     for (int i = 0; i < (t->options.optimizer == OPTIMIZER_SGD ? 2 : t->options.optimizer == OPTIMIZER_MOMENTUM ? 3 : 4); i++)
         *array[i] = (float *)train_alloc(NULL, net->n_params, sizeof(float));
     net->stats = (float *)train_alloc(NULL, net->n_stats, sizeof(float));
-    t->w1 = net->params + net->tensors[0].offset, t->b1 = net->params + net->tensors[1].offset;
+    t->w1 = net->params + net->tensors[0].offset;
+    t->b1 = net->params + net->tensors[1].offset;
     t->w2 = net->params + net->tensors[2].offset;
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < net->tensors[i].rows * net->tensors[i].cols; k++)
@@ -163,8 +173,13 @@ static void toy_build(toy *t, int with_counter, int wide) {
 }
 
 static void toy_free(toy *t) {
-    free(t->options.table), free(t->options.stored);
-    free(t->net.params), free(t->net.grads), free(t->net.moment1), free(t->net.moment2), free(t->net.stats);
+    free(t->options.table);
+    free(t->options.stored);
+    free(t->net.params);
+    free(t->net.grads);
+    free(t->net.moment1);
+    free(t->net.moment2);
+    free(t->net.stats);
     train_net_free(&t->net);
 }
 
@@ -199,23 +214,32 @@ static void toy_create(toy *t, int argc, char **argv) {
     train_run_init(&t->run, "toy", "0.1", &t->options);
     for (int i = 0; i < N_TRAIN + N_TEST; i++) {
         for (int k = 0; k < IN; k++) t->x[i][k] = toy_number((uint64_t)(5000 + 10 * i + k));
-        t->y[i][0] = t->x[i][0] - 2 * fabs(t->x[i][1]), t->y[i][1] = t->x[i][2] * 0.5;
+        t->y[i][0] = t->x[i][0] - 2 * fabs(t->x[i][1]);
+        t->y[i][1] = t->x[i][2] * 0.5;
     }
     toy_build(t, 1, 0);
     const int smoothing = cli_find(t->options.table, t->options.n_table, "label-smoothing", 15);
     train_describe(&t->net, "label-smoothing", *(const int *)t->options.table[smoothing].value);
     train_set_length(&t->run, N_TRAIN);
     t->run.data = 1000 + (uint64_t)t->options.data[0];
-    t->run.net = &t->net, t->run.step_loss = t->step_loss, t->run.trainer = t;
-    t->run.unit = "tokens", t->run.units_per_sample = 16, t->run.test_name = "val";
-    t->run.train_step = toy_step, t->run.evaluate = toy_evaluate, t->run.rescale = toy_rescale;
-    t->run.outputs = toy_outputs, t->run.norm = toy_norm;
+    t->run.net = &t->net;
+    t->run.step_loss = t->step_loss;
+    t->run.trainer = t;
+    t->run.unit = "tokens";
+    t->run.units_per_sample = 16;
+    t->run.test_name = "val";
+    t->run.hooks.evaluate = toy_evaluate;
+    t->run.hooks.rescale = toy_rescale;
+    t->run.hooks.outputs = toy_outputs;
+    t->run.hooks.norm = toy_norm;
 }
 
 static int toy_main(int argc, char **argv) {
     static toy t;
     toy_create(&t, argc, argv);
-    const int status = train_execute(&t.run);
+    train_begin(&t.run);
+    while (train_next(&t.run)) toy_step(&t);
+    const int status = train_end(&t.run);
     toy_free(&t);
     return status;
 }
@@ -361,7 +385,8 @@ static void test_one_cycle(void) {
                 {1000, 250, 0.3751110529593001},
                 {1000, 998, 3.6141935421479836e-06}};
     train_options o = train_default_options();
-    o.schedule = SCHEDULE_ONE_CYCLE, o.lr = 0.4;
+    o.schedule = SCHEDULE_ONE_CYCLE;
+    o.lr = 0.4;
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         const double got = train_learning_rate(&o, want[i].step, want[i].total);
         char name[80];
@@ -390,7 +415,8 @@ static void test_tables(void) {
             const train_tensor *t = &net.tensors[at];
             ok = ok && t->offset == want && t->offset % TRAIN_ALIGN == 0 && t->rows == d[0] && t->rows * t->cols == size;
             ok = ok && t->n_dims == n_dims && t->dim[0] == d[0] && t->dim[3] == d[3] && t->layer == l && t->role == k % 2;
-            want += ((size_t)size + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN, count += size;
+            want += ((size_t)size + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN;
+            count += size;
         }
     CHECK(ok && net.n_tensors == LAYERS * PER_LAYER, "tensors follow each other, aligned, with their shapes");
     CHECK(net.n_params == want && train_parameter_count(&net) == count, "sizes with and without padding");
@@ -422,11 +448,12 @@ static void test_shapes(void) {
     train_add_statistic(&net, 0, 5, "bn1.running_var");
     train_add_counter(&net, 0, "bn1.num_batches_tracked");
     train_add_counter(&net, 1, "bn2.num_batches_tracked");
-    net.params = (float *)train_alloc(NULL, net.n_params, sizeof(float)),
+    net.params = (float *)train_alloc(NULL, net.n_params, sizeof(float));
     net.stats = (float *)train_alloc(NULL, net.n_stats, sizeof(float));
     for (size_t i = 0; i < net.n_params; i++) net.params[i] = (float)i;
     for (int i = 0; i < 5; i++) net.stats[i] = (float)i;
-    net.counts[0] = INT64_C(1) << 40, net.counts[1] = 3;
+    net.counts[0] = INT64_C(1) << 40;
+    net.counts[1] = 3;
     CHECK(train_save_weights(&net, path, err, sizeof err) == 0, "saved");
     if (CHECK(safetensors_open(&f, path, err, sizeof err) == 0 && f.n_tensors == 5, "a file of five tensors")) {
         const safetensors_tensor *t = safetensors_find(&f, "conv1.weight");
@@ -438,7 +465,8 @@ static void test_shapes(void) {
             CHECK(!strcmp(f.tensors[i].name, i < 2 ? net.tensors[i].name : net.buffers[i - 2].name), "in order");
         safetensors_close(&f);
     }
-    memset(net.params, 0, net.n_params * sizeof(float)), memset(net.stats, 0, net.n_stats * sizeof(float));
+    memset(net.params, 0, net.n_params * sizeof(float));
+    memset(net.stats, 0, net.n_stats * sizeof(float));
     net.counts[0] = net.counts[1] = 0;
     CHECK(train_load_weights(&net, path, err, sizeof err) == 0 && net.counts[0] == INT64_C(1) << 40 && net.counts[1] == 3,
           "loaded");
@@ -446,7 +474,8 @@ static void test_shapes(void) {
           "every tensor in its place");
     CHECK(train_save_weights(&net, "/dev/null", err, sizeof err) == -1 && strstr(err, "is not a regular file"),
           "a device is not replaced");
-    free(net.params), free(net.stats);
+    free(net.params);
+    free(net.stats);
     train_net_free(&net);
 }
 
@@ -472,7 +501,8 @@ static void test_load_errors(void) {
               "the network is as before");
         CHECK(i == 1 || t.net.counts[0] == 7, "and its counter");
         free(params);
-        toy_free(&t), toy_free(&o);
+        toy_free(&t);
+        toy_free(&o);
     }
 }
 
@@ -676,7 +706,8 @@ static void test_lengths(void) {
     train_options o = train_default_options();
     int64_t epoch;
     int first;
-    o.batch_size = 16, o.epochs = 3;
+    o.batch_size = 16;
+    o.epochs = 3;
     train_run_init(&r, "toy", "0.1", &o);
     train_set_length(&r, 50);
     CHECK(r.batch == 16 && r.steps_per_epoch == 4 && r.total_steps == 12, "three epochs of four steps");
@@ -686,7 +717,8 @@ static void test_lengths(void) {
     o.batch_size = 0;
     train_set_length(&r, 50);
     CHECK(train_batch(&r, &epoch, &first) == 50 && epoch == 7 && first == 0 && r.total_steps == 3, "full batch");
-    o.batch_size = 64, o.steps = 1;
+    o.batch_size = 64;
+    o.steps = 1;
     train_set_length(&r, 50);
     CHECK(r.batch == 50 && r.total_steps == 1, "a batch larger than the set; --steps");
     o.batch_size = 16;
@@ -796,9 +828,11 @@ static void test_runs(void) {
         long long step;
         double loss, rate;
         if (sscanf(line, "\n%lld,%*[^,],step,%lf,n/a,%lf", &step, &loss, &rate) != 3) continue;
-        rows++, sound = sound && step == rows && loss > 0;
+        rows++;
+        sound = sound && step == rows && loss > 0;
         if (step == 1) first = loss;
-        last = loss, lr = rate;
+        last = loss;
+        lr = rate;
     }
     CHECK(rows == 120 && sound && lr == 0.2, "a row for every step");
     CHECK(last < 0.5 * first, "it trains");

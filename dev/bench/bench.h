@@ -1,6 +1,6 @@
 // bench.h -- what the benchmarks of trainers share: timed steps and rescalings, random data, the ceiling of the matrix product.
 //
-// Include it after a trainer (with TESTING defined): train_step, rescale_model and `trainer` are the trainer's own.
+// Include it after a trainer (with TESTING defined): forward, backward, rescale_model and `trainer` are the trainer's own.
 #pragma once
 #include "dev/timing.h"
 
@@ -14,7 +14,12 @@ enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
 
 // One training step, and on to the next batch. The device may still be at work.
 static inline void next_step(trainer *t) {
-    train_step(t);
+    model *m = &t->m;
+    const int rows = next_batch(t);
+    forward(m, rows, MODE_TRAIN);
+    loss_forward_backward(m, rows, train_loss_slot(&t->run));
+    backward(m, rows, MODE_TRAIN);
+    update(m, t->c, train_rate(&t->run), t->run.step);
     t->run.step++;
 }
 

@@ -45,6 +45,16 @@ static int add_linear(shape *s, int n, int rows, int in, int out, int count) {
     return n + 3;
 }
 
+// One pass over m->tokens and m->targets: adds the gradient of scale * (sum of losses). Returns the sum of losses.
+static double forward_backward(model *m, int B, int T, double scale) {
+    double hits = 0;
+    forward(m, B, T, 0);
+    const double loss = loss_forward_backward(m, B * T, scale, &hits);
+    backward(m, B, T);
+    m->accumulate = 1;
+    return loss;
+}
+
 static int bench(const char *name, const config *c, int B, double at_least) {
     static model m;
     static shape shapes[MAX_PRODUCTS], square;
@@ -83,7 +93,7 @@ static int bench(const char *name, const config *c, int B, double at_least) {
         zero_gradients(&m);
         last = forward_backward(&m, B, T, 1.0 / N) / N;
         if (warm == 0) first = last;
-        optimizer_step(&m, c, 3e-4, step);
+        update(&m, c, 3e-4, step);
     }
     const long peak_mib = log_peak_mib();
     if (!(fabs(first / log(V) - 1) < 0.05)) {
@@ -101,7 +111,7 @@ static int bench(const char *name, const config *c, int B, double at_least) {
             const double t = log_seconds();
             zero_gradients(&m);
             last = forward_backward(&m, B, T, 1.0 / N) / N;
-            optimizer_step(&m, c, 3e-4, step);
+            update(&m, c, 3e-4, step);
             add_sample(&steps, log_seconds() - t);
             m.gemm.timed = 0;
         }
