@@ -1291,8 +1291,8 @@ static void parse_command_line(config *c, int argc, char **argv) {
     static const char *const of_sampling[] = {"prompt", "temperature", "top-k"};
     for (int i = 0; i < 3 && !c->sample && !o->quiet; i++) {
         const char *name = of_sampling[i];
-        if (!cli_given(options, n, name)) continue;
-        fprintf(stderr, "%s: warning: --%s is unused without --sample\n", program, name);
+        if (cli_given(options, n, name) != CLI_TYPED) continue;
+        message_print(program, "warning: --%s is unused without --sample", name);
     }
 }
 

@@ -120,7 +120,7 @@ static inline void train_restore(const char *program, train_options *o, cli_opti
         snprintf(name, sizeof name, "%.*s", (int)strcspn(start, "="), start);
         if (train_listed(TRAIN_NOT_RESTORED, name) || (epochs && !strcmp(name, "steps"))) continue;
         if (cli_restore(table, n, word, err, sizeof err) == CLI_OK) continue;
-        fprintf(stderr, "%s: --resume: an option of that run: %s\n", program, err);
+        message_print(program, "--resume: an option of that run: %s", err);
         exit(1);
     }
 }
@@ -220,22 +220,22 @@ static inline void train_tell_differences(train_run *r, const char *dir, const t
     char text[256];
     if (o->quiet) return;
     if (!s->known) {
-        fprintf(stderr, "%s: note: %s does not tell the options of its run: give the same ones\n", r->program, dir);
+        message_print(r->program, "note: %s does not tell the options of its run: give the same ones", dir);
         return;
     }
     train_state_of(r, mine);
     for (int i = 0; i < o->n_table; i++) {
         const char *name = o->table[i].name;
         if (train_listed(TRAIN_NOT_RESTORED, name) || train_listed(TRAIN_NOT_COMPARED, name)) continue;
-        if (train_differs(&o->table[i], s, text, sizeof text)) fprintf(stderr, "%s: note: %s\n", r->program, text);
+        if (train_differs(&o->table[i], s, text, sizeof text)) message_print(r->program, "note: %s", text);
     }
     for (int k = 1; k < TRAIN_N_STATE; k++)
         if (s->scalar[k] != mine[k])
-            fprintf(stderr, "%s: note: %s was %lld in that run, here it is %lld\n", r->program, train_state_name(k),
+            message_print(r->program, "note: %s was %lld in that run, here it is %lld", train_state_name(k),
                     (long long)s->scalar[k], (long long)mine[k]);
-    if (s->data && r->data && s->data != r->data) fprintf(stderr, "%s: note: the data are not those of that run\n", r->program);
+    if (s->data && r->data && s->data != r->data) message_print(r->program, "note: the data are not those of that run");
     if (s->total_steps != r->total_steps)
-        fprintf(stderr, "%s: note: %lld steps in all in that run, here %lld\n", r->program, (long long)s->total_steps,
+        message_print(r->program, "note: %lld steps in all in that run, here %lld", (long long)s->total_steps,
                 (long long)r->total_steps);
 }
 

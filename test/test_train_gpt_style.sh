@@ -165,8 +165,8 @@ refuses 1 "$work/bad" $load "$work/bad"
 # Names that other programs give to the same weights: loaded and saved again, they are the same file.
 renamed() { # renamed FROM TO: FROM at the front of a name becomes TO
     check "names with '$2' for '$1': written" "$damage" rename "$work/none" "$work/renamed" "$1" "$2"
-    ok "names with '$2' for '$1' load" $tiny --steps 0 --rescale none --quiet --load "$work/renamed" --save "$work/again"
-    check "names with '$2' for '$1': the same weights" same "$work/again" "$work/none"
+    ok "names with '$2' for '$1' load" $tiny --steps 0 --rescale none --quiet --load "$work/renamed" --save "$work/saved_again"
+    check "names with '$2' for '$1': the same weights" same "$work/saved_again" "$work/none"
 }
 renamed '' _orig_mod.
 renamed '' module.

@@ -105,8 +105,8 @@ refuses 1 "'bn1.weight'" $moons --norm batch --load "$work/other" --steps 0
 start norm --norm batch --rescale none
 for prefix in _orig_mod. module.; do # of torch.compile and of DataParallel
     "$damage" rename "$work/norm" "$work/renamed" '' $prefix
-    ok "names with $prefix load" $moons --norm batch --rescale none --steps 0 --quiet --load "$work/renamed" --save "$work/again"
-    check "names with $prefix: the same weights" same "$work/again" "$work/norm"
+    ok "names with $prefix load" $moons --norm batch --rescale none --steps 0 --quiet --load "$work/renamed" --save "$work/saved_again"
+    check "names with $prefix: the same weights" same "$work/saved_again" "$work/norm"
 done
 "$damage" rename "$work/norm" "$work/renamed" bn2.num_batches_tracked bn2.unknown
 refuses 1 "'bn2.unknown' does not belong" $moons --norm batch --load "$work/renamed" --steps 0
