@@ -1,6 +1,6 @@
 // rescale.cuh -- rescale a freshly initialised ReLU network without changing its function, so that it trains faster.
 //
-// One header, nothing else of ours needed: copy it into your project. C11, C++17 and CUDA. Version RESCALE_VERSION.
+// One header, nothing else of ours needed: copy it into your project. C99, C++11 and CUDA. Version RESCALE_VERSION.
 //
 // CONTENTS
 //     1. What it does            2. A complete example       3. Describing a network     4. diag(G)
@@ -20,7 +20,7 @@
 //
 //     RESCALE_ENORM is the baseline: it minimises the sum of squared weights (biases are scaled but not counted).
 //
-// 2. A COMPLETE EXAMPLE (the tests compile this very text as C11, as C++17 and with nvcc)
+// 2. A COMPLETE EXAMPLE (the tests compile this very text as C99, C11, C++17, and with nvcc)
 // EXAMPLE
 // #include "rescale.cuh"
 // #include <stdio.h>
@@ -28,8 +28,8 @@
 // int main(void) {
 //     for (int i = 0; i < 64 * 8; i++) w1[i] = (float)((i * 37) % 101 - 50) / 150;
 //     for (int i = 0; i < 3 * 64; i++) w2[i] = (float)((i * 53) % 103 - 51) / 400;
-//     rescale_group hidden[] = {rescale_units("relu1", 64, RESCALE_RELU)};
-//     rescale_tensor t[] = {
+//     rescale_group hidden[1] = {rescale_units("relu1", 64, RESCALE_RELU)};
+//     rescale_tensor t[4] = {
 //         rescale_weight("fc1.weight", w1, 64, 8, 1, 0, RESCALE_NONE),     // rows enter group 0
 //         rescale_bias("fc1.bias", b1, 64, 0),
 //         rescale_weight("fc2.weight", w2, 3, 64, 1, RESCALE_NONE, 0),     // columns leave group 0
@@ -102,12 +102,26 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #define RESCALE_VERSION "1.0"
 #ifndef RESCALE_REAL
 #define RESCALE_REAL float
 #endif
 typedef RESCALE_REAL rescale_real;
+#ifdef __cplusplus
+#define RSC_CAST(type, value) static_cast<type>(value)
+#define RSC_ADDRESS(pointer) reinterpret_cast<uintptr_t>(pointer)
+#else
+#define RSC_CAST(type, value) ((type)(value))
+#define RSC_ADDRESS(pointer) ((uintptr_t)(pointer))
+#endif
+// Only float and double: a float stays as small beside a long long, a double stays as large beside a float.
+#define RSC_REAL_FITS(type) (sizeof(rescale_real) == sizeof(type) && sizeof(RSC_CAST(rescale_real, 0) + 0LL) == sizeof(type) && \
+                             sizeof(RSC_CAST(rescale_real, 0) + 0.0f) == sizeof(type))
+typedef char rescale_real_must_be_float_or_double[RSC_REAL_FITS(float) || RSC_REAL_FITS(double) ? 1 : -1];
 #if defined(__CUDACC__) || defined(CUDA_CPU)
 #define RESCALE_HAS_DEVICE 1  // kernels can be compiled: by nvcc, or by common/cuda_cpu.h which runs them on the CPU
 #endif
@@ -290,10 +304,17 @@ typedef struct rsc_solver {
     double *wide;                // [largest one-sided full tensor] scratch matrix
 } rsc_solver;
 
+// Seconds from some start. Without C11's clock or OpenMP's the processor time of this one thread, which is as long.
 static inline double rsc_seconds(void) {
+#if defined(TIME_UTC) && !defined(_WIN32)
     struct timespec t;
     timespec_get(&t, TIME_UTC);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return RSC_CAST(double, t.tv_sec) + 1e-9 * RSC_CAST(double, t.tv_nsec);
+#elif defined(_OPENMP)
+    return omp_get_wtime();
+#else
+    return RSC_CAST(double, clock()) / CLOCKS_PER_SEC;
+#endif
 }
 
 // Records an error in the report and returns its status.
@@ -307,10 +328,12 @@ static inline void *rsc_take(rsc_arena *a, size_t bytes) {  // 64-byte aligned p
     a->used += (bytes + 63) / 64 * 64;
     return a->base && a->used <= a->size ? a->base + at : NULL;
 }
-static inline double *rsc_doubles(rsc_arena *a, size_t n) { return (double *)rsc_take(a, n * sizeof(double)); }
+static inline double *rsc_doubles(rsc_arena *a, size_t n) { return RSC_CAST(double *, rsc_take(a, n * sizeof(double))); }
+static inline size_t rsc_n(int n) { return RSC_CAST(size_t, n); }  // n >= 0
+static inline size_t rsc_at(int row, int width, int column) { return rsc_n(row) * rsc_n(width) + rsc_n(column); }
 static inline int rsc_max(int a, int b) { return a > b ? a : b; }
-static inline size_t rsc_columns(const rescale_tensor *t) { return (size_t)t->n_in * (size_t)t->kernel; }
-static inline size_t rsc_size(const rescale_tensor *t) { return (size_t)t->n_out * rsc_columns(t); }
+static inline size_t rsc_columns(const rescale_tensor *t) { return rsc_n(t->n_in) * rsc_n(t->kernel); }
+static inline size_t rsc_size(const rescale_tensor *t) { return rsc_n(t->n_out) * rsc_columns(t); }
 
 #ifdef _OPENMP  // `work`, the number of elements touched, is a variable at the place of use
 #define RSC_PARALLEL_FOR (void)work; _Pragma("omp parallel for schedule(static) if (work > 32768)")
@@ -342,7 +365,7 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
                 bits &= 0x7fffffffu, largest = bits > largest ? bits : largest;
             }
             memcpy(&value, &largest, sizeof value);
-            found = largest < 0x7f800000u ? (double)value : (double)INFINITY;
+            found = largest < 0x7f800000u ? RSC_CAST(double, value) : RSC_CAST(double, INFINITY);
         } else {
             uint64_t largest = 0, bits;
             for (size_t i = b * block; i < end; i++) {
@@ -350,7 +373,7 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
                 bits &= UINT64_C(0x7fffffffffffffff), largest = bits > largest ? bits : largest;
             }
             memcpy(&found, &largest, sizeof found);
-            found = largest < UINT64_C(0x7ff0000000000000) ? found : (double)INFINITY;
+            found = largest < UINT64_C(0x7ff0000000000000) ? found : RSC_CAST(double, INFINITY);
         }
         if (found > result) result = found;
     }
@@ -366,8 +389,8 @@ static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size
         double part[8] = {0, 0, 0, 0, 0, 0, 0, 0}, tail = 0;
         size_t i = 0;
         for (; i + 8 <= columns; i += 8)
-            for (int j = 0; j < 8; j++) part[j] += (double)w[i + j] * w[i + j] * x[i + j];
-        for (; i < columns; i++) tail += (double)w[i] * w[i] * x[i];
+            for (size_t j = 0; j < 8; j++) part[j] += RSC_CAST(double, w[i + j]) * w[i + j] * x[i + j];
+        for (; i < columns; i++) tail += RSC_CAST(double, w[i]) * w[i] * x[i];
         y[o] = ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7])) + tail;
     }
 }
@@ -383,7 +406,7 @@ static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size
         for (size_t o = 0; o < rows; o++) {
             const rescale_real *w = W + o * columns + first;
             const double scale = x[o];
-            for (size_t i = 0; i < width; i++) part[i] += (double)w[i] * w[i] * scale;
+            for (size_t i = 0; i < width; i++) part[i] += RSC_CAST(double, w[i]) * w[i] * scale;
         }
         for (size_t i = 0; i < width; i++) y[first + i] = part[i];
     }
@@ -400,8 +423,8 @@ static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *re
             double sum = 0;
             for (size_t k = 0; k < kernel; k++) {
                 const size_t c = i * kernel + k, j = o * n_in * kernel + c;
-                const double v = (g ? (double)g[j] : row[o] * column[c]) / (reference_each ? (double)reference_each[j] : 1.0);
-                sum += v >= 0 ? v : (double)NAN;
+                const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[c]) / (reference_each ? RSC_CAST(double, reference_each[j]) : 1.0);
+                sum += v >= 0 ? v : RSC_CAST(double, NAN);
             }
             M[o * n_in + i] = sum;
         }
@@ -413,7 +436,7 @@ static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, 
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < rows; o++) {
         rescale_real *w = W + o * columns;
-        for (size_t c = 0; c < columns; c++) w[c] = (rescale_real)((double)w[c] * (row[o] * column[c]));
+        for (size_t c = 0; c < columns; c++) w[c] = RSC_CAST(rescale_real, RSC_CAST(double, w[c]) * (row[o] * column[c]));
     }
 }
 
@@ -427,7 +450,7 @@ static inline void rsc_host_scale(rescale_real *W, size_t rows, size_t columns, 
 static __device__ __forceinline__ double rsc_block_sum(double v, double *part) {
     part[threadIdx.x] = v;
     __syncthreads();
-    for (int i = (int)threadIdx.x + 16; threadIdx.x < 16 && i < RSC_BLOCK; i += 16) part[threadIdx.x] += part[i];
+    for (int i = RSC_CAST(int, threadIdx.x) + 16; threadIdx.x < 16 && i < RSC_BLOCK; i += 16) part[threadIdx.x] += part[i];
     __syncthreads();
     for (int i = 1; threadIdx.x == 0 && i < 16; i++) part[0] += part[i];
     return part[0];
@@ -437,9 +460,9 @@ static __device__ __forceinline__ double rsc_block_sum(double v, double *part) {
 static __global__ void rsc_max_abs_kernel(const rescale_real *__restrict__ data, size_t n, double *__restrict__ part) {
     __shared__ double largest[RSC_BLOCK];
     double v = 0;
-    for (size_t i = (size_t)blockIdx.x * RSC_BLOCK + threadIdx.x; i < n; i += (size_t)gridDim.x * RSC_BLOCK) {
-        const double a = fabs((double)data[i]);
-        if (!(a <= v)) v = a <= DBL_MAX ? a : (double)INFINITY;
+    for (size_t i = RSC_CAST(size_t, blockIdx.x) * RSC_BLOCK + threadIdx.x; i < n; i += RSC_CAST(size_t, gridDim.x) * RSC_BLOCK) {
+        const double a = fabs(RSC_CAST(double, data[i]));
+        if (!(a <= v)) v = a <= DBL_MAX ? a : RSC_CAST(double, INFINITY);
     }
     largest[threadIdx.x] = v;
     __syncthreads();
@@ -453,9 +476,9 @@ static __global__ void rsc_max_abs_kernel(const rescale_real *__restrict__ data,
 static __global__ void rsc_square_rows_kernel(const rescale_real *__restrict__ W, int columns, const double *__restrict__ x,
                                               double *__restrict__ y) {
     __shared__ double part[RSC_BLOCK];
-    const rescale_real *w = W + (size_t)blockIdx.x * (size_t)columns;
+    const rescale_real *w = W + RSC_CAST(size_t, blockIdx.x) * RSC_CAST(size_t, columns);
     double sum = 0;
-    for (int i = (int)threadIdx.x; i < columns; i += RSC_BLOCK) sum += (double)w[i] * (double)w[i] * x[i];
+    for (int i = RSC_CAST(int, threadIdx.x); i < columns; i += RSC_BLOCK) sum += RSC_CAST(double, w[i]) * RSC_CAST(double, w[i]) * x[i];
     sum = rsc_block_sum(sum, part);
     if (threadIdx.x == 0) y[blockIdx.x] = sum;
 }
@@ -463,23 +486,25 @@ static __global__ void rsc_square_rows_kernel(const rescale_real *__restrict__ W
 // A thread per column, a chunk of rows per blockIdx.y: part[chunk][i] = sum over its rows of W[o][i]^2 x[o].
 static __global__ void rsc_square_cols_kernel(const rescale_real *__restrict__ W, int rows, int columns, int chunk,
                                               const double *__restrict__ x, double *__restrict__ part) {
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), first = (int)blockIdx.y * chunk;
-    if (i >= columns) return;
+    const int column = RSC_CAST(int, blockIdx.x * blockDim.x + threadIdx.x);
+    const int first = RSC_CAST(int, blockIdx.y) * chunk;
+    const size_t i = RSC_CAST(size_t, column), width = RSC_CAST(size_t, columns);
+    if (column >= columns) return;
     double sum = 0;
     for (int o = first; o < first + chunk && o < rows; o++) {
-        const double w = (double)W[(size_t)o * (size_t)columns + i];
+        const double w = RSC_CAST(double, W[RSC_CAST(size_t, o) * width + i]);
         sum += w * w * x[o];
     }
-    part[(size_t)blockIdx.y * (size_t)columns + i] = sum;
+    part[RSC_CAST(size_t, blockIdx.y) * width + i] = sum;
 }
 
 // y[i] = sum over chunks of part[chunk][i].
 static __global__ void rsc_sum_chunks_kernel(const double *__restrict__ part, int chunks, int columns,
                                              double *__restrict__ y) {
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    const int i = RSC_CAST(int, blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= columns) return;
     double sum = 0;
-    for (int c = 0; c < chunks; c++) sum += part[(size_t)c * (size_t)columns + i];
+    for (int c = 0; c < chunks; c++) sum += part[RSC_CAST(size_t, c) * RSC_CAST(size_t, columns) + RSC_CAST(size_t, i)];
     y[i] = sum;
 }
 
@@ -487,14 +512,14 @@ static __global__ void rsc_sum_chunks_kernel(const double *__restrict__ part, in
 static __global__ void rsc_reduce_kernel(const rescale_real *__restrict__ g, const rescale_real *__restrict__ reference_each,
                                          size_t n_pairs, size_t n_in, size_t kernel, const double *__restrict__ row,
                                          const double *__restrict__ column, double *__restrict__ M) {
-    const size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const size_t pair = RSC_CAST(size_t, blockIdx.x) * blockDim.x + threadIdx.x;
     if (pair >= n_pairs) return;
     const size_t o = pair / n_in, i = pair % n_in;
     double sum = 0;
     for (size_t k = 0; k < kernel; k++) {
         const size_t j = pair * kernel + k;
-        const double v = (g ? (double)g[j] : row[o] * column[i * kernel + k]) / (reference_each ? (double)reference_each[j] : 1.0);
-        sum += v >= 0 ? v : (double)NAN;
+        const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[i * kernel + k]) / (reference_each ? RSC_CAST(double, reference_each[j]) : 1.0);
+        sum += v >= 0 ? v : RSC_CAST(double, NAN);
     }
     M[pair] = sum;
 }
@@ -502,11 +527,11 @@ static __global__ void rsc_reduce_kernel(const rescale_real *__restrict__ g, con
 // Column tile x row: W[o][c] *= row[o] * column[c].
 static __global__ void rsc_scale_kernel(rescale_real *__restrict__ W, int rows, int columns, const double *__restrict__ row,
                                         const double *__restrict__ column) {
-    const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    const int c = RSC_CAST(int, blockIdx.x * blockDim.x + threadIdx.x);
     if (c >= columns) return;
-    for (int o = (int)blockIdx.y; o < rows; o += (int)gridDim.y) {
-        const size_t i = (size_t)o * (size_t)columns + (size_t)c;
-        W[i] = (rescale_real)((double)W[i] * (row[o] * column[c]));
+    for (int o = RSC_CAST(int, blockIdx.y); o < rows; o += RSC_CAST(int, gridDim.y)) {
+        const size_t i = RSC_CAST(size_t, o) * RSC_CAST(size_t, columns) + RSC_CAST(size_t, c);
+        W[i] = RSC_CAST(rescale_real, RSC_CAST(double, W[i]) * (row[o] * column[c]));
     }
 }
 
@@ -514,7 +539,8 @@ static __global__ void rsc_scale_kernel(rescale_real *__restrict__ W, int rows, 
 // 2 columns, 3 reduce, 4 scale. Returns 0, or a CUDA error code.
 typedef struct rsc_pass {
     int which;
-    rescale_real *data;              // the tensor; reduce: the full g or NULL
+    const rescale_real *data;        // the tensor; reduce: the full g or NULL; scale: NULL
+    rescale_real *scaled;            // scale: the tensor
     const rescale_real *second;      // reduce: reference_each or NULL
     size_t rows, columns, kernel;    // of the matrix; kernel only for reduce
     const double *in_a, *in_b;       // host vectors [n_a], [n_b]
@@ -523,30 +549,30 @@ typedef struct rsc_pass {
     size_t n_out;
 } rsc_pass;
 static inline int rsc_device_pass(const rsc_pass *p) {
-    const unsigned blocks = 264, tiles = (unsigned)((p->columns + RSC_BLOCK - 1) / RSC_BLOCK);
-    const int rows = (int)p->rows, columns = (int)p->columns;
-    const int chunk = p->rows > 64 * 32 ? (int)((p->rows + 63) / 64) : 32, chunks = (rows + chunk - 1) / chunk;
-    const size_t n_part = p->which == 2 ? (size_t)chunks * p->columns : p->which == 0 ? blocks : 0;
+    const unsigned blocks = 264, tiles = RSC_CAST(unsigned, (p->columns + RSC_BLOCK - 1) / RSC_BLOCK);
+    const int rows = RSC_CAST(int, p->rows), columns = RSC_CAST(int, p->columns);
+    const int chunk = p->rows > 64 * 32 ? RSC_CAST(int, (p->rows + 63) / 64) : 32, chunks = (rows + chunk - 1) / chunk;
+    const size_t n_part = p->which == 2 ? RSC_CAST(size_t, chunks) * p->columns : p->which == 0 ? blocks : 0;
     const size_t total = p->n_a + p->n_b + p->n_out + n_part;
-    double *scratch = NULL;
-    cudaError_t e = cudaMalloc((void **)&scratch, (total ? total : 1) * sizeof(double));
-    if (e != cudaSuccess) return (int)e;
-    double *a = scratch, *b = a + p->n_a, *out = b + p->n_b, *part = out + p->n_out;
+    void *memory = NULL;
+    cudaError_t e = cudaMalloc(&memory, (total ? total : 1) * sizeof(double));
+    if (e != cudaSuccess) return RSC_CAST(int, e);
+    double *scratch = RSC_CAST(double *, memory), *a = scratch, *b = a + p->n_a, *out = b + p->n_b, *part = out + p->n_out;
     if (e == cudaSuccess && p->n_a) e = cudaMemcpy(a, p->in_a, p->n_a * sizeof(double), cudaMemcpyHostToDevice);
     if (e == cudaSuccess && p->n_b) e = cudaMemcpy(b, p->in_b, p->n_b * sizeof(double), cudaMemcpyHostToDevice);
     if (e == cudaSuccess) {
         if (p->which == 0) {
             rsc_max_abs_kernel<<<blocks, RSC_BLOCK>>>(p->data, p->rows * p->columns, part);
         } else if (p->which == 1) {
-            rsc_square_rows_kernel<<<(unsigned)rows, RSC_BLOCK>>>(p->data, columns, a, out);
+            rsc_square_rows_kernel<<<RSC_CAST(unsigned, rows), RSC_BLOCK>>>(p->data, columns, a, out);
         } else if (p->which == 2) {
-            rsc_square_cols_kernel<<<dim3(tiles, (unsigned)chunks), RSC_BLOCK>>>(p->data, rows, columns, chunk, a, part);
+            rsc_square_cols_kernel<<<dim3(tiles, RSC_CAST(unsigned, chunks)), RSC_BLOCK>>>(p->data, rows, columns, chunk, a, part);
             rsc_sum_chunks_kernel<<<tiles, RSC_BLOCK>>>(part, chunks, columns, out);
         } else if (p->which == 3) {
-            const unsigned grid = (unsigned)((p->n_out + RSC_BLOCK - 1) / RSC_BLOCK);
+            const unsigned grid = RSC_CAST(unsigned, (p->n_out + RSC_BLOCK - 1) / RSC_BLOCK);
             rsc_reduce_kernel<<<grid, RSC_BLOCK>>>(p->data, p->second, p->n_out, p->n_out / p->rows, p->kernel, a, b, out);
         } else {
-            rsc_scale_kernel<<<dim3(tiles, (unsigned)(rows < 65535 ? rows : 65535)), RSC_BLOCK>>>(p->data, rows, columns, a, b);
+            rsc_scale_kernel<<<dim3(tiles, RSC_CAST(unsigned, rows < 65535 ? rows : 65535)), RSC_BLOCK>>>(p->scaled, rows, columns, a, b);
         }
         e = cudaGetLastError();
     }
@@ -561,7 +587,7 @@ static inline int rsc_device_pass(const rsc_pass *p) {
         e = cudaDeviceSynchronize();
     }
     const cudaError_t freed = cudaFree(scratch);
-    return (int)(e != cudaSuccess ? e : freed);
+    return RSC_CAST(int, e != cudaSuccess ? e : freed);
 }
 #endif
 
@@ -571,7 +597,7 @@ static inline int rsc_device_pass(const rsc_pass *p) {
 #ifdef RESCALE_HAS_DEVICE
 static inline int rsc_run_pass(rsc_solver *s, const char *name, rsc_pass p) {
     const int e = rsc_device_pass(&p);
-    return e ? rsc_error(s->report, RESCALE_ERROR_DEVICE, name, cudaGetErrorString((cudaError_t)e)) : RESCALE_OK;
+    return e ? rsc_error(s->report, RESCALE_ERROR_DEVICE, name, cudaGetErrorString(RSC_CAST(cudaError_t, e))) : RESCALE_OK;
 }
 #define RSC_PASS(host_call, ...)                                                                                     \
     if (s->options->on_device) {                                                                                     \
@@ -587,24 +613,24 @@ static inline int rsc_run_pass(rsc_solver *s, const char *name, rsc_pass p) {
 #endif
 
 static inline int rsc_max_abs(rsc_solver *s, const char *name, rescale_real *data, size_t n, double *result) {
-    RSC_PASS(*result = rsc_host_max_abs(data, n), 0, data, NULL, 1, n, 1, NULL, NULL, 0, 0, result, 0);
+    RSC_PASS(*result = rsc_host_max_abs(data, n), 0, data, NULL, NULL, 1, n, 1, NULL, NULL, 0, 0, result, 0);
 }
 static inline int rsc_square_rows(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
                                   const double *x, double *y) {
-    RSC_PASS(rsc_host_square_rows(W, rows, columns, x, y), 1, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, columns, 0, y, rows);
+    RSC_PASS(rsc_host_square_rows(W, rows, columns, x, y), 1, W, NULL, NULL, rows, columns, 1, x, NULL, columns, 0, y, rows);
 }
 static inline int rsc_square_cols(rsc_solver *s, const char *name, const rescale_real *W, size_t rows, size_t columns,
                                   const double *x, double *y) {
-    RSC_PASS(rsc_host_square_cols(W, rows, columns, x, y), 2, (rescale_real *)W, NULL, rows, columns, 1, x, NULL, rows, 0, y, columns);
+    RSC_PASS(rsc_host_square_cols(W, rows, columns, x, y), 2, W, NULL, NULL, rows, columns, 1, x, NULL, rows, 0, y, columns);
 }
 static inline int rsc_reduce(rsc_solver *s, const char *name, const rescale_real *g, const rescale_real *reference_each,
                              size_t n_out, size_t n_in, size_t kernel, const double *row, const double *column, double *M) {
-    RSC_PASS(rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M), 3, (rescale_real *)g, reference_each, n_out,
+    RSC_PASS(rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M), 3, g, NULL, reference_each, n_out,
              n_in * kernel, kernel, row, column, row ? n_out : 0, column ? n_in * kernel : 0, M, n_out * n_in);
 }
 static inline int rsc_scale(rsc_solver *s, const char *name, rescale_real *W, size_t rows, size_t columns, const double *row,
                             const double *column) {
-    RSC_PASS(rsc_host_scale(W, rows, columns, row, column), 4, W, NULL, rows, columns, 1, row, column, rows, columns, NULL, 0);
+    RSC_PASS(rsc_host_scale(W, rows, columns, row, column), 4, NULL, W, NULL, rows, columns, 1, row, column, rows, columns, NULL, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ check and lay out
@@ -640,7 +666,7 @@ static inline int rsc_validate(const rescale_net *net, const rescale_options *o,
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
         if (!t->data || t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0) wrong = "needs data and a shape of positive sizes";
-        else if ((double)t->n_in * t->kernel > 1e9 || (double)t->n_out * t->n_in * t->kernel > 1e15) wrong = "is too large";
+        else if (RSC_CAST(double, t->n_in) * t->kernel > 1e9 || RSC_CAST(double, t->n_out) * t->n_in * t->kernel > 1e15) wrong = "is too large";
         else if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
             wrong = "a gain needs running mean, running variance and eps >= 0";
         else if (!(t->reference >= 0) || t->reference > DBL_MAX) wrong = "the reference must be positive and finite";
@@ -683,33 +709,33 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
     const int groups = net->n_groups;
     int units = 0, widest = 1, n_pairs = 0;
     size_t wide = 0;
-    s->energy = (rsc_energy *)rsc_take(a, (size_t)net->n_tensors * sizeof(rsc_energy));
-    s->first = (int *)rsc_take(a, (size_t)(groups + 1) * sizeof(int));
+    s->energy = RSC_CAST(rsc_energy *, rsc_take(a, rsc_n(net->n_tensors) * sizeof(rsc_energy)));
+    s->first = RSC_CAST(int *, rsc_take(a, rsc_n(groups + 1) * sizeof(int)));
     for (int i = 0; i < groups; i++) units += net->group[i].n;
     double **vector[] = {&s->u, &s->x, &s->trial, &s->leave, &s->enter, &s->count, &s->gradient, &s->step, &s->residual,
                          &s->direction, &s->product, &s->diagonal};
-    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++) *vector[i] = rsc_doubles(a, (size_t)units);
-    s->fixed = (unsigned char *)rsc_take(a, (size_t)units);
+    for (size_t i = 0; i < sizeof vector / sizeof *vector; i++) *vector[i] = rsc_doubles(a, rsc_n(units));
+    s->fixed = RSC_CAST(unsigned char *, rsc_take(a, rsc_n(units)));
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
-        const int kind = rsc_kind(t, s->options->method), columns = (int)rsc_columns(t);
+        const int kind = rsc_kind(t, s->options->method), columns = RSC_CAST(int, rsc_columns(t));
         rsc_energy none, *e = s->energy ? s->energy + i : &none;
         memset(e, 0, sizeof *e);
         e->kind = kind;
-        const size_t pairs = (size_t)t->n_out * (size_t)t->n_in;
+        const size_t pairs = rsc_n(t->n_out) * rsc_n(t->n_in);
         if (s->options->method == RESCALE_PATHCOND) {
-            e->out = rsc_doubles(a, (size_t)t->n_out), e->in = rsc_doubles(a, (size_t)columns);
-            e->p = rsc_doubles(a, (size_t)t->n_out), e->q = rsc_doubles(a, (size_t)t->n_in);
+            e->out = rsc_doubles(a, rsc_n(t->n_out)), e->in = rsc_doubles(a, rsc_n(columns));
+            e->p = rsc_doubles(a, rsc_n(t->n_out)), e->q = rsc_doubles(a, rsc_n(t->n_in));
         }
         n_pairs += kind == RSC_RANK_ONE && t->enters >= 0 && t->leaves >= 0;
         if (kind == RSC_MATRIX) e->matrix = rsc_doubles(a, pairs);
         else if (kind == RSC_RANK_ONE && (t->g || t->reference_each) && pairs > wide) wide = pairs;
         widest = rsc_max(widest, rsc_max(t->n_out, columns));
     }
-    s->rows = rsc_doubles(a, (size_t)widest), s->cols = rsc_doubles(a, (size_t)widest);
-    s->in_scale = rsc_doubles(a, (size_t)widest);
+    s->rows = rsc_doubles(a, rsc_n(widest)), s->cols = rsc_doubles(a, rsc_n(widest));
+    s->in_scale = rsc_doubles(a, rsc_n(widest));
     s->wide = rsc_doubles(a, wide);
-    const size_t m = (size_t)rsc_max(2 * n_pairs + 1, groups);
+    const size_t m = rsc_n(rsc_max(2 * n_pairs + 1, groups));
     s->small = rsc_doubles(a, m * (m + 2));
     s->units = units, s->n_pairs = n_pairs;
 }
@@ -738,12 +764,12 @@ static inline void rsc_link(rsc_solver *s) {
         e->row = t->enters >= 0 ? s->first[t->enters] : -1, e->col = t->leaves >= 0 ? s->first[t->leaves] : -1;
         e->row_sign = t->flags & RESCALE_ROWS_LEAVE ? 1 : -1, e->col_sign = t->flags & RESCALE_COLS_ENTER ? -1 : 1;
         if (!e->kind) continue;
-        s->parameters += (long long)rsc_size(t);
-        for (int o = 0; e->row >= 0 && o < t->n_out; o++) s->count[e->row + o] += e->row_sign * (double)rsc_columns(t);
-        for (int c = 0; e->col >= 0 && c < t->n_in; c++) s->count[e->col + c] += e->col_sign * (double)t->n_out * t->kernel;
+        s->parameters += RSC_CAST(long long, rsc_size(t));
+        for (int o = 0; e->row >= 0 && o < t->n_out; o++) s->count[e->row + o] += e->row_sign * RSC_CAST(double, rsc_columns(t));
+        for (int c = 0; e->col >= 0 && c < t->n_in; c++) s->count[e->col + c] += e->col_sign * RSC_CAST(double, t->n_out) * t->kernel;
     }
-    s->p = (double)s->parameters;
-    s->bound = s->options->max_log > 0 ? 2 * s->options->max_log : (double)INFINITY;
+    s->p = RSC_CAST(double, s->parameters);
+    s->bound = s->options->max_log > 0 ? 2 * s->options->max_log : RSC_CAST(double, INFINITY);
 }
 
 // Every tensor finite, and how large its largest element is.
@@ -773,14 +799,14 @@ static inline int rsc_check_finite(rsc_solver *s) {
 static inline int rsc_chain_diag_g(rsc_solver *s) {
     const rescale_net *net = s->net;
     const double one = 1;
-    int n = net->tensor[0].role == RESCALE_WEIGHT ? (int)rsc_columns(net->tensor) : 0, status = RESCALE_OK;
+    int n = net->tensor[0].role == RESCALE_WEIGHT ? RSC_CAST(int, rsc_columns(net->tensor)) : 0, status = RESCALE_OK;
     double *a = s->rows, *next = s->cols;
     for (int i = 0; i < n; i++) a[i] = 1;
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
         rsc_energy *e = s->energy + i;
-        const size_t columns = rsc_columns(t), rows = (size_t)t->n_out;
-        if ((t->role == RESCALE_WEIGHT ? (int)columns : t->n_out) != n || (t->role != RESCALE_WEIGHT && columns != 1))
+        const size_t columns = rsc_columns(t), rows = rsc_n(t->n_out);
+        if ((t->role == RESCALE_WEIGHT ? RSC_CAST(int, columns) : t->n_out) != n || (t->role != RESCALE_WEIGHT && columns != 1))
             return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name,
                              "does not follow the tensor before it: without diag(G) the tensors must be a sequential net");
         if (t->role == RESCALE_WEIGHT) {
@@ -817,9 +843,9 @@ static inline int rsc_chain_diag_g(rsc_solver *s) {
             for (int o = 0; o < t->n_out; o++) e->out[o] *= d[o], d[o] *= e->p[o];
             continue;
         }
-        memcpy(e->out, d, (size_t)t->n_out * sizeof(double));
+        memcpy(e->out, d, rsc_n(t->n_out) * sizeof(double));
         if (t->role == RESCALE_BIAS) continue;
-        if (i > 0 && (status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, rsc_columns(t), d, next))) return status;
+        if (i > 0 && (status = rsc_square_cols(s, t->name, t->data, rsc_n(t->n_out), rsc_columns(t), d, next))) return status;
         double *swap = d;
         d = next, next = swap;
     }
@@ -836,19 +862,19 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
     int valid = 1;
     if (!e->kind) return RESCALE_OK;
     if (!chain && t->g_out) {
-        memcpy(e->out, t->g_out, (size_t)n_out * sizeof(double));
+        memcpy(e->out, t->g_out, rsc_n(n_out) * sizeof(double));
         memcpy(e->in, t->g_in, rsc_columns(t) * sizeof(double));
     }
     if (t->g || t->reference_each || e->kind == RSC_MATRIX) {
         double *M = e->kind == RSC_MATRIX ? e->matrix : s->wide;
-        const int status = rsc_reduce(s, t->name, t->g, t->reference_each, (size_t)n_out, (size_t)n_in, (size_t)kernel,
+        const int status = rsc_reduce(s, t->name, t->g, t->reference_each, rsc_n(n_out), rsc_n(n_in), rsc_n(kernel),
                                       t->g ? NULL : e->out, t->g ? NULL : e->in, M);
         if (status) return status;
         for (int o = 0; o < n_out; o++) e->out[o] = 0;
         for (int c = 0; c < n_in; c++) e->in[c] = 0;
         for (int o = 0; o < n_out; o++)
             for (int c = 0; c < n_in; c++) {
-                double *m = M + (size_t)o * (size_t)n_in + c;
+                double *m = M + rsc_at(o, n_in, c);
                 *m *= inverse;
                 e->out[o] += *m, e->in[c] += *m, all += *m;
                 if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) e->fixed += *m, *m = 0;
@@ -895,7 +921,7 @@ static inline void rsc_refresh(rsc_solver *s, int i) {
         e->total = e->fixed;
         for (int c = 0; c < t->n_in; c++) e->in[c] = 0;
         for (int o = 0; o < t->n_out; o++) {
-            const double *m = e->matrix + (size_t)o * (size_t)t->n_in;
+            const double *m = e->matrix + rsc_at(o, t->n_in, 0);
             double sum = 0;
             for (int c = 0; c < t->n_in; c++) {
                 const double energy = m[c] * e->p[o] * e->q[c];
@@ -1030,26 +1056,26 @@ static inline void rsc_block_sweep(rsc_solver *s) {
 // Solves A y = b in place, A [n][n + 1] with b in the last column, by LU with partial pivoting; y replaces column n.
 // Returns 0, or 1 when A is singular.
 static inline int rsc_lu_solve(double *A, int n) {
-    const size_t w = (size_t)n + 1;
+    const int w = n + 1;
     for (int k = 0; k < n; k++) {
         int pivot = k;
         for (int i = k + 1; i < n; i++)
-            if (fabs(A[(size_t)i * w + k]) > fabs(A[(size_t)pivot * w + k])) pivot = i;
-        if (!(fabs(A[(size_t)pivot * w + k]) > 0)) return 1;
+            if (fabs(A[rsc_at(i, w, k)]) > fabs(A[rsc_at(pivot, w, k)])) pivot = i;
+        if (!(fabs(A[rsc_at(pivot, w, k)]) > 0)) return 1;
         for (int j = k; pivot != k && j <= n; j++) {
-            const double swap = A[(size_t)k * w + j];
-            A[(size_t)k * w + j] = A[(size_t)pivot * w + j], A[(size_t)pivot * w + j] = swap;
+            const double swap = A[rsc_at(k, w, j)];
+            A[rsc_at(k, w, j)] = A[rsc_at(pivot, w, j)], A[rsc_at(pivot, w, j)] = swap;
         }
         for (int i = k + 1; i < n; i++) {
-            const double f = A[(size_t)i * w + k] / A[(size_t)k * w + k];
+            const double f = A[rsc_at(i, w, k)] / A[rsc_at(k, w, k)];
             if (f == 0) continue;
-            for (int j = k + 1; j <= n; j++) A[(size_t)i * w + j] -= f * A[(size_t)k * w + j];
+            for (int j = k + 1; j <= n; j++) A[rsc_at(i, w, j)] -= f * A[rsc_at(k, w, j)];
         }
     }
     for (int i = n - 1; i >= 0; i--) {
-        double sum = A[(size_t)i * w + n];
-        for (int j = i + 1; j < n; j++) sum -= A[(size_t)i * w + j] * A[(size_t)j * w + n];
-        A[(size_t)i * w + n] = sum / A[(size_t)i * w + i];
+        double sum = A[rsc_at(i, w, n)];
+        for (int j = i + 1; j < n; j++) sum -= A[rsc_at(i, w, j)] * A[rsc_at(j, w, n)];
+        A[rsc_at(i, w, n)] = sum / A[rsc_at(i, w, i)];
     }
     return 0;
 }
@@ -1080,7 +1106,7 @@ static inline void rsc_hessian_times(rsc_solver *s, const double *v, double *y) 
             double *sum = s->cols;
             for (int c = 0; c < t->n_in; c++) s->rows[c] = e->q[c] * v[e->col + c], sum[c] = 0;
             for (int o = 0; o < t->n_out; o++) {
-                const double *m = e->matrix + (size_t)o * (size_t)t->n_in, pv = e->p[o] * v[e->row + o];
+                const double *m = e->matrix + rsc_at(o, t->n_in, 0), pv = e->p[o] * v[e->row + o];
                 double dot = 0;
                 for (int c = 0; c < t->n_in; c++) dot += m[c] * s->rows[c], sum[c] += m[c] * pv;
                 y[e->row + o] += cross * e->p[o] * dot;
@@ -1122,7 +1148,7 @@ static inline double rsc_weighted_dot(const rsc_span *a, const rsc_span *b, cons
 // O(units * tensors + m^3), m = 2 n_pairs + 1. diagonal holds 1 / Delta (0 on fixed units). Returns 1 when singular.
 static inline int rsc_woodbury(rsc_solver *s, const double *b, double *y) {
     const int m = 2 * s->n_pairs + 1;
-    const size_t w = (size_t)m + 1;
+    const int w = m + 1;
     const double scale = 1 / s->total;
     double *A = s->small;
     for (int h = 0; h < s->units; h++) {
@@ -1134,23 +1160,23 @@ static inline int rsc_woodbury(rsc_solver *s, const double *b, double *y) {
         const rsc_span vi = rsc_woodbury_vector(s, i);
         for (int j = 0; j <= i; j++) {
             const rsc_span vj = rsc_woodbury_vector(s, j);
-            A[(size_t)i * w + j] = A[(size_t)j * w + i] = rsc_weighted_dot(&vi, &vj, s->diagonal);
+            A[rsc_at(i, w, j)] = A[rsc_at(j, w, i)] = rsc_weighted_dot(&vi, &vj, s->diagonal);
         }
-        A[(size_t)i * w + m] = rsc_weighted_dot(&vi, &rhs, s->diagonal);
+        A[rsc_at(i, w, m)] = rsc_weighted_dot(&vi, &rhs, s->diagonal);
     }
-    A[(size_t)(m - 1) * w + m - 1] -= 1;  // K^-1 of -q q^T
+    A[rsc_at(m - 1, w, m - 1)] -= 1;  // K^-1 of -q q^T
     for (int i = 0, k = 0; i < s->net->n_tensors; i++) {
         const rsc_energy *e = s->energy + i;
         if (!rsc_is_pair(e)) continue;
         const double inverse = e->row_sign * e->col_sign;  // K = K^-1 = +-[0 1; 1 0] for the scaled pair (p, q)
-        A[(size_t)k * w + k + 1] += inverse, A[(size_t)(k + 1) * w + k] += inverse;
+        A[rsc_at(k, w, k + 1)] += inverse, A[rsc_at(k + 1, w, k)] += inverse;
         k += 2;
     }
     if (rsc_lu_solve(A, m)) return 1;
     for (int h = 0; h < s->units; h++) y[h] = b[h];
     for (int i = 0; i < m; i++) {
         const rsc_span v = rsc_woodbury_vector(s, i);
-        const double f = v.scale * A[(size_t)i * w + m];
+        const double f = v.scale * A[rsc_at(i, w, m)];
         for (int h = 0; h < v.n; h++) y[v.first + h] -= f * v.v[h];
     }
     for (int h = 0; h < s->units; h++) y[h] *= s->diagonal[h];
@@ -1193,7 +1219,7 @@ static inline double rsc_free_energy(const rsc_solver *s, int i) {
     for (int c = 0; c < t->n_in; c++) cols += s->cols[c] = s->fixed[e->col + c] ? 0 : e->q[c];
     for (int o = 0; o < t->n_out; o++) {
         double sum = e->kind == RSC_MATRIX ? 0 : cols;
-        for (int c = 0; e->kind == RSC_MATRIX && c < t->n_in; c++) sum += e->matrix[(size_t)o * (size_t)t->n_in + c] * s->cols[c];
+        for (int c = 0; e->kind == RSC_MATRIX && c < t->n_in; c++) sum += e->matrix[rsc_at(o, t->n_in, c)] * s->cols[c];
         rows += s->fixed[e->row + o] ? 0 : e->p[o] * sum;
     }
     return rows;
@@ -1202,16 +1228,16 @@ static inline double rsc_free_energy(const rsc_solver *s, int i) {
 // step = the group-mean Newton step at the last evaluated u. Returns 1 when singular.
 static inline int rsc_group_mean_step(rsc_solver *s) {
     const int n = s->net->n_groups;
-    const size_t w = (size_t)n + 1;
+    const int w = n + 1;
     const double scale = 1 / s->total;
     double *A = s->small, *q = s->direction, largest = 0;
-    memset(A, 0, (size_t)n * w * sizeof(double));
+    memset(A, 0, rsc_n(n) * rsc_n(w) * sizeof(double));
     for (int g = 0; g < n; g++) {
         q[g] = 0;
         for (int h = s->first[g]; h < s->first[g + 1]; h++) {
             if (s->fixed[h]) continue;
-            A[(size_t)g * w + g] += scale * (s->leave[h] + s->enter[h]);
-            A[(size_t)g * w + n] -= s->gradient[h] / s->p;
+            A[rsc_at(g, w, g)] += scale * (s->leave[h] + s->enter[h]);
+            A[rsc_at(g, w, n)] -= s->gradient[h] / s->p;
             q[g] += scale * (s->leave[h] - s->enter[h]);
         }
     }
@@ -1219,16 +1245,16 @@ static inline int rsc_group_mean_step(rsc_solver *s) {
         const rsc_energy *e = s->energy + i;
         if (e->kind != RSC_MATRIX && !rsc_is_pair(e)) continue;
         const double cross = scale * e->row_sign * e->col_sign * rsc_free_energy(s, i);
-        A[(size_t)s->net->tensor[i].enters * w + s->net->tensor[i].leaves] += cross;
-        A[(size_t)s->net->tensor[i].leaves * w + s->net->tensor[i].enters] += cross;
+        A[rsc_at(s->net->tensor[i].enters, w, s->net->tensor[i].leaves)] += cross;
+        A[rsc_at(s->net->tensor[i].leaves, w, s->net->tensor[i].enters)] += cross;
     }
     for (int g = 0; g < n; g++)
-        for (int k = 0; k < n; k++) A[(size_t)g * w + k] -= q[g] * q[k];
-    for (int g = 0; g < n; g++) largest = fmax(largest, A[(size_t)g * w + g]);
-    for (int g = 0; g < n; g++) A[(size_t)g * w + g] += A[(size_t)g * w + g] > 0 ? 1e-14 * largest : 1;
+        for (int k = 0; k < n; k++) A[rsc_at(g, w, k)] -= q[g] * q[k];
+    for (int g = 0; g < n; g++) largest = fmax(largest, A[rsc_at(g, w, g)]);
+    for (int g = 0; g < n; g++) A[rsc_at(g, w, g)] += A[rsc_at(g, w, g)] > 0 ? 1e-14 * largest : 1;
     if (rsc_lu_solve(A, n)) return 1;
     for (int g = 0; g < n; g++)
-        for (int h = s->first[g]; h < s->first[g + 1]; h++) s->step[h] = s->fixed[h] ? 0 : A[(size_t)g * w + n];
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) s->step[h] = s->fixed[h] ? 0 : A[rsc_at(g, w, n)];
     return 0;
 }
 
@@ -1251,7 +1277,7 @@ static inline int rsc_line_search(rsc_solver *s, double *F, double *grad_inf) {
         const int enough = now <= before + 1e-4 * predicted && predicted < 0;
         const double gradient_now = enough || fabs(slope) <= 1e-9 * fabs(before) + 1e-12 ? rsc_gradient(s, s->trial) : INFINITY;
         if (enough || gradient_now < gradient_before) {
-            memcpy(s->u, s->trial, (size_t)s->units * sizeof(double));
+            memcpy(s->u, s->trial, rsc_n(s->units) * sizeof(double));
             *F = now, *grad_inf = gradient_now;
             return 1;
         }
@@ -1290,7 +1316,7 @@ static inline void rsc_newton(rsc_solver *s) {
     for (int i = 0; i < s->net->n_tensors; i++) woodbury = woodbury && s->energy[i].kind != RSC_MATRIX;
     double F = rsc_evaluate(s, s->u), grad_inf, n_max = 1;
     for (int h = 0; h < s->units; h++) n_max = fmax(n_max, fabs(s->count[h]));
-    n_max *= s->p / (double)s->parameters;  // a larger p multiplies the gradient, and its rounding errors
+    n_max *= s->p / RSC_CAST(double, s->parameters);  // a larger p multiplies the gradient, and its rounding errors
     for (int round = 0; round < 2; round++) {
         rsc_block_sweep(s);
         F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
@@ -1319,7 +1345,7 @@ static inline int rsc_enorm_sums(rsc_solver *s, int group, double *total) {
     for (int i = 0; i < 2 * s->net->n_tensors; i++) {
         const rescale_tensor *t = s->net->tensor + i / 2;
         const rsc_energy *e = s->energy + i / 2;
-        const int by_col = i % 2, columns = (int)rsc_columns(t), first = by_col ? e->col : e->row, mine = by_col ? t->leaves : t->enters;
+        const int by_col = i % 2, columns = RSC_CAST(int, rsc_columns(t)), first = by_col ? e->col : e->row, mine = by_col ? t->leaves : t->enters;
         const int sign = by_col ? e->col_sign : e->row_sign, per_unit = by_col ? t->kernel : 1;
         double *sum = sign > 0 ? s->leave : s->enter;
         int status;
@@ -1328,10 +1354,10 @@ static inline int rsc_enorm_sums(rsc_solver *s, int group, double *total) {
             return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name, "ENorm has no rule for a tensor from a group to itself");
         if (by_col) {
             for (int o = 0; o < t->n_out; o++) s->in_scale[o] = rsc_factor(s, e->row, o, -e->row_sign);
-            status = rsc_square_cols(s, t->name, t->data, (size_t)t->n_out, (size_t)columns, s->in_scale, s->rows);
+            status = rsc_square_cols(s, t->name, t->data, rsc_n(t->n_out), rsc_n(columns), s->in_scale, s->rows);
         } else {
             for (int c = 0; c < columns; c++) s->in_scale[c] = rsc_factor(s, e->col, c / t->kernel, -e->col_sign);
-            status = rsc_square_rows(s, t->name, t->data, (size_t)t->n_out, (size_t)columns, s->in_scale, s->rows);
+            status = rsc_square_rows(s, t->name, t->data, rsc_n(t->n_out), rsc_n(columns), s->in_scale, s->rows);
         }
         if (status) return status;
         for (int k = 0; k < (by_col ? columns : t->n_out); k++) {
@@ -1394,7 +1420,7 @@ static inline int rsc_enorm(rsc_solver *s) {
 static inline void rsc_bound_trace(rsc_solver *s, double limit) {
     double low = 0, high = INFINITY, at = 1;  // log of p over the number of parameters
     for (int k = 0; k < 60 && at < 32 && !(s->total <= limit && s->total >= 0.999 * limit); k++) {
-        s->p = (double)s->parameters * exp(at);
+        s->p = RSC_CAST(double, s->parameters) * exp(at);
         rsc_newton(s);
         if (s->total > limit) low = at;
         else high = at;
@@ -1402,7 +1428,7 @@ static inline void rsc_bound_trace(rsc_solver *s, double limit) {
     }
     if (s->total <= limit) return;
     for (int h = 0; h < s->units; h++) s->u[h] = 0;
-    s->p = 1e30 * (double)s->parameters;  // the certificate then is that of S alone
+    s->p = 1e30 * RSC_CAST(double, s->parameters);  // the certificate then is that of S alone
 }
 
 // diag(G), then the solver the options ask for; u ends in s->u.
@@ -1431,8 +1457,8 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     else rsc_newton(s);
     if (limit > 0 && s->total > limit * (1 + 1e-9)) rsc_bound_trace(s, limit);
     const double F = rsc_evaluate(s, s->u), p = s->p;
-    r->grad_inf = rsc_gradient(s, s->u) * (double)s->parameters / p;
-    s->p = (double)s->parameters;
+    r->grad_inf = rsc_gradient(s, s->u) * RSC_CAST(double, s->parameters) / p;
+    s->p = RSC_CAST(double, s->parameters);
     r->objective_after = p == s->p ? F : rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
     return RESCALE_OK;
 }
@@ -1443,14 +1469,14 @@ static inline int rsc_apply_tensor(rsc_solver *s, int i, int apply) {
     const rescale_tensor *t = s->net->tensor + i;
     const rsc_energy *e = s->energy + i;
     static const int power[3] = {1, -1, -2};
-    const double limit = sizeof(rescale_real) == sizeof(float) ? (double)FLT_MAX : DBL_MAX;
+    const double limit = sizeof(rescale_real) == sizeof(float) ? RSC_CAST(double, FLT_MAX) : DBL_MAX;
     rescale_real *const data[3] = {t->data, t->moment1, t->moment2};
     for (int k = 0; k < 3; k++) {
         double largest[2] = {0, 0};
         if (!data[k]) continue;
         for (int side = 0; side < 2; side++) {  // s->x holds lambda; a row that enters is multiplied, a column divided
             const int first = side ? e->col : e->row, sign = side ? e->col_sign : e->row_sign;
-            const int n = side ? (int)rsc_columns(t) : t->n_out;
+            const int n = side ? RSC_CAST(int, rsc_columns(t)) : t->n_out;
             double *factor = side ? s->cols : s->rows;
             for (int j = 0; j < n; j++) {
                 const double f = rsc_factor(s, first, side ? j / t->kernel : j, -sign);
@@ -1461,7 +1487,7 @@ static inline int rsc_apply_tensor(rsc_solver *s, int i, int apply) {
         if (!(e->max_abs[k] * largest[0] * largest[1] <= limit))
             return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "the rescaled values overflow; bound |log lambda|");
         if (!apply) continue;
-        const int status = rsc_scale(s, t->name, data[k], (size_t)t->n_out, rsc_columns(t), s->rows, s->cols);
+        const int status = rsc_scale(s, t->name, data[k], rsc_n(t->n_out), rsc_columns(t), s->rows, s->cols);
         if (status) return status;
     }
     return RESCALE_OK;
@@ -1499,8 +1525,8 @@ static inline int rsc_apply(rsc_solver *s) {
     if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) {
         r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
     } else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
-    for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, (int)rint(0.5 * s->u[h] / log(2.0))) : exp(0.5 * s->u[h]);
-    if (o->u) memcpy(o->u, s->u, (size_t)s->units * sizeof(double));
+    for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, RSC_CAST(int, rint(0.5 * s->u[h] / log(2.0)))) : exp(0.5 * s->u[h]);
+    if (o->u) memcpy(o->u, s->u, rsc_n(s->units) * sizeof(double));
     for (int apply = 0; apply < 2; apply++)
         for (int i = 0; i < s->net->n_tensors; i++) {
             const rescale_tensor *t = s->net->tensor + i;
@@ -1529,13 +1555,13 @@ static inline int rescale_run(const rescale_net *net, const rescale_options *opt
     int status = rsc_validate(net, s.options, report);
     if (status) return status;
     size_t bytes = s.options->arena_bytes;
-    char *mine = NULL, *base = (char *)s.options->arena;
+    char *mine = NULL, *base = RSC_CAST(char *, s.options->arena);
     if (!base) {
         bytes = rescale_arena_bytes(net, s.options);
-        base = mine = (char *)malloc(bytes);
+        base = mine = RSC_CAST(char *, malloc(bytes));
         if (!mine) return rsc_error(report, RESCALE_ERROR_MEMORY, "arena", "out of memory");
     }
-    const size_t shift = (64 - (uintptr_t)base % 64) % 64;
+    const size_t shift = (64 - RSC_ADDRESS(base) % 64) % 64;
     rsc_arena arena = {base + shift, 0, bytes > shift ? bytes - shift : 0};
     rsc_layout(&s, &arena);
     if (arena.used > arena.size) status = rsc_error(report, RESCALE_ERROR_MEMORY, "arena", "too small, see rescale_arena_bytes");

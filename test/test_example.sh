@@ -1,11 +1,12 @@
 #!/bin/sh
-# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C11, C++17 and CUDA, and runs it;
+# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C99, C11, C++17 and CUDA, and runs it;
 # and tiny.c as C11 and C++17.
 #
 #     sh test/test_example.sh
 #
-# With every compiler found: cc and c++, clang and clang++, nvcc for sm_80 and sm_90 (compiled only; it runs where there is a
-# GPU). All warnings are errors. The runs have to print the same F. Last line: N passed, N failed, N skipped.
+# With every compiler found: cc and c++, clang and clang++, tcc, MinGW (compiled only), nvcc for sm_80 and sm_90. All warnings
+# are errors, also those about conversions and casts that other projects turn on. The runs have to print the same F. Numbers
+# other than float and double do not compile. Last line: N passed, N failed, N skipped.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
@@ -61,11 +62,54 @@ build_and_run() {
     done
 }
 
+# compile_only COMPILER FLAGS FILE: all warnings on, none left
+compile_only() {
+    if ! command -v "$1" >/dev/null 2>&1; then
+        skipped=$((skipped + 1))
+        echo "SKIP $1 is not installed"
+        return
+    fi
+    # shellcheck disable=SC2086
+    check "$1 $2" "$1" $2 $warn -O1 -I. -c "$work/$3" -o "$work/object"
+}
+
+# refuses_reals COMPILER FLAGS FILE: only float and double are numbers that the header takes
+refuses_reals() {
+    command -v "$1" >/dev/null 2>&1 || return
+    for real in int long short "long long" "long double" "unsigned char"; do
+        # shellcheck disable=SC2086
+        check "$1 refuses RESCALE_REAL $real" sh -c '! "$@" 2>/dev/null' sh "$1" $2 "-DRESCALE_REAL=$real" -I. -c "$work/$3" \
+            -o "$work/object"
+    done
+}
+
 check "the manual holds an example" grep -q 'rescale_run(&net' "$work/example.c"
-build_and_run "${CC:-cc}" -std=c11 example.c
-build_and_run "${CXX:-c++}" -std=c++17 example.cpp
-build_and_run clang -std=c11 example.c
-build_and_run clang++ -std=c++17 example.cpp
+for std in c99 c11; do
+    build_and_run "${CC:-cc}" -std=$std example.c
+    build_and_run clang -std=$std example.c
+done
+for std in c++11 c++17; do
+    build_and_run "${CXX:-c++}" -std=$std example.cpp
+    build_and_run clang++ -std=$std example.cpp
+done
+build_and_run tcc -Wall example.c
+printf '#include "rescale.cuh"\nint main(void) { return 0; }\n' >"$work/header.c"
+cp "$work/header.c" "$work/header.cpp"
+for std in c99 c11; do compile_only x86_64-w64-mingw32-gcc -std=$std example.c; done
+for real in float double; do
+    strict="-DRESCALE_REAL=$real -Wconversion -Wsign-conversion"
+    for compiler in "${CC:-cc}" clang; do
+        compile_only "$compiler" "-std=c11 $strict" header.c
+        compile_only "$compiler" "-std=c99 $strict" header.c
+    done
+    for compiler in "${CXX:-c++}" clang++; do compile_only "$compiler" "-std=c++17 -Wold-style-cast $strict" header.cpp; done
+done
+for compiler in "${CC:-cc}" clang; do
+    refuses_reals "$compiler" -std=c11 header.c
+    refuses_reals "$compiler" -std=c99 header.c
+done
+for compiler in "${CXX:-c++}" clang++; do refuses_reals "$compiler" -std=c++17 header.cpp; done
+refuses_reals tcc -Wall header.c
 if command -v "${NVCC:-nvcc}" >/dev/null 2>&1; then
     for arch in 80 90; do
         check "nvcc sm_$arch compiles" "${NVCC:-nvcc}" -std=c++17 -arch=sm_$arch -Werror all-warnings \
