@@ -70,7 +70,8 @@
 // 4. diag(G)
 //     g_i = sum over paths p through i of (Phi_p / theta_i)^2. Three ways to provide it:
 //     - nothing: if no tensor carries it, the tensors must be a sequential fully connected net in order (W1, b1, gamma1,
-//       beta1, W2, ...), and rescale_run computes it by one squared forward and backward pass of one sample;
+//       beta1, W2, ...), and rescale_run computes it by one squared forward and backward pass of one sample. Flags that turn
+//       a side round, shared groups and any other net are refused: give their diag(G);
 //     - g, the full array [n_out][n_in][kernel] in the same memory as the tensor: the gradient, with respect to the squared
 //       parameters, of the summed outputs of the network with squared parameters on an input of ones;
 //     - g_out[n_out] and g_in[n_in * kernel], host vectors with g = g_out (x) g_in: a fully connected layer is rank one.
@@ -86,7 +87,8 @@
 //
 // 7. ERRORS
 //     rescale_run returns RESCALE_OK or a status; report.message names the tensor or group. It never prints or exits, and
-//     on any error no parameter has been changed.
+//     on any error no parameter has been changed. Arrays that are written (tensors, optimizer state, arena, u) must overlap
+//     no other array.
 //
 // 8. SOURCES
 //     Lebeurrier, Vayer, Gribonval, "Path-conditioned training: a principled way to rescale ReLU neural networks", ICML 2026,
@@ -95,6 +97,7 @@
 #ifndef RESCALE_CUH
 #define RESCALE_CUH
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -261,6 +264,7 @@ static inline rescale_options rescale_default_options(void) {
 // ------------------------------------------------------------------------------------------------- internal structures
 // Names with rsc_ are internal. Energies are what F sums: g_i / r_i exp((B u)_i).
 
+enum { RSC_MOST_PAIRS = 200, RSC_MOST_GROUPS = 200 };  // for the dense systems of Woodbury and of the group means
 enum { RSC_UNUSED, RSC_RANK_ONE, RSC_MATRIX, RSC_DIRECT };  // how a tensor's energies are stored
 
 typedef struct rsc_energy {
@@ -323,12 +327,19 @@ static inline int rsc_error(rescale_report *r, int status, const char *name, con
     return r->status = status;
 }
 
-static inline void *rsc_take(rsc_arena *a, size_t bytes) {  // 64-byte aligned piece of the arena
+// A 64-byte aligned piece of the arena; NULL, and a count that stays at the top, where it does not fit.
+static inline void *rsc_take(rsc_arena *a, size_t bytes) {
     const size_t at = a->used;
+    if (bytes > SIZE_MAX - 256 || at > SIZE_MAX - 256 - bytes) {
+        a->used = SIZE_MAX - 255;
+        return NULL;
+    }
     a->used += (bytes + 63) / 64 * 64;
     return a->base && a->used <= a->size ? a->base + at : NULL;
 }
-static inline double *rsc_doubles(rsc_arena *a, size_t n) { return RSC_CAST(double *, rsc_take(a, n * sizeof(double))); }
+static inline double *rsc_doubles(rsc_arena *a, size_t n) {
+    return RSC_CAST(double *, rsc_take(a, n < SIZE_MAX / sizeof(double) ? n * sizeof(double) : SIZE_MAX));
+}
 static inline size_t rsc_n(int n) { return RSC_CAST(size_t, n); }  // n >= 0
 static inline size_t rsc_at(int row, int width, int column) { return rsc_n(row) * rsc_n(width) + rsc_n(column); }
 static inline int rsc_max(int a, int b) { return a > b ? a : b; }
@@ -413,7 +424,7 @@ static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size
 }
 
 // M[o][i] = sum over the kernel of g / r: r = reference_each or 1; g full, or where it is NULL row[o] * column[i * kernel + k].
-// NaN where a term is negative.
+// NaN where a term is negative, -infinity where a reference is not positive and finite.
 static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *reference_each, size_t n_out, size_t n_in,
                                    size_t kernel, const double *row, const double *column, double *M) {
     const size_t work = n_out * n_in * kernel;
@@ -421,12 +432,15 @@ static inline void rsc_host_reduce(const rescale_real *g, const rescale_real *re
     for (size_t o = 0; o < n_out; o++)
         for (size_t i = 0; i < n_in; i++) {
             double sum = 0;
+            int bad = 0;
             for (size_t k = 0; k < kernel; k++) {
                 const size_t c = i * kernel + k, j = o * n_in * kernel + c;
-                const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[c]) / (reference_each ? RSC_CAST(double, reference_each[j]) : 1.0);
+                const double reference = reference_each ? RSC_CAST(double, reference_each[j]) : 1.0;
+                const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[c]) / reference;
                 sum += v >= 0 ? v : RSC_CAST(double, NAN);
+                if (!(reference > 0 && reference <= DBL_MAX)) bad = 1;
             }
-            M[o * n_in + i] = sum;
+            M[o * n_in + i] = bad ? -RSC_CAST(double, INFINITY) : sum;
         }
 }
 
@@ -516,12 +530,15 @@ static __global__ void rsc_reduce_kernel(const rescale_real *__restrict__ g, con
     if (pair >= n_pairs) return;
     const size_t o = pair / n_in, i = pair % n_in;
     double sum = 0;
+    int bad = 0;
     for (size_t k = 0; k < kernel; k++) {
         const size_t j = pair * kernel + k;
-        const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[i * kernel + k]) / (reference_each ? RSC_CAST(double, reference_each[j]) : 1.0);
+        const double reference = reference_each ? RSC_CAST(double, reference_each[j]) : 1.0;
+        const double v = (g ? RSC_CAST(double, g[j]) : row[o] * column[i * kernel + k]) / reference;
         sum += v >= 0 ? v : RSC_CAST(double, NAN);
+        if (!(reference > 0 && reference <= DBL_MAX)) bad = 1;
     }
-    M[pair] = sum;
+    M[pair] = bad ? -RSC_CAST(double, INFINITY) : sum;
 }
 
 // Column tile x row: W[o][c] *= row[o] * column[c].
@@ -635,62 +652,204 @@ static inline int rsc_scale(rsc_solver *s, const char *name, rescale_real *W, si
 
 // ------------------------------------------------------------------------------------------------ check and lay out
 
-// Checks a description; the message names the group or tensor. Returns a status.
-static inline int rsc_validate(const rescale_net *net, const rescale_options *o, rescale_report *r) {
+// Checks lists and sizes; the message names the group or tensor. What passes can be counted without overflow. Returns a status.
+static inline int rsc_validate_sizes(const rescale_net *net, rescale_report *r) {
+    double units = 0, parameters = 0;
+    const char *wrong = NULL;
+    if (!net) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "is NULL");
+    if (net->n_groups < 0 || net->n_tensors <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "no tensors");
+    if ((net->n_groups && !net->group) || !net->tensor)
+        return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "its list of groups or tensors is NULL");
+    if (net->n_tensors > INT_MAX / 8) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "has too many tensors");
+    for (int i = 0; i < net->n_groups; i++) {
+        const rescale_group *g = net->group + i;
+        if (g->n <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, g->name, "a group needs at least one unit");
+        units += g->n;
+        if (units > INT_MAX / 8) return rsc_error(r, RESCALE_ERROR_ARGUMENT, g->name, "the network has too many units");
+    }
+    for (int i = 0; i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        const double columns = 1.0 * t->n_in * t->kernel, size = columns * t->n_out;
+        if (t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0) wrong = "needs data and a shape of positive sizes";
+        else if (columns > 1e9 || size > 1e15 || size * sizeof(double) > 0.5 * RSC_CAST(double, SIZE_MAX)) wrong = "is too large";
+        parameters += size;
+        if (parameters > 1e18) wrong = "the network has too many parameters";
+        if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, wrong);
+    }
+    return RESCALE_OK;
+}
+
+// Checks groups: activations.
+static inline int rsc_validate_groups(const rescale_net *net, rescale_report *r) {
     static const char *const activation[] = {"ReLU", "leaky ReLU", "identity", "GELU", "SiLU", "tanh", "sigmoid"};
     char text[160];
-    int with_g = 0;
+    for (int i = 0; i < net->n_groups; i++) {
+        const rescale_group *g = net->group + i;
+        const int known = g->activation >= 0 && g->activation <= RESCALE_SIGMOID;
+        if (g->activation >= RESCALE_RELU && g->activation <= RESCALE_IDENTITY) continue;
+        snprintf(text, sizeof text, "%s is not positively homogeneous, so these units cannot be rescaled",
+                 known ? activation[g->activation] : "this activation");
+        return rsc_error(r, RESCALE_ERROR_ACTIVATION, g->name, text);
+    }
+    return RESCALE_OK;
+}
+
+static inline int rsc_validate_options(const rescale_options *o, rescale_report *r) {
     const char *wrong = NULL;
-    if (net->n_groups < 0 || net->n_tensors <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "network", "no tensors");
     if (o->method < RESCALE_PATHCOND || o->method > RESCALE_ENORM) wrong = "unknown method";
     if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_UNIT_SWEEPS) wrong = "unknown solver";
-    if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) || !(o->enorm_c > 0) ||
-        !(o->strength >= 0 && o->strength <= 1) || !(o->max_trace == 0 || (o->max_trace >= 1 && o->max_trace <= DBL_MAX)))
+    if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) ||
+        !(o->enorm_c > 0 && o->enorm_c <= DBL_MAX) || !(o->strength >= 0 && o->strength <= 1) ||
+        !(o->max_trace == 0 || (o->max_trace >= 1 && o->max_trace <= DBL_MAX)))
         wrong = "tolerance, iterations, sweeps, max_log, enorm_c, strength or max_trace out of range";
-    if (o->max_trace > 0 && (o->method != RESCALE_PATHCOND || o->solver != RESCALE_NEWTON)) wrong = "max_trace needs PathCond and Newton's method";
+    if (o->max_trace > 0 && (o->method != RESCALE_PATHCOND || o->solver != RESCALE_NEWTON))
+        wrong = "max_trace needs PathCond and Newton's method";
     if (o->within && (o->max_log > 0 || o->max_trace > 0)) wrong = "within excludes max_log and max_trace";
 #ifndef RESCALE_HAS_DEVICE
     if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
-    if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", wrong);
-    for (int i = 0; i < net->n_groups; i++) {
-        const rescale_group *g = net->group + i;
-        if (g->n <= 0) return rsc_error(r, RESCALE_ERROR_ARGUMENT, g->name, "a group needs at least one unit");
-        if (g->activation < RESCALE_RELU || g->activation > RESCALE_IDENTITY) {
-            const int known = g->activation >= 0 && g->activation <= RESCALE_SIGMOID;
-            snprintf(text, sizeof text, "%s is not positively homogeneous, so these units cannot be rescaled",
-                     known ? activation[g->activation] : "this activation");
-            return rsc_error(r, RESCALE_ERROR_ACTIVATION, g->name, text);
-        }
+    return wrong ? rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", wrong) : RESCALE_OK;
+}
+
+// Checks what one tensor says about itself and its groups.
+static inline int rsc_validate_tensor(const rescale_net *net, const rescale_tensor *t, rescale_report *r) {
+    const unsigned known = RESCALE_UNCOUNTED | RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER;
+    const int side[2] = {t->enters, t->leaves}, n[2] = {t->n_out, t->n_in};
+    const char *wrong = NULL;
+    char text[160];
+    if (!t->data) wrong = "needs data and a shape of positive sizes";
+    else if (t->role < RESCALE_WEIGHT || t->role > RESCALE_GAIN) wrong = "has an unknown role";
+    else if (t->flags & ~known) wrong = "has an unknown flag";
+    else if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
+        wrong = "a gain needs running mean, running variance and eps >= 0";
+    else if (!(t->reference >= 0) || t->reference > DBL_MAX) wrong = "the reference must be positive and finite";
+    else if (!t->g_out != !t->g_in) wrong = "needs both g_out and g_in";
+    else if (t->g && t->g_out) wrong = "has both a full and a rank-one diag(G)";
+    if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, wrong);
+    for (int k = 0; k < 2; k++) {
+        if (side[k] < RESCALE_NONE || side[k] >= net->n_groups)
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "names a group that does not exist");
+        if (side[k] < 0 || net->group[side[k]].n == n[k]) continue;
+        snprintf(text, sizeof text, "has %d %s, but group %.60s has %d units", n[k], k ? "columns" : "rows",
+                 net->group[side[k]].name ? net->group[side[k]].name : "(unnamed)", net->group[side[k]].n);
+        return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, text);
     }
+    return RESCALE_OK;
+}
+
+// Arrays of a tensor, in this order: what is written (data, moment1, moment2), then what is only read.
+enum { RSC_WRITTEN = 3, RSC_ARRAYS = 9 };
+typedef struct rsc_range {
+    uintptr_t begin, end;
+} rsc_range;
+static inline rsc_range rsc_range_of(const void *data, size_t bytes) {
+    rsc_range a = {RSC_ADDRESS(data), RSC_ADDRESS(data) + bytes};
+    if (!data) a.end = a.begin;
+    return a;
+}
+static inline rsc_range rsc_array(const rescale_tensor *t, int which) {
+    const size_t all = rsc_size(t) * sizeof(rescale_real), rows = rsc_n(t->n_out);
+    switch (which) {
+    case 0: return rsc_range_of(t->data, all);
+    case 1: return rsc_range_of(t->moment1, all);
+    case 2: return rsc_range_of(t->moment2, all);
+    case 3: return rsc_range_of(t->g, all);
+    case 4: return rsc_range_of(t->reference_each, all);
+    case 5: return rsc_range_of(t->mean, rows * sizeof(rescale_real));
+    case 6: return rsc_range_of(t->var, rows * sizeof(rescale_real));
+    case 7: return rsc_range_of(t->g_out, rows * sizeof(double));
+    default: return rsc_range_of(t->g_in, rsc_columns(t) * sizeof(double));
+    }
+}
+static inline int rsc_overlap(rsc_range a, rsc_range b) {
+    return a.begin < b.end && b.begin < a.end && a.begin < a.end && b.begin < b.end;
+}
+
+// What is written must overlap nothing else. `mine` 0 .. RSC_WRITTEN - 1 of tensor i against all arrays of tensors 0 .. i, and
+// the written ones of those against all arrays of tensor i.
+static inline const char *rsc_overlaps(const rescale_net *net, int i) {
+    const rescale_tensor *t = net->tensor + i;
+    for (int a = 0; a < RSC_ARRAYS; a++) {
+        const rsc_range mine = rsc_array(t, a);
+        if (mine.begin == mine.end) continue;
+        for (int j = 0; j <= i; j++)
+            for (int b = 0; b < (a < RSC_WRITTEN ? RSC_ARRAYS : RSC_WRITTEN); b++) {
+                if ((j == i && b == a) || !rsc_overlap(mine, rsc_array(net->tensor + j, b))) continue;
+                if (j < i && a == 0 && b == 0 && net->tensor[j].data == t->data) return "is listed twice";
+                return j == i ? "two of its arrays overlap in memory" : "overlaps an earlier tensor in memory";
+            }
+    }
+    return NULL;
+}
+
+// The memory of the options must not hold arrays of the network.
+static inline const char *rsc_overlaps_options(const rescale_net *net, const rescale_options *o) {
+    double units = 0;
+    for (int i = 0; i < net->n_groups; i++) units += net->group[i].n;
+    const rsc_range arena = rsc_range_of(o->arena, o->arena_bytes);
+    const rsc_range u = rsc_range_of(o->u, RSC_CAST(size_t, units) * sizeof(double));
+    if (rsc_overlap(arena, u)) return "arena and u overlap in memory";
+    for (int i = 0; i < net->n_tensors; i++)
+        for (int a = 0; a < RSC_ARRAYS; a++) {
+            const rsc_range b = rsc_array(net->tensor + i, a);
+            if (rsc_overlap(arena, b) || rsc_overlap(u, b)) return "arena or u overlaps an array of a tensor";
+        }
+    return NULL;
+}
+
+// Why tensor i does not continue a chain, or NULL. `units` is the group that the layer so far enters. Only in a chain is diag(G) what
+// rescale_run computes from the weights: weight, its bias, BatchNorm's gain and bias, next weight; what makes the units of a layer
+// enters their group, the next weight leaves it, nothing else does.
+static inline const char *rsc_breaks_chain(const rescale_net *net, int i, int units) {
+    const rescale_tensor *t = net->tensor + i;
+    if (t->flags & (RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER)) return "without diag(G), rows enter and columns leave";
+    if (i == 0 && t->role != RESCALE_WEIGHT) return "without diag(G), a weight comes first";
+    if (t->role == RESCALE_WEIGHT) {
+        if (t->leaves != units) return "without diag(G), it must leave the group that the layer before it enters";
+    } else {
+        if (t->leaves != RESCALE_NONE) return "without diag(G), a bias or a gain leaves no group";
+        if (t->role == RESCALE_BIAS && t->enters != units) return "must enter the group that its layer enters";
+        if (t->role == RESCALE_GAIN && units != RESCALE_NONE) return "what comes before BatchNorm must enter no group";
+    }
+    if (t->role == RESCALE_BIAS || t->enters == RESCALE_NONE) return NULL;
+    for (int j = 0; j < i; j++)
+        if (net->tensor[j].enters == t->enters) return "without diag(G), only one layer enters a group";
+    return NULL;
+}
+
+static inline int rsc_validate_chain(const rescale_net *net, rescale_report *r) {
+    int units = RESCALE_NONE;
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
-        if (!t->data || t->n_out <= 0 || t->n_in <= 0 || t->kernel <= 0) wrong = "needs data and a shape of positive sizes";
-        else if (RSC_CAST(double, t->n_in) * t->kernel > 1e9 || RSC_CAST(double, t->n_out) * t->n_in * t->kernel > 1e15) wrong = "is too large";
-        else if (t->role == RESCALE_GAIN && !t->g && !t->g_out && (!t->mean || !t->var || !(t->eps >= 0)))
-            wrong = "a gain needs running mean, running variance and eps >= 0";
-        else if (!(t->reference >= 0) || t->reference > DBL_MAX) wrong = "the reference must be positive and finite";
-        else if (!t->g_out != !t->g_in) wrong = "needs both g_out and g_in";
-        else if (t->g && t->g_out) wrong = "has both a full and a rank-one diag(G)";
-        for (int j = 0; j < i && !wrong; j++)
-            if (net->tensor[j].data == t->data) wrong = "is listed twice";
+        const char *wrong = rsc_breaks_chain(net, i, units);
         if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, wrong);
-        const int side[2] = {t->enters, t->leaves}, n[2] = {t->n_out, t->n_in};
-        for (int k = 0; k < 2; k++) {
-            if (side[k] < RESCALE_NONE || side[k] >= net->n_groups)
-                return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, "names a group that does not exist");
-            if (side[k] >= 0 && net->group[side[k]].n != n[k]) {
-                snprintf(text, sizeof text, "has %d %s, but group %s has %d units", n[k], k ? "columns" : "rows",
-                         net->group[side[k]].name ? net->group[side[k]].name : "(unnamed)", net->group[side[k]].n);
-                return rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, text);
-            }
-        }
+        if (t->role != RESCALE_BIAS) units = t->enters;
+    }
+    if (units == RESCALE_NONE) return RESCALE_OK;
+    return rsc_error(r, RESCALE_ERROR_ARGUMENT, net->tensor[net->n_tensors - 1].name, "the outputs must enter no group");
+}
+
+// Checks a description; the message names the group or tensor. Returns a status.
+static inline int rsc_validate(const rescale_net *net, const rescale_options *o, rescale_report *r) {
+    int with_g = 0;
+    int status = rsc_validate_sizes(net, r);
+    if (!status) status = rsc_validate_options(o, r);
+    if (!status) status = rsc_validate_groups(net, r);
+    for (int i = 0; !status && i < net->n_tensors; i++) {
+        const rescale_tensor *t = net->tensor + i;
+        status = rsc_validate_tensor(net, t, r);
+        const char *wrong = status ? NULL : rsc_overlaps(net, i);
+        if (wrong) status = rsc_error(r, RESCALE_ERROR_ARGUMENT, t->name, wrong);
         with_g += t->g || t->g_out;
     }
-    if (o->method == RESCALE_PATHCOND && with_g && with_g < net->n_tensors)
-        for (int i = 0; i < net->n_tensors; i++)
-            if (!net->tensor[i].g && !net->tensor[i].g_out && !(net->tensor[i].flags & RESCALE_UNCOUNTED))
-                return rsc_error(r, RESCALE_ERROR_ARGUMENT, net->tensor[i].name, "has no diag(G), but other tensors have");
+    if (status) return status;
+    const char *wrong = rsc_overlaps_options(net, o);
+    if (wrong) return rsc_error(r, RESCALE_ERROR_ARGUMENT, "options", wrong);
+    if (o->method != RESCALE_PATHCOND) return RESCALE_OK;
+    if (!with_g) return rsc_validate_chain(net, r);
+    for (int i = 0; i < net->n_tensors && with_g < net->n_tensors; i++)
+        if (!net->tensor[i].g && !net->tensor[i].g_out && !(net->tensor[i].flags & RESCALE_UNCOUNTED))
+            return rsc_error(r, RESCALE_ERROR_ARGUMENT, net->tensor[i].name, "has no diag(G), but other tensors have");
     return RESCALE_OK;
 }
 
@@ -735,17 +894,21 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
     s->rows = rsc_doubles(a, rsc_n(widest)), s->cols = rsc_doubles(a, rsc_n(widest));
     s->in_scale = rsc_doubles(a, rsc_n(widest));
     s->wide = rsc_doubles(a, wide);
-    const size_t m = rsc_n(rsc_max(2 * n_pairs + 1, groups));
+    // Woodbury and the group means are for small systems only.
+    const size_t m = rsc_n(rsc_max(n_pairs <= RSC_MOST_PAIRS ? 2 * n_pairs + 1 : 1, groups <= RSC_MOST_GROUPS ? groups : 1));
     s->small = rsc_doubles(a, m * (m + 2));
     s->units = units, s->n_pairs = n_pairs;
 }
 
-// Bytes of working memory that rescale_run needs for this network and these options.
+// Bytes of working memory that rescale_run needs for this network and these options; 0 where its sizes are not valid.
 static inline size_t rescale_arena_bytes(const rescale_net *net, const rescale_options *options) {
     const rescale_options defaults = rescale_default_options();
     rsc_arena count = {NULL, 0, 0};
+    rescale_report report;
     rsc_solver s;
     memset(&s, 0, sizeof s);
+    memset(&report, 0, sizeof report);
+    if (rsc_validate_sizes(net, &report)) return 0;
     s.net = net, s.options = options ? options : &defaults;
     rsc_layout(&s, &count);
     return count.used + 64;
@@ -859,7 +1022,7 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
     const double inverse = 1 / (t->reference > 0 ? t->reference : 1);
     const int n_out = t->n_out, n_in = t->n_in, kernel = t->kernel;
     double all = 0, sum_out = 0, sum_in = 0;
-    int valid = 1;
+    int valid = 1, bad_reference = 0;
     if (!e->kind) return RESCALE_OK;
     if (!chain && t->g_out) {
         memcpy(e->out, t->g_out, rsc_n(n_out) * sizeof(double));
@@ -875,6 +1038,7 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
         for (int o = 0; o < n_out; o++)
             for (int c = 0; c < n_in; c++) {
                 double *m = M + rsc_at(o, n_in, c);
+                bad_reference = bad_reference || *m < -DBL_MAX;
                 *m *= inverse;
                 e->out[o] += *m, e->in[c] += *m, all += *m;
                 if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) e->fixed += *m, *m = 0;
@@ -895,6 +1059,8 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
         for (int c = 0; c < n_in && all > 0; c++) e->in[c] /= f;
     }
     e->total = all;
+    if (bad_reference)
+        return rsc_error(s->report, RESCALE_ERROR_ARGUMENT, t->name, "every reference must be positive and finite");
     if (!valid || !(all >= 0) || all > DBL_MAX)
         return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name, "diag(G) / reference is negative, NaN or overflows");
     return RESCALE_OK;
@@ -1312,7 +1478,7 @@ static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative)
 // Minimises F to the tolerance. Starts with block sweeps and group-mean steps, then Newton on all units.
 static inline void rsc_newton(rsc_solver *s) {
     const rescale_options *o = s->options;
-    int woodbury = !o->general && s->n_pairs <= 200;
+    int woodbury = !o->general && s->n_pairs <= RSC_MOST_PAIRS;
     for (int i = 0; i < s->net->n_tensors; i++) woodbury = woodbury && s->energy[i].kind != RSC_MATRIX;
     double F = rsc_evaluate(s, s->u), grad_inf, n_max = 1;
     for (int h = 0; h < s->units; h++) n_max = fmax(n_max, fabs(s->count[h]));
@@ -1320,7 +1486,7 @@ static inline void rsc_newton(rsc_solver *s) {
     for (int round = 0; round < 2; round++) {
         rsc_block_sweep(s);
         F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
-        for (int k = 0; k < 4 && s->net->n_groups <= 200; k++)
+        for (int k = 0; k < 4 && s->net->n_groups <= RSC_MOST_GROUPS; k++)
             if (rsc_group_mean_step(s) || !rsc_line_search(s, &F, &grad_inf)) break;
     }
     const double first = grad_inf;
@@ -1395,12 +1561,12 @@ static inline int rsc_enorm_cycle(rsc_solver *s, double *change) {
 static inline int rsc_enorm(rsc_solver *s) {
     const rescale_options *o = s->options;
     rescale_report *r = s->report;
-    const int cycles = o->solver != RESCALE_NEWTON ? o->sweeps : 10 * o->max_iterations;
+    const long long cycles = o->solver != RESCALE_NEWTON ? o->sweeps : 10LL * o->max_iterations;
     double change = INFINITY, total;
     int status;
     for (int h = 0; h < s->units; h++) s->x[h] = 1;
     if ((status = rsc_enorm_sums(s, -1, &r->objective_before))) return status;
-    for (int k = 0; k < cycles && change > (o->solver != RESCALE_NEWTON ? -1 : 1e-9); k++)
+    for (long long k = 0; k < cycles && change > (o->solver != RESCALE_NEWTON ? -1 : 1e-9); k++)
         if ((status = rsc_enorm_cycle(s, &change))) return status;
     if ((status = rsc_enorm_sums(s, -1, &total))) return status;
     r->objective_after = total;
@@ -1550,6 +1716,7 @@ static inline int rescale_run(const rescale_net *net, const rescale_options *opt
     const double start = rsc_seconds();
     rsc_solver s;
     memset(&s, 0, sizeof s);
+    if (!report) return RESCALE_ERROR_ARGUMENT;
     memset(report, 0, sizeof *report);
     s.net = net, s.options = options ? options : &defaults, s.report = report;
     int status = rsc_validate(net, s.options, report);

@@ -1131,7 +1131,7 @@ static void check_errors(void) {
     EXPECT("reference negative", t[2].reference = -1, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
     EXPECT("reference NaN", t[2].reference = NAN, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
     EXPECT("listed twice", t[4] = t[2]; t[4].name = "again", t[4] = rescale_weight("w3", t[2].data + 54, 7, 6, 1, 2, 1), RESCALE_ERROR_ARGUMENT, "again");
-    EXPECT("not a chain", t[1].leaves = RESCALE_NONE; t[0].n_in = 3; t[2].n_in = 9; t[2].leaves = RESCALE_NONE, t[0].n_in = 4; t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("not a chain", t[1].leaves = RESCALE_NONE; t[0].n_in = 3; t[2].n_in = 7; t[2].leaves = RESCALE_NONE, t[0].n_in = 4; t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
     EXPECT("unnamed tensor", t[2].name = NULL; t[2].n_out = 5, t[2] = keep, RESCALE_ERROR_ARGUMENT, "unnamed");
     EXPECT("gain without statistics", t[3].role = RESCALE_GAIN, t[3].role = RESCALE_BIAS, RESCALE_ERROR_ARGUMENT, "b2");
     m->group[1].n = 0;
@@ -1178,7 +1178,8 @@ static void check_errors(void) {
             double *each = ref_doubles(tensor_size(t + i));
             for (size_t j = 0; j < tensor_size(t + i); j++) each[j] = 1;
             t[i].reference_each = each;
-            EXPECT("bad reference", each[1] = k == 2 ? 0 : k == 3 ? -1 : bad[k], , RESCALE_ERROR_RANGE, t[i].name);
+            static const double bad_reference[] = {0, -1, NAN, INFINITY};
+            EXPECT("bad reference", each[1] = bad_reference[k], , RESCALE_ERROR_ARGUMENT, t[i].name);
             t[i].reference_each = NULL;
             free(each);
         }
@@ -1250,6 +1251,113 @@ static void check_errors(void) {
     mlp_free(m);
 }
 
+// Without g only a chain is solved: any other description would get the diag(G) of a network that it is not.
+static void check_not_a_chain(void) {
+    static const int square[] = {6, 6, 6, 6, 6};
+    static const unsigned turned[] = {RESCALE_ROWS_LEAVE, RESCALE_COLS_ENTER, RESCALE_ROWS_LEAVE | RESCALE_COLS_ENTER};
+    mlp *m = mlp_new(square, 4, 1, 1, 0);
+    mlp_init(m, KAIMING_UNIFORM, 1);
+    rescale_tensor *t = m->tensor, keep;
+    const rescale_net *net = &m->net;
+    const rescale_options o = rescale_default_options();
+    keep = t[2];
+    for (int k = 0; k < 3; k++) EXPECT("flags", t[2].flags = turned[k], t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("[in][out] layout", t[2].enters = 0; t[2].leaves = 1, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("wrong group of the rows", t[2].enters = 2, t[2] = keep, RESCALE_ERROR_ARGUMENT, "b2");
+    EXPECT("wrong group of the columns", t[2].leaves = 2, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("columns of no group", t[2].leaves = RESCALE_NONE, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("rows of no group", t[2].enters = RESCALE_NONE, t[2] = keep, RESCALE_ERROR_ARGUMENT, "b2");
+    keep = t[3];
+    EXPECT("bias of no group", t[3].enters = RESCALE_NONE, t[3] = keep, RESCALE_ERROR_ARGUMENT, "b2");
+    EXPECT("bias of another group", t[3].enters = 0, t[3] = keep, RESCALE_ERROR_ARGUMENT, "b2");
+    EXPECT("no weight first", t[0].role = RESCALE_BIAS, t[0].role = RESCALE_WEIGHT, RESCALE_ERROR_ARGUMENT, "w1");
+    EXPECT("inputs leave a group", t[0].leaves = 2, t[0].leaves = RESCALE_NONE, RESCALE_ERROR_ARGUMENT, "w1");
+    EXPECT("outputs enter a group", t[6].enters = t[7].enters = 0, t[6].enters = t[7].enters = RESCALE_NONE, RESCALE_ERROR_ARGUMENT, "w4");
+    keep = t[5];
+    EXPECT("a residual stream", t[4].enters = t[5].enters = 0; t[6].leaves = 0, t[4].enters = t[5].enters = t[6].leaves = 2,
+           RESCALE_ERROR_ARGUMENT, "w3");
+    solve(net, dry(), NULL);  // and as it was it is a chain
+    mlp_free(m);
+    m = mlp_new(square, 4, 1, 1, 1), t = m->tensor, net = &m->net;
+    mlp_init(m, KAIMING_UNIFORM, 1);
+    EXPECT("a layer before BatchNorm enters", t[0].enters = t[1].enters = 0, t[0].enters = t[1].enters = RESCALE_NONE,
+           RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("beta of no group", t[3].enters = RESCALE_NONE, t[3].enters = 0, RESCALE_ERROR_ARGUMENT, "beta1");
+    solve(net, dry(), NULL);
+    mlp_free(m);
+    double wq[36], wk[36];  // queries and keys
+    fill(wq, 36, 0, 1), fill(wk, 36, 0, 1);
+    const rescale_group group = rescale_units("query/key", 6, RESCALE_IDENTITY);
+    rescale_tensor qk[] = {rescale_weight("wq", wq, 6, 6, 1, 0, RESCALE_NONE), rescale_weight("wk", wk, 6, 6, 1, 0, RESCALE_NONE)};
+    qk[1].flags = RESCALE_ROWS_LEAVE;
+    const rescale_net attention = {&group, 1, qk, 2};
+    expect_error("queries and keys", &attention, &o, RESCALE_ERROR_ARGUMENT, "wk", wq, 36);
+}
+
+// Arrays that are written must be alone in memory.
+static void check_overlaps(void) {
+    mlp *m = small_mlp(1);
+    rescale_tensor *t = m->tensor, keep = t[2];
+    const rescale_net *net = &m->net;
+    rescale_options o = rescale_default_options();
+    double *moment = ref_doubles(2 * m->p);
+    double *g = ref_doubles(m->p);
+    EXPECT("a tensor inside another", t[3].data = t[0].data + 3, t[3].data = t[2].data + 8, RESCALE_ERROR_ARGUMENT, "beta1");
+    EXPECT("overlap by one", t[4].data = t[3].data + 7, t[4].data = t[3].data + 8, RESCALE_ERROR_ARGUMENT, "w2");
+    EXPECT("moment1 is data", t[2].moment1 = t[2].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("moment2 is data", t[2].moment2 = t[2].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("moment1 is moment2", t[2].moment1 = t[2].moment2 = moment, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("moments overlap by one", t[2].moment1 = moment; t[2].moment2 = moment + 7, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("a moment of two tensors", t[0].moment1 = t[2].moment1 = moment, t[2] = keep; t[0].moment1 = NULL, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("another tensor's data", t[2].moment2 = t[7].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "beta2");
+    EXPECT("g is a moment", t[2].g = t[2].moment1 = moment, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("g is data", t[2].g = t[2].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("reference is data", t[2].reference_each = t[2].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "gamma1");
+    EXPECT("running statistics are data", t[2].mean = t[3].data, t[2] = keep, RESCALE_ERROR_ARGUMENT, "beta1");
+    EXPECT("running statistics are a moment", t[3].moment1 = m->mean, t[3].moment1 = NULL, RESCALE_ERROR_ARGUMENT, "beta1");
+    EXPECT("u is data", o.u = m->theta, o.u = NULL, RESCALE_ERROR_ARGUMENT, "options");
+    EXPECT("arena is data", o.arena = m->theta; o.arena_bytes = 8 * m->p, o.arena = NULL, RESCALE_ERROR_ARGUMENT, "options");
+    t[2].moment1 = moment;  // side by side is not an overlap
+    t[2].moment2 = moment + 8;
+    solve(net, dry(), NULL);
+    free(moment), free(g);
+    mlp_free(m);
+}
+
+// NULL lists, and sizes whose sums or products overflow.
+static void check_nulls_and_sizes(void) {
+    mlp *m = small_mlp(0);
+    rescale_report r;
+    rescale_options o = rescale_default_options();
+    const rescale_net *net = NULL;
+    EXPECT("NULL net", , , RESCALE_ERROR_ARGUMENT, "NULL");
+    CHECK(rescale_run(&m->net, NULL, NULL) == RESCALE_ERROR_ARGUMENT, "NULL report");
+    CHECK(rescale_run(NULL, NULL, NULL) == RESCALE_ERROR_ARGUMENT, "NULL net and report");
+    CHECK(rescale_arena_bytes(NULL, NULL) == 0, "a NULL net needs no arena");
+    const rescale_net no_tensors = {m->group, 3, NULL, m->n_tensors}, no_groups = {NULL, 3, m->tensor, m->n_tensors};
+    net = &no_tensors;
+    EXPECT("NULL tensors", , , RESCALE_ERROR_ARGUMENT, "NULL");
+    net = &no_groups;
+    EXPECT("NULL groups", , , RESCALE_ERROR_ARGUMENT, "NULL");
+    CHECK(rescale_arena_bytes(&no_tensors, NULL) == 0 && rescale_arena_bytes(&no_groups, NULL) == 0, "nor do NULL lists");
+    const rescale_group huge[] = {rescale_units("g0", 2000000000, RESCALE_RELU), rescale_units("g1", 2000000000, RESCALE_RELU),
+                                  rescale_units("g2", 2000000000, RESCALE_RELU)};
+    const rescale_net too_many = {huge, 3, m->tensor, m->n_tensors};
+    net = &too_many;
+    EXPECT("three groups of 2e9 units", , , RESCALE_ERROR_ARGUMENT, "too many units");
+    CHECK(rescale_arena_bytes(&too_many, NULL) == 0, "nor do sizes that overflow");
+    net = &m->net;
+    const rescale_tensor keep = m->tensor[7];
+    EXPECT("unknown role", m->tensor[7].role = 3, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
+    EXPECT("unknown flag", m->tensor[7].flags = 8, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
+    EXPECT("enorm_c infinite", o.enorm_c = INFINITY, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
+    o.max_iterations = INT_MAX, o.dry_run = 1;
+    CHECK(rescale_run(net, &o, &r) == RESCALE_OK && r.converged, "as many iterations as an int holds");
+    o.method = RESCALE_ENORM;
+    CHECK(rescale_run(net, &o, &r) == RESCALE_OK && r.converged && r.sweeps > 1, "of ENorm, too");
+    mlp_free(m);
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // 12. Invariances
 
@@ -1315,6 +1423,9 @@ int main(void) {
     check_gradient_scaling();
     for (int k = 0; k < 6; k++) check_enorm(k & 1, k / 2 == 0 ? 1 : k / 2 == 1 ? 1.2 : 0.8);
     check_errors();
+    check_not_a_chain();
+    check_overlaps();
+    check_nulls_and_sizes();
     for (int round = 0; round < 8; round++) check_invariances(0, round), check_invariances(1, round);
     return test_summary();
 }
