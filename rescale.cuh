@@ -186,7 +186,8 @@ typedef struct rescale_options {
     int max_iterations;  // of Newton, 100; of ENorm sweeps when solver is RESCALE_NEWTON, 10 times that
     double tolerance;    // 1e-10: aim of max |dF/du| / max(1, max |n_h|); 1e-8 is accepted where rounding allows no more
     double max_log;      // bound on |log lambda|, enforced inside the optimisation; 0 (default) = none
-    int pow2;            // 1: round every lambda to a power of two, so that the function is preserved bit for bit
+    int pow2;            // 1: every lambda is a power of two, so that the function is preserved bit for bit; F ends below what it
+                         // was, or nothing moves
     double enorm_c;      // ENorm's depth penalty c, 1 = none
     double strength;     // 1: u is the optimum; 0 to 1: that part of it
     int within;          // 1: the mean of u over the free units of every group is taken out: no layer as a whole grows or shrinks
@@ -1185,14 +1186,14 @@ static inline void rsc_update_in_turn(rsc_solver *s, int group, double S, double
     }
 }
 
-// Minimises F over the units of one group.
-static inline void rsc_block_update(rsc_solver *s, int group) {
+// F as a function of the units of one group: S = rest + sum_h (B x_h + C / x_h), B in s->leave, C in s->enter. Returns S now, or a
+// negative number where a tensor goes from the group to itself, so that S is no such sum.
+static inline double rsc_group_energies(rsc_solver *s, int group, double *at_rest) {
     const rescale_net *net = s->net;
     const int first = s->first[group], end = s->first[group + 1];
-    const double low = exp(-s->bound), high = exp(s->bound);
     double rest = 0, S;
     for (int i = 0; i < net->n_tensors; i++)
-        if (rsc_touches(s->energy + i, net->tensor + i, group) && net->tensor[i].enters == net->tensor[i].leaves) return;
+        if (rsc_touches(s->energy + i, net->tensor + i, group) && net->tensor[i].enters == net->tensor[i].leaves) return -1;
     for (int h = first; h < end; h++) s->leave[h] = s->enter[h] = 0;
     for (int i = 0; i < net->n_tensors; i++) {
         if (rsc_touches(s->energy + i, net->tensor + i, group))
@@ -1202,8 +1203,21 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
     S = rest;
     for (int h = first; h < end; h++) {
         S += s->leave[h] + s->enter[h];
-        s->leave[h] /= s->x[h], s->enter[h] *= s->x[h];  // B and C
+        s->leave[h] /= s->x[h];
+        s->enter[h] *= s->x[h];
     }
+    *at_rest = rest;
+    return S;
+}
+
+// Minimises F over the units of one group.
+static inline void rsc_block_update(rsc_solver *s, int group) {
+    const rescale_net *net = s->net;
+    const int first = s->first[group], end = s->first[group + 1];
+    const double low = exp(-s->bound), high = exp(s->bound);
+    double rest = 0;
+    const double S = rsc_group_energies(s, group, &rest);
+    if (S < 0) return;
     if (s->options->solver == RESCALE_UNIT_SWEEPS) rsc_update_in_turn(s, group, S, low, high);
     else rsc_update_together(s, group, rest, S, low, high);
     for (int h = first; h < end; h++)
@@ -1672,6 +1686,134 @@ static inline void rsc_moderate(rsc_solver *s) {
     }
 }
 
+// ------------------------------------------------------------------------------------------------------ powers of two
+// lambda_h = 2^k_h. Rounding every lambda by itself can end above F(0), so the integers k_h descend on F, one by one and a group at
+// a time. s->step holds k, s->trial and s->product the least and the largest k allowed.
+
+static inline double rsc_log4(double x) { return log(x) / (2 * log(2.0)); }
+
+// How F changes where S becomes `now` and unit h, or units whose n_h add up to `count`, move by `by`.
+static inline double rsc_change(const rsc_solver *s, double S, double now, double count, double by) {
+    return s->p * log(now / S) - count * 2 * log(2.0) * by;
+}
+
+// Units of a group one by one, each to the integer that is best with all others fixed. F is convex in log x, so that is one of the
+// two beside its minimum. Returns how many moved; S is brought up to date.
+static inline int rsc_descend_in_turn(rsc_solver *s, int group, double *S) {
+    int moved = 0;
+    for (int h = s->first[group]; h < s->first[group + 1]; h++) {
+        if (s->fixed[h] == 1) continue;
+        const double B = s->leave[h], C = s->enter[h], c = s->count[h] / s->p, D = *S - B * s->x[h] - C / s->x[h];
+        const double root = hypot(c * D, 2 * sqrt((1 - c) * B) * sqrt((1 + c) * C));
+        const double best = rsc_log4(c >= 0 ? (c * D + root) / (2 * (1 - c) * B) : 2 * (1 + c) * C / (root - c * D));
+        const double start = *S, k = s->step[h];
+        double least = -1e-12 * s->p;
+        for (int side = 0; side < 2; side++) {
+            const double next = rsc_within(side ? ceil(best) : floor(best), s->trial[h], s->product[h]);
+            const double x = exp2(2 * next), now = D + B * x + C / x, change = rsc_change(s, start, now, s->count[h], next - k);
+            if (!(change < least)) continue;
+            least = change;
+            *S = now;
+            s->step[h] = next;
+            s->x[h] = x;
+        }
+        moved += s->step[h] != k;
+    }
+    return moved;
+}
+
+// All units of a group by one, up or down, as long as F falls. Returns how often they moved.
+static inline int rsc_descend_together(rsc_solver *s, int group, double *S) {
+    int moved = 0;
+    for (int tries = 0, by = 1; tries < 2; tries++, by = -1)
+        for (int falls = 1; falls;) {
+            const double up = exp2(2.0 * by);
+            double now = *S, count = 0;
+            for (int h = s->first[group]; h < s->first[group + 1] && falls; h++) {
+                const double k = s->step[h] + by;
+                if (s->fixed[h] == 1) continue;
+                falls = k >= s->trial[h] && k <= s->product[h];
+                now += (up - 1) * s->leave[h] * s->x[h] + (1 / up - 1) * s->enter[h] / s->x[h];
+                count += s->count[h];
+            }
+            falls = falls && rsc_change(s, *S, now, count, by) < -1e-12 * s->p;
+            for (int h = s->first[group]; h < s->first[group + 1] && falls; h++) {
+                if (s->fixed[h] == 1) continue;
+                s->step[h] += by;
+                s->x[h] *= up;
+            }
+            if (falls) *S = now;
+            moved += falls;
+        }
+    return moved;
+}
+
+// Descends from the k in s->step until nothing moves; u follows. Returns F there.
+static inline double rsc_descend(rsc_solver *s) {
+    for (int h = 0; h < s->units; h++) s->u[h] = 2 * log(2.0) * s->step[h];
+    rsc_evaluate(s, s->u);
+    for (int round = 0, moved = 1; round < 100 && moved; round++) {
+        moved = 0;
+        for (int g = 0; g < s->net->n_groups; g++) {
+            double rest = 0, S = rsc_group_energies(s, g, &rest);
+            if (S < 0) continue;
+            moved += rsc_descend_together(s, g, &S);
+            moved += rsc_descend_in_turn(s, g, &S);
+            for (int i = 0; i < s->net->n_tensors; i++)
+                if (rsc_touches(s->energy + i, s->net->tensor + i, g)) rsc_refresh(s, i);
+        }
+    }
+    for (int h = 0; h < s->units; h++) s->u[h] = 2 * log(2.0) * s->step[h];
+    return rsc_evaluate(s, s->u);
+}
+
+// The powers of two for PathCond. At the optimum of F every integer within the bound is allowed; where the options ask for another
+// u, only the two beside it. Of two starts, u rounded and no rescaling, the better is kept, so that F never ends above F(0).
+static inline void rsc_pow2_pathcond(rsc_solver *s, double bound, int at_optimum) {
+    const double before = s->report->objective_before;
+    for (int h = 0; h < s->units; h++) {
+        const double k = 0.5 * s->u[h] / log(2.0), largest = s->fixed[h] == 1 ? 0 : fmin(bound, 500);
+        s->trial[h] = at_optimum ? -largest : rsc_clip(floor(k), largest);
+        s->product[h] = at_optimum ? largest : rsc_clip(ceil(k), largest);
+        s->step[h] = rsc_clip(rint(k), largest);
+    }
+    const double F = rsc_descend(s);
+    memcpy(s->direction, s->u, rsc_n(s->units) * sizeof(double));
+    for (int h = 0; h < s->units && at_optimum; h++) s->step[h] = 0;
+    if (at_optimum && rsc_descend(s) < F) return;
+    for (int h = 0; h < s->units; h++) s->u[h] = F <= before ? s->direction[h] : 0;
+}
+
+// The same for ENorm, whose sum of squared weights is least, with all but unit h fixed, at the integer nearest to the minimum.
+static inline int rsc_pow2_enorm(rsc_solver *s, double bound, int at_optimum) {
+    const double c = s->options->enorm_c, unit = 2 * log(2.0);
+    double total = 0;
+    for (int h = 0; h < s->units; h++) {
+        s->u[h] = unit * rsc_clip(rint(s->u[h] / unit), bound);
+        s->x[h] = exp(s->u[h]);
+    }
+    for (int round = 0, moved = 1; round < 20 && moved && at_optimum; round++) {
+        moved = 0;
+        for (int g = 0; g < s->net->n_groups; g++) {
+            const int status = rsc_enorm_sums(s, g, &total);
+            if (status) return status;
+            for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+                if (s->fixed[h] == 1) continue;
+                const double best = s->u[h] + 0.5 * log(s->leave[h] / (c * c * s->enter[h]));
+                if (fabs(best - s->u[h]) <= 0.5 * unit * (1 + 1e-9)) continue;
+                const double u = unit * rsc_clip(rint(best / unit), bound);
+                moved += u != s->u[h];
+                s->u[h] = u;
+                s->x[h] = exp(u);
+            }
+        }
+    }
+    const int status = rsc_enorm_sums(s, -1, &total);
+    if (c != 1 || total <= s->report->objective_before) return status;  // with c other than 1 the sum is not what falls
+    for (int h = 0; h < s->units; h++) s->u[h] = 0;
+    return status;
+}
+
 // Rounds to powers of two if asked, puts lambda into s->x, and rescales every tensor that touches a moved unit.
 static inline int rsc_apply(rsc_solver *s) {
     const rescale_options *o = s->options;
@@ -1679,10 +1821,12 @@ static inline int rsc_apply(rsc_solver *s) {
     const double log2_bound = floor(0.5 * s->bound / log(2.0) * (1 + 1e-12)), start = rsc_seconds();
     const int moderate = o->strength != 1 || o->within;
     int status = RESCALE_OK;
+    const int at_optimum = !moderate && o->solver == RESCALE_NEWTON && o->max_trace == 0;
     if (moderate) rsc_moderate(s);
+    if (o->pow2 && o->method == RESCALE_PATHCOND) rsc_pow2_pathcond(s, log2_bound, at_optimum);
+    else if (o->pow2) status = rsc_pow2_enorm(s, log2_bound, at_optimum);
+    if (status) return status;
     for (int h = 0; h < s->units; h++) {
-        const double exponent = rsc_clip(rint(0.5 * s->u[h] / log(2.0)), log2_bound);
-        if (o->pow2) s->u[h] = 2 * log(2.0) * exponent;
         r->pinned_units += s->fixed[h] == 1;
         r->bounded_units += s->fixed[h] != 1 && fabs(s->u[h]) >= s->bound;
         r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, 0.5 * fabs(s->u[h]));

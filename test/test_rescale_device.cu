@@ -297,8 +297,8 @@ int main(void) {
     free_network(&n);
     n = make_mlp(odd, 4, 0, 1u << REFERENCE, 1);
     check_options("references", &n);
-    check_device_error("negative reference", &n, 2, REFERENCE, 77, -1, RESCALE_ERROR_RANGE);
-    check_device_error("reference 0", &n, 0, REFERENCE, 77, 0, RESCALE_ERROR_RANGE);
+    check_device_error("negative reference", &n, 2, REFERENCE, 77, -1, RESCALE_ERROR_ARGUMENT);
+    check_device_error("reference 0", &n, 0, REFERENCE, 77, 0, RESCALE_ERROR_ARGUMENT);
     free_network(&n);
     n = make_mlp(odd, 4, 0, 1u << FULL_G, 1);
     check_options("full g", &n);
