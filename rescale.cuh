@@ -73,7 +73,9 @@
 //       beta1, W2, ...), and rescale_run computes it by one squared forward and backward pass of one sample. Flags that turn
 //       a side round, shared groups and any other net are refused: give their diag(G);
 //     - g, the full array [n_out][n_in][kernel] in the same memory as the tensor: the gradient, with respect to the squared
-//       parameters, of the summed outputs of the network with squared parameters on an input of ones;
+//       parameters, of the summed outputs of the network with squared parameters on an input of ones. Where it leaves the range
+//       of the type, multiply input and squared biases by a constant, the output gradient by another, and give their product
+//       as reference, of a bias the second alone;
 //     - g_out[n_out] and g_in[n_in * kernel], host vectors with g = g_out (x) g_in: a fully connected layer is rank one.
 //
 // 5. OPTIONS AND REPORT: see the structures below; every field has a comment. rescale_default_options() fills defaults.
@@ -203,7 +205,7 @@ typedef struct rescale_options {
 
 typedef struct rescale_report {
     int status;
-    char message[256];         // "" or one line that names the tensor or group
+    char message[256];         // "" or one line that names the tensor or group: what is wrong; with RESCALE_OK a warning
     double objective_before, objective_after;  // F (PathCond) or the sum of squared weights (ENorm)
     double trace_ratio;        // sum of diag(G) / r after over before (PathCond): about how much faster the first steps are at one rate
     double grad_inf;           // max over units of |dF/du|, projected at bounds: the certificate (before pow2 rounding). Where max_trace
@@ -302,6 +304,8 @@ typedef struct rsc_solver {
     double *gradient, *step, *residual, *direction, *product, *diagonal;  // [units] Newton and conjugate gradients
     unsigned char *fixed;        // [units] 1: pinned, 2: at a bound in this iteration
     double bound;                // of |u|
+    const double *given;         // [units] u to apply instead of solving, or NULL
+    const char *underflow;       // name of a tensor whose full g holds numbers below the smallest normal one, or NULL
     double total;                // S
     int n_pairs;                 // two-sided rank-one tensors
     double *small;               // Woodbury: [m][m + 1], m = 2 n_pairs + 1; and the group-mean problem
@@ -1023,6 +1027,7 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
     const double inverse = 1 / (t->reference > 0 ? t->reference : 1);
     const int n_out = t->n_out, n_in = t->n_in, kernel = t->kernel;
     double all = 0, sum_out = 0, sum_in = 0;
+    const double least = sizeof(rescale_real) == sizeof(float) ? RSC_CAST(double, FLT_MIN) : DBL_MIN;
     int valid = 1, bad_reference = 0;
     if (!e->kind) return RESCALE_OK;
     if (!chain && t->g_out) {
@@ -1040,6 +1045,7 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
             for (int c = 0; c < n_in; c++) {
                 double *m = M + rsc_at(o, n_in, c);
                 bad_reference = bad_reference || *m < -DBL_MAX;
+                if (t->g && !t->reference_each && *m > 0 && *m < least) s->underflow = t->name ? t->name : "(unnamed)";
                 *m *= inverse;
                 e->out[o] += *m, e->in[c] += *m, all += *m;
                 if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) e->fixed += *m, *m = 0;
@@ -1575,11 +1581,15 @@ static inline int rsc_enorm_cycle(rsc_solver *s, double *change) {
 static inline int rsc_enorm(rsc_solver *s) {
     const rescale_options *o = s->options;
     rescale_report *r = s->report;
-    const long long cycles = o->solver != RESCALE_NEWTON ? o->sweeps : 10LL * o->max_iterations;
+    const long long cycles = s->given ? 0 : o->solver != RESCALE_NEWTON ? o->sweeps : 10LL * o->max_iterations;
     double change = INFINITY, total;
     int status;
     for (int h = 0; h < s->units; h++) s->x[h] = 1;
     if ((status = rsc_enorm_sums(s, -1, &r->objective_before))) return status;
+    for (int h = 0; h < s->units && s->given; h++) {
+        s->u[h] = s->given[h];
+        s->x[h] = exp(s->u[h]);
+    }
     for (long long k = 0; k < cycles && change > (o->solver != RESCALE_NEWTON ? -1 : 1e-9); k++)
         if ((status = rsc_enorm_cycle(s, &change))) return status;
     if ((status = rsc_enorm_sums(s, -1, &total))) return status;
@@ -1632,10 +1642,11 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
         n_max = fmax(n_max, fabs(s->count[h]));
     }
     r->grad_tolerance = 1e-8 * n_max;
-    if (s->options->solver != RESCALE_NEWTON)
-        for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
-    else rsc_newton(s);
-    if (limit > 0 && s->total > limit * (1 + 1e-9)) rsc_bound_trace(s, limit);
+    if (s->given) memcpy(s->u, s->given, rsc_n(s->units) * sizeof(double));
+    else if (s->options->solver == RESCALE_NEWTON) rsc_newton(s);
+    else for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
+    if (s->given) rsc_evaluate(s, s->u);
+    else if (limit > 0 && s->total > limit * (1 + 1e-9)) rsc_bound_trace(s, limit);
     const double F = rsc_evaluate(s, s->u), p = s->p;
     r->grad_inf = rsc_gradient(s, s->u) * RSC_CAST(double, s->parameters) / p;
     s->p = RSC_CAST(double, s->parameters);
@@ -1822,8 +1833,11 @@ static inline int rsc_apply(rsc_solver *s) {
     const int moderate = o->strength != 1 || o->within;
     int status = RESCALE_OK;
     const int at_optimum = !moderate && o->solver == RESCALE_NEWTON && o->max_trace == 0;
-    if (moderate) rsc_moderate(s);
-    if (o->pow2 && o->method == RESCALE_PATHCOND) rsc_pow2_pathcond(s, log2_bound, at_optimum);
+    for (int h = 0; h < s->units; h++)
+        if (!(fabs(s->u[h]) <= 1400)) return rsc_error(r, RESCALE_ERROR_RANGE, "u", "lambda leaves the range of exp");
+    if (moderate && !s->given) rsc_moderate(s);
+    if (s->given) status = RESCALE_OK;
+    else if (o->pow2 && o->method == RESCALE_PATHCOND) rsc_pow2_pathcond(s, log2_bound, at_optimum);
     else if (o->pow2) status = rsc_pow2_enorm(s, log2_bound, at_optimum);
     if (status) return status;
     for (int h = 0; h < s->units; h++) {
@@ -1851,11 +1865,18 @@ static inline int rsc_apply(rsc_solver *s) {
     return RESCALE_OK;
 }
 
+// What a success should not hide.
+static inline void rsc_warn(rsc_solver *s) {
+    rescale_report *r = s->report;
+    if (s->underflow)
+        rsc_error(r, RESCALE_OK, s->underflow, "diag(G) underflows; scale all of it by one constant, and the reference too");
+    else if (r->units > 0 && r->pinned_units == r->units)
+        rsc_error(r, RESCALE_OK, "network", "every unit is pinned, nothing was rescaled: no path with energy passes any of them");
+}
+
 // ----------------------------------------------------------------------------------------------------------- public run
 
-// Rescales the network in place. Returns RESCALE_OK, or a status with report->message set and no parameter changed (but for
-// RESCALE_ERROR_DEVICE while applying). options may be NULL for the defaults.
-static inline int rescale_run(const rescale_net *net, const rescale_options *options, rescale_report *report) {
+static inline int rsc_run(const rescale_net *net, const rescale_options *options, const double *given, rescale_report *report) {
     const rescale_options defaults = rescale_default_options();
     const double start = rsc_seconds();
     rsc_solver s;
@@ -1863,6 +1884,7 @@ static inline int rescale_run(const rescale_net *net, const rescale_options *opt
     if (!report) return RESCALE_ERROR_ARGUMENT;
     memset(report, 0, sizeof *report);
     s.net = net, s.options = options ? options : &defaults, s.report = report;
+    s.given = given;
     int status = rsc_validate(net, s.options, report);
     if (status) return status;
     size_t bytes = s.options->arena_bytes;
@@ -1884,13 +1906,29 @@ static inline int rescale_run(const rescale_net *net, const rescale_options *opt
     if (!status) status = s.options->method == RESCALE_PATHCOND ? rsc_pathcond(&s, start) : rsc_enorm(&s);
     if (!status) {
         report->converged = report->grad_inf <= report->grad_tolerance;
-        if (s.options->solver == RESCALE_NEWTON && !report->converged)
+        if (s.options->solver == RESCALE_NEWTON && !report->converged && !given)
             status = rsc_error(report, RESCALE_ERROR_CONVERGENCE, "network", "the solver stopped before the optimum; a bound on |log lambda| helps");
         report->seconds_solve = rsc_seconds() - start - report->seconds_diag_g;
     }
     if (!status) status = rsc_apply(&s);
+    if (!status) rsc_warn(&s);
     free(mine);
     return report->status = status;
+}
+
+// Rescales the network in place. Returns RESCALE_OK, or a status with report->message set and no parameter changed (but for
+// RESCALE_ERROR_DEVICE while applying). options may be NULL for the defaults.
+static inline int rescale_run(const rescale_net *net, const rescale_options *options, rescale_report *report) {
+    return rsc_run(net, options, NULL, report);
+}
+
+// The same with a given u (one entry per unit, groups in order) instead of a solved one: for networks that share tensors and are
+// solved in turn. Objective, gradient and `converged` in the report are those at this u; options that change u are not used.
+static inline int rescale_apply(const rescale_net *net, const rescale_options *options, const double *u, rescale_report *report) {
+    if (u) return rsc_run(net, options, u, report);
+    if (!report) return RESCALE_ERROR_ARGUMENT;
+    memset(report, 0, sizeof *report);
+    return rsc_error(report, RESCALE_ERROR_ARGUMENT, "u", "is NULL");
 }
 
 #endif  // RESCALE_CUH

@@ -52,7 +52,7 @@ typedef REAL real;
 
 enum { MAX_LAYERS = 128 };
 enum { MODEL_TINY, MODEL_SMALL, MODEL_124M };
-enum { SET_MLP = 1, SET_VO = 2, SET_QK = 4, SET_LN = 8, SETS_ALL = 15 };  // symmetries that can be rescaled
+enum { SET_MLP = 1, SET_VO = 2, SET_QK = 4, SET_LN = 8, SETS_ALL = 15, N_SETS = 4 };  // symmetries that can be rescaled
 
 typedef struct config {
     train_options train;         // what all trainers share
@@ -152,6 +152,7 @@ typedef struct model {
     double *square_sums;
     struct scratch *scratch;     // [threads]
     gemm_context gemm;
+    rescale_report set_report[N_SETS];  // of the last rescaling: mlp, vo, qk, ln
 } model;
 
 // Zeroed memory for n numbers, on huge pages where the system has them: the arrays are large and walked through.
@@ -802,127 +803,269 @@ static void model_init(model *m, const config *c) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- rescaling
-// Four sets of symmetries of a block. Each is solved as its own small network with inputs of ones, layer by layer, in this order:
+// Four sets of symmetries of a block. Each is a small network of its own with inputs of ones:
 //     ln   LayerNorm's gain and bias enter C linear units, the columns of the next linear layer leave them
 //     qk   queries' rows enter C units (of all heads), keys' rows leave them: q . k stays the same
 //     vo   values' rows enter C linear units, the columns of attn.c_proj leave them
 //     mlp  rows of c_fc enter 4C ReLU units, columns of mlp.c_proj leave them
-// The final LayerNorm and the head are a network of set ln when the head is not tied to the embedding.
+// They share tensors: what one set does to attn.c_attn changes diag(G) of another. So they are solved in turn, each from the original
+// weights with what the others do applied, until no u changes: each set is then at its optimum given all others. The final LayerNorm
+// and the head are a network of set ln when the head is not tied to the embedding.
 
-// A tensor that is part of the parameters, with its optimizer state: rows x cols, cols 1 for a vector.
-static rescale_tensor part(const model *m, const char *name, real *data, int rows, int cols, int enters, int leaves, int role) {
-    rescale_tensor t = rescale_weight(name, data, rows, cols, 1, enters, leaves);
-    t.role = role;
-    if (m->moment1 && data) t.moment1 = m->moment1 + (data - m->params), t.moment2 = m->moment2 + (data - m->params);
-    return t;
-}
+enum { PART_LN1, PART_QK, PART_VO, PART_LN2, PART_MLP, PART_HEAD, N_PARTS };
+static const struct part_info {
+    int set, activation;
+    const char *name;
+} part_info[N_PARTS] = {{SET_LN, RESCALE_IDENTITY, "ln"}, {SET_QK, RESCALE_IDENTITY, "qk"}, {SET_VO, RESCALE_IDENTITY, "vo"},
+                        {SET_LN, RESCALE_IDENTITY, "ln"}, {SET_MLP, RESCALE_RELU, "mlp"},   {SET_LN, RESCALE_IDENTITY, "ln"}};
 
-// out[r] = sum of squares of row r of W, plus b[r]^2; of_columns: out[c] = sum of squares of column c.
-static void square_sums(double *out, const real *W, const real *b, int rows, int cols, int of_columns) {
-    for (int i = 0; i < (of_columns ? cols : rows); i++) out[i] = b ? (double)b[i] * (double)b[i] : 0;
-    for (int r = 0; r < rows; r++)
+// One small network: its tensors, and diag(G) as vectors.
+typedef struct part {
+    rescale_tensor t[4];
+    int n, units;
+    double *arriving, *going, *ones;  // [4C]: squared paths that arrive at a unit, that go on from it; 1 [max(4C, V)]
+    real *copy;                       // ENorm reads weights: those of the part as the other parts leave them
+    size_t copied;
+} part;
+
+// What all parts of a block, or the head, are solved with: u of every part, 0 at first.
+typedef struct parts {
+    double *u[N_PARTS], *next, *row, *col;  // row and col: what the other parts multiply squares by
+    part p;
+} parts;
+
+// out[r] = sum over c of row[r] col[c] W[r][c]^2, plus row[r] b[r]^2; of_columns: out[c] = sum over r. NULL for row, col: ones; b: zeros.
+static void weighted_square_sums(double *out, const real *W, const real *b, int rows, int cols, int of_columns, const double *row,
+                                 const double *col) {
+    for (int i = 0; i < (of_columns ? cols : rows); i++) out[i] = b ? (double)b[i] * (double)b[i] * (row ? row[i] : 1) : 0;
+    for (int r = 0; r < rows; r++) {
+        const double of_row = row ? row[r] : 1;
         for (int c = 0; c < cols; c++) {
             const double w = (double)W[(size_t)r * (size_t)cols + (size_t)c];
-            out[of_columns ? c : r] += w * w;
+            out[of_columns ? c : r] += w * w * of_row * (col ? col[c] : 1);
         }
+    }
+}
+static void square_sums(double *out, const real *W, const real *b, int rows, int cols, int of_columns) {
+    weighted_square_sums(out, W, b, rows, cols, of_columns, NULL, NULL);
 }
 
-// Rescales one small network and adds its report to the total. Returns 0, or -1 with total->message.
-static int rescale_part(const rescale_tensor *tensors, int n, int units, int activation, const config *c, rescale_report *total) {
-    const rescale_options o = train_rescale_options(&c->train);
-    const rescale_group group = rescale_units(tensors[0].name, units, activation);
-    rescale_tensor counted[4];  // n <= 4
-    memcpy(counted, tensors, (size_t)n * sizeof *tensors);
-    train_count_paths(&c->train, counted, n);
-    const rescale_net net = {&group, 1, counted, n};
-    rescale_report r;
-    const int status = rescale_run(&net, &o, &r);
-    memcpy(total->message, r.message, sizeof total->message), total->status = status;
-    if (status) return -1;
-    total->objective_before += r.objective_before, total->objective_after += r.objective_after;
-    total->grad_inf = fmax(total->grad_inf, r.grad_inf), total->grad_tolerance = fmax(total->grad_tolerance, r.grad_tolerance);
-    total->converged = total->converged && r.converged;
-    total->iterations = max_int(total->iterations, r.iterations), total->sweeps = max_int(total->sweeps, r.sweeps);
-    total->seconds_diag_g += r.seconds_diag_g, total->seconds_solve += r.seconds_solve, total->seconds_apply += r.seconds_apply;
-    total->trace_ratio = fmax(total->trace_ratio, r.trace_ratio);
-    total->max_abs_log_lambda = fmax(total->max_abs_log_lambda, r.max_abs_log_lambda);
-    total->units += r.units, total->pinned_units += r.pinned_units, total->bounded_units += r.bounded_units;
-    total->parameters += r.parameters, total->tensors_touched += r.tensors_touched;
-    return 0;
+// Adds a tensor that is part of the parameters, with its optimizer state, rows x cols (cols 1 for a vector), and its diag(G). row and
+// col: what the other parts multiply its squares by; with_copy: data is a copy that this is applied to.
+static void add_tensor(part *p, const model *m, const char *name, real *data, int rows, int cols, int enters, int leaves, int role,
+                       const double *g_out, const double *g_in, const double *row, const double *col, int with_copy) {
+    rescale_tensor t = rescale_weight(name, data, rows, cols, 1, enters, leaves);
+    if (!data) return;
+    t.role = role;
+    t.g_out = g_out;
+    t.g_in = g_in;
+    if (with_copy) {
+        t.data = p->copy + p->copied;
+        p->copied += (size_t)rows * (size_t)cols;
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < cols; c++) {
+                const size_t i = (size_t)r * (size_t)cols + (size_t)c;
+                t.data[i] = (real)((double)data[i] * sqrt((row ? row[r] : 1) * (col ? col[c] : 1)));
+            }
+    } else if (m->moment1) {
+        t.moment1 = m->moment1 + (data - m->params);
+        t.moment2 = m->moment2 + (data - m->params);
+    }
+    p->t[p->n++] = t;
 }
 
-// Set ln: gain and bias, then W [rows][C] with its own bias b (NULL: none). With inputs of ones, diag(G) is the sum of the squares of
-// column c of W for gain and bias of channel c, and gain^2 + bias^2 for W[r][c].
-static int rescale_ln(const model *m, real *gain, real *bias, real *W, real *b, int rows, const config *c, rescale_report *total) {
-    double *column = (double *)train_alloc(NULL, 2 * (size_t)m->C + (size_t)rows, sizeof *column), *in = column + m->C, *ones = in + m->C;
-    const double one = 1;
-    square_sums(column, W, NULL, rows, m->C, 1);
-    square_sums(in, gain, bias, m->C, 1, 0);
-    for (int r = 0; r < rows; r++) ones[r] = 1;
-    rescale_tensor t[4] = {part(m, "LayerNorm weight", gain, m->C, 1, 0, RESCALE_NONE, RESCALE_GAIN),
-                           part(m, "LayerNorm bias", bias, m->C, 1, 0, RESCALE_NONE, RESCALE_BIAS),
-                           part(m, "weight after LayerNorm", W, rows, m->C, RESCALE_NONE, 0, RESCALE_WEIGHT),
-                           part(m, "bias after LayerNorm", b, rows, 1, RESCALE_NONE, RESCALE_NONE, RESCALE_BIAS)};
-    t[0].g_out = t[1].g_out = column, t[0].g_in = t[1].g_in = &one;
-    t[2].g_out = ones, t[2].g_in = in;
-    t[3].g_out = ones, t[3].g_in = &one;
-    const int status = rescale_part(t, b ? 4 : 3, m->C, RESCALE_IDENTITY, c, total);
-    free(column);
-    return status;
+// Set ln: gain and bias, then W [rows][C] with its own bias b (NULL: none), whose rows other sets multiply. diag(G) is
+// the sum of the squares of column c of W for gain and bias of channel c, and gain^2 + bias^2 for W[r][c].
+static void describe_ln(parts *s, const model *m, real *gain, real *bias, real *W, real *b, int rows, int bias_paths, int with_copy) {
+    part *p = &s->p;
+    weighted_square_sums(p->going, W, NULL, rows, m->C, 1, s->row, NULL);
+    square_sums(p->arriving, gain, bias_paths ? bias : NULL, m->C, 1, 0);
+    add_tensor(p, m, "LayerNorm weight", gain, m->C, 1, 0, RESCALE_NONE, RESCALE_GAIN, p->going, p->ones, NULL, NULL, with_copy);
+    add_tensor(p, m, "LayerNorm bias", bias, m->C, 1, 0, RESCALE_NONE, RESCALE_BIAS, p->going, p->ones, NULL, NULL, with_copy);
+    add_tensor(p, m, "weight after LayerNorm", W, rows, m->C, RESCALE_NONE, 0, RESCALE_WEIGHT, p->ones, p->arriving, s->row, NULL, with_copy);
+    add_tensor(p, m, "bias after LayerNorm", b, rows, 1, RESCALE_NONE, RESCALE_NONE, RESCALE_BIAS, p->ones, p->ones, s->row, NULL, with_copy);
 }
 
 // Set qk: a path goes from an input through q_c and k_c to another, so diag(G) is the squared size of k_c's row (with its bias)
-// for every parameter of q_c, and the other way round.
-static int rescale_qk(const model *m, const block *w, const config *c, rescale_report *total) {
-    const size_t keys = (size_t)m->C * (size_t)m->C;
-    double *of_q = (double *)train_alloc(NULL, 3 * (size_t)m->C, sizeof *of_q), *of_k = of_q + m->C, *ones = of_k + m->C;
-    const double one = 1;
-    square_sums(of_k, w->qkv_w, w->qkv_b, m->C, m->C, 0);
-    square_sums(of_q, w->qkv_w + keys, w->qkv_b + m->C, m->C, m->C, 0);
-    for (int i = 0; i < m->C; i++) ones[i] = 1;
-    rescale_tensor t[4] = {part(m, "attn.c_attn.weight (queries)", w->qkv_w, m->C, m->C, 0, RESCALE_NONE, RESCALE_WEIGHT),
-                           part(m, "attn.c_attn.bias (queries)", w->qkv_b, m->C, 1, 0, RESCALE_NONE, RESCALE_BIAS),
-                           part(m, "attn.c_attn.weight (keys)", w->qkv_w + keys, m->C, m->C, 0, RESCALE_NONE, RESCALE_WEIGHT),
-                           part(m, "attn.c_attn.bias (keys)", w->qkv_b + m->C, m->C, 1, 0, RESCALE_NONE, RESCALE_BIAS)};
-    for (int i = 0; i < 4; i++) {
-        t[i].g_out = i < 2 ? of_q : of_k, t[i].g_in = i % 2 ? &one : ones;
-        if (i >= 2) t[i].flags = RESCALE_ROWS_LEAVE;
-    }
-    const int status = rescale_part(t, 4, m->C, RESCALE_IDENTITY, c, total);
-    free(of_q);
-    return status;
+// for every parameter of q_c, and the other way round. Set ln multiplies the columns.
+static void describe_qk(parts *s, const model *m, const block *w, int bias_paths, int with_copy) {
+    part *p = &s->p;
+    const int C = m->C;
+    real *keys = w->qkv_w + (size_t)C * (size_t)C, *key_bias = w->qkv_b + C;
+    weighted_square_sums(p->arriving, w->qkv_w, bias_paths ? w->qkv_b : NULL, C, C, 0, NULL, s->col);
+    weighted_square_sums(p->going, keys, bias_paths ? key_bias : NULL, C, C, 0, NULL, s->col);
+    add_tensor(p, m, "attn.c_attn.weight (queries)", w->qkv_w, C, C, 0, RESCALE_NONE, RESCALE_WEIGHT, p->going, p->ones, NULL, s->col, with_copy);
+    add_tensor(p, m, "attn.c_attn.bias (queries)", w->qkv_b, C, 1, 0, RESCALE_NONE, RESCALE_BIAS, p->going, p->ones, NULL, NULL, with_copy);
+    add_tensor(p, m, "attn.c_attn.weight (keys)", keys, C, C, 0, RESCALE_NONE, RESCALE_WEIGHT, p->arriving, p->ones, NULL, s->col, with_copy);
+    add_tensor(p, m, "attn.c_attn.bias (keys)", key_bias, C, 1, 0, RESCALE_NONE, RESCALE_BIAS, p->arriving, p->ones, NULL, NULL, with_copy);
+    p->t[2].flags = p->t[3].flags = RESCALE_ROWS_LEAVE;
 }
 
-// Rescales the sets that were asked for, parameters and optimizer state, in place. Returns 0, or -1 with report->message set.
-static int rescale_model(model *m, const config *c, rescale_report *report) {
+// Sets vo and mlp: rows of A [units][C] and its bias a enter the units, columns of B [C][units] leave them, B has the bias b. Set ln
+// multiplies the columns of A.
+static void describe_hidden(parts *s, const model *m, const char *const name[4], int units, real *A, real *a, real *B, real *b, int bias_paths,
+                            int with_copy) {
+    part *p = &s->p;
     const int C = m->C;
-    const size_t values = 2 * (size_t)C * (size_t)C;
-    int status = 0;
-    memset(report, 0, sizeof *report);
-    report->converged = 1;
-    for (int l = 0; l < m->L && !status; l++) {
-        block *w = &m->w.block[l];
-        if (c->sets & SET_LN) {
-            status = rescale_ln(m, w->ln1_w, w->ln1_b, w->qkv_w, w->qkv_b, 3 * C, c, report);
-            if (!status) status = rescale_ln(m, w->ln2_w, w->ln2_b, w->fc_w, w->fc_b, 4 * C, c, report);
-        }
-        if (c->sets & SET_QK && !status) status = rescale_qk(m, w, c, report);
-        if (c->sets & SET_VO && !status) {
-            const rescale_tensor t[4] = {part(m, "attn.c_attn.weight (values)", w->qkv_w + values, C, C, 0, RESCALE_NONE, RESCALE_WEIGHT),
-                                         part(m, "attn.c_attn.bias (values)", w->qkv_b + 2 * C, C, 1, 0, RESCALE_NONE, RESCALE_BIAS),
-                                         part(m, "attn.c_proj.weight", w->out_w, C, C, RESCALE_NONE, 0, RESCALE_WEIGHT),
-                                         part(m, "attn.c_proj.bias", w->out_b, C, 1, RESCALE_NONE, RESCALE_NONE, RESCALE_BIAS)};
-            status = rescale_part(t, 4, C, RESCALE_IDENTITY, c, report);
-        }
-        if (c->sets & SET_MLP && !status) {
-            const rescale_tensor t[4] = {part(m, "mlp.c_fc.weight", w->fc_w, 4 * C, C, 0, RESCALE_NONE, RESCALE_WEIGHT),
-                                         part(m, "mlp.c_fc.bias", w->fc_b, 4 * C, 1, 0, RESCALE_NONE, RESCALE_BIAS),
-                                         part(m, "mlp.c_proj.weight", w->proj_w, C, 4 * C, RESCALE_NONE, 0, RESCALE_WEIGHT),
-                                         part(m, "mlp.c_proj.bias", w->proj_b, C, 1, RESCALE_NONE, RESCALE_NONE, RESCALE_BIAS)};
-            status = rescale_part(t, 4, 4 * C, RESCALE_RELU, c, report);
+    weighted_square_sums(p->arriving, A, bias_paths ? a : NULL, units, C, 0, NULL, s->col);
+    square_sums(p->going, B, NULL, C, units, 1);
+    add_tensor(p, m, name[0], A, units, C, 0, RESCALE_NONE, RESCALE_WEIGHT, p->going, p->ones, NULL, s->col, with_copy);
+    add_tensor(p, m, name[1], a, units, 1, 0, RESCALE_NONE, RESCALE_BIAS, p->going, p->ones, NULL, NULL, with_copy);
+    add_tensor(p, m, name[2], B, C, units, RESCALE_NONE, 0, RESCALE_WEIGHT, p->ones, p->arriving, NULL, NULL, with_copy);
+    add_tensor(p, m, name[3], b, C, 1, RESCALE_NONE, RESCALE_NONE, RESCALE_BIAS, p->ones, p->ones, NULL, NULL, with_copy);
+}
+
+// Describes part k of block w as the other parts leave it (alone: as the weights are) in s->p.
+static void describe_part(parts *s, const model *m, const block *w, int k, const config *c, int alone) {
+    static const char *const values[4] = {"attn.c_attn.weight (values)", "attn.c_attn.bias (values)", "attn.c_proj.weight", "attn.c_proj.bias"};
+    static const char *const hidden[4] = {"mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"};
+    const int C = m->C, n = k == PART_MLP ? 4 * C : C, paths = !c->train.rescale_paths;
+    const int copy = !alone && c->train.rescale == RESCALE_BY_ENORM;
+    s->p.n = 0;
+    s->p.copied = 0;
+    s->p.units = n;
+    for (int i = 0; i < max_int(4 * C, m->V); i++) s->row[i] = 1;
+    for (int i = 0; i < C; i++) {
+        s->col[i] = alone ? 1 : exp(-s->u[k <= PART_VO ? PART_LN1 : PART_LN2][i]);
+        if (alone || k != PART_LN1) continue;
+        s->row[i] = exp(s->u[PART_QK][i]);
+        s->row[C + i] = 1 / s->row[i];
+        s->row[2 * C + i] = exp(s->u[PART_VO][i]);
+    }
+    for (int i = 0; i < 4 * C && k == PART_LN2 && !alone; i++) s->row[i] = exp(s->u[PART_MLP][i]);
+    if (k == PART_LN1) describe_ln(s, m, w->ln1_w, w->ln1_b, w->qkv_w, w->qkv_b, 3 * C, paths, copy);
+    else if (k == PART_LN2) describe_ln(s, m, w->ln2_w, w->ln2_b, w->fc_w, w->fc_b, 4 * C, paths, copy);
+    else if (k == PART_HEAD) describe_ln(s, m, m->w.lnf_w, m->w.lnf_b, m->w.head, NULL, m->V, paths, copy);
+    else if (k == PART_QK) describe_qk(s, m, w, paths, copy);
+    else if (k == PART_VO)
+        describe_hidden(s, m, values, C, w->qkv_w + 2 * (size_t)C * (size_t)C, w->qkv_b + 2 * C, w->out_w, w->out_b, paths, copy);
+    else describe_hidden(s, m, hidden, 4 * C, w->fc_w, w->fc_b, w->proj_w, w->proj_b, paths, copy);
+    train_count_paths(&c->train, s->p.t, s->p.n);
+}
+
+// Runs rescale.cuh on s->p. given NULL: solves, u to s->next, changes nothing; else the given u, applied if `apply`. 0 or -1.
+static int run_part(parts *s, const config *c, int k, const double *given, int apply, rescale_report *r) {
+    rescale_options o = train_rescale_options(&c->train);
+    const rescale_group group = rescale_units(s->p.t[0].name, s->p.units, part_info[k].activation);
+    const rescale_net net = {&group, 1, s->p.t, s->p.n};
+    o.dry_run = !apply;
+    if (!given) o.u = s->next;
+    return (given ? rescale_apply(&net, &o, given, r) : rescale_run(&net, &o, r)) ? -1 : 0;
+}
+
+// Adds what a part reports to a total. `before`: its objective at the weights as they were.
+static void add_report(rescale_report *total, const rescale_report *r, double before) {
+    total->objective_before += before, total->objective_after += r->objective_after;
+    total->grad_inf = fmax(total->grad_inf, r->grad_inf), total->grad_tolerance = fmax(total->grad_tolerance, r->grad_tolerance);
+    total->converged = total->converged && r->converged;
+    total->iterations = max_int(total->iterations, r->iterations), total->sweeps = max_int(total->sweeps, r->sweeps);
+    total->seconds_diag_g += r->seconds_diag_g, total->seconds_solve += r->seconds_solve, total->seconds_apply += r->seconds_apply;
+    total->trace_ratio = fmax(total->trace_ratio, r->trace_ratio);
+    total->max_abs_log_lambda = fmax(total->max_abs_log_lambda, r->max_abs_log_lambda);
+    total->units += r->units, total->pinned_units += r->pinned_units, total->bounded_units += r->bounded_units;
+    total->parameters += r->parameters, total->tensors_touched += r->tensors_touched;
+}
+
+// Whether a certificate at the final u is that of the optimum: nothing was asked for that moves u away from it.
+static int wants_optimum(const train_options *o) {
+    return !o->rescale_solver && !o->rescale_pow2 && o->rescale_strength == 1 && !o->rescale_within && o->rescale_max_trace == 0;
+}
+
+enum { MOST_PASSES = 100 };
+
+// Solves the parts first .. last that were asked for in turn until no u changes. Returns 0, or -1 with the failed report in r.
+static int solve_parts(parts *s, const model *m, const block *w, int first, int last, const config *c, rescale_report r[N_PARTS],
+                       rescale_report *failed) {
+    const double enough = c->train.rescale == RESCALE_BY_ENORM ? 1e-7 : 1e-10;  // ENorm reads weights as floats
+    double change = INFINITY;
+    for (int pass = 0; pass < MOST_PASSES && change > enough; pass++) {
+        change = 0;
+        for (int k = first; k <= last; k++) {
+            if (!(part_info[k].set & c->sets)) continue;
+            describe_part(s, m, w, k, c, 0);
+            if (run_part(s, c, k, NULL, 0, failed)) return -1;
+            r[k] = *failed;
+            for (int h = 0; h < s->p.units; h++) {
+                change = fmax(change, fabs(s->next[h] - s->u[k][h]));
+                s->u[k][h] = s->next[h];
+            }
+            if (first == last) change = 0;
         }
     }
-    if (c->sets & SET_LN && !m->tied && !status) status = rescale_ln(m, m->w.lnf_w, m->w.lnf_b, m->w.head, NULL, m->V, c, report);
+    for (int k = first; k <= last && wants_optimum(&c->train); k++) {  // the certificate: every gradient at what all parts ended at
+        if (!(part_info[k].set & c->sets)) continue;
+        const int iterations = r[k].iterations, sweeps = r[k].sweeps;
+        const double seconds = r[k].seconds_solve;
+        describe_part(s, m, w, k, c, 0);
+        if (run_part(s, c, k, s->u[k], 0, failed)) return -1;
+        r[k] = *failed;
+        r[k].iterations = iterations;
+        r[k].sweeps = sweeps;
+        r[k].seconds_solve += seconds;
+        if (r[k].converged) continue;
+        failed->status = RESCALE_ERROR_CONVERGENCE;
+        snprintf(failed->message, sizeof failed->message, "rescale: set %s: the sets of a block did not reach a joint optimum; "
+                 "a bound on |log lambda| helps", part_info[k].name);
+        return -1;
+    }
+    return 0;
+}
+
+// Solves and applies the parts first .. last of block w; adds to the report and to those of the sets. Returns 0, or -1.
+static int rescale_parts(parts *s, model *m, const block *w, int first, int last, const config *c, rescale_report *total) {
+    rescale_report r[N_PARTS], one;
+    double before[N_PARTS];
+    int status = 0;
+    for (int k = first; k <= last; k++) {
+        for (int h = 0; h < 4 * m->C; h++) s->u[k][h] = 0;
+        if (!(part_info[k].set & c->sets) || status) continue;
+        describe_part(s, m, w, k, c, 1);
+        status = run_part(s, c, k, s->u[k], 0, &one);
+        before[k] = one.objective_before;
+    }
+    if (!status) status = solve_parts(s, m, w, first, last, c, r, &one);
+    for (int k = first; k <= last && !status; k++) {
+        if (!(part_info[k].set & c->sets)) continue;
+        describe_part(s, m, w, k, c, 1);
+        status = run_part(s, c, k, s->u[k], 1, &one);
+        r[k].tensors_touched = one.tensors_touched;
+        r[k].seconds_apply += one.seconds_apply;
+        int set = 0;
+        while (!(part_info[k].set >> set & 1)) set++;
+        add_report(&m->set_report[set], &r[k], before[k]);
+        add_report(total, &r[k], before[k]);
+    }
+    if (!status) return 0;
+    total->status = one.status;
+    memcpy(total->message, one.message, sizeof total->message);
+    return -1;
+}
+
+// Rescales the sets that were asked for, parameters and optimizer state, in place. Returns 0, or -1 with report->message set. What each
+// set reports is in m->set_report.
+static int rescale_model(model *m, const config *c, rescale_report *report) {
+    const size_t n = 4 * (size_t)m->C, wide = (size_t)max_int(4 * m->C, m->V);
+    parts s;
+    double *memory = (double *)train_alloc(NULL, n * (N_PARTS + 3) + 3 * wide, sizeof *memory), *at = memory;
+    memset(&s, 0, sizeof s);
+    for (int k = 0; k < N_PARTS; k++) s.u[k] = at + (size_t)k * n;
+    at += N_PARTS * n;
+    s.next = at, s.p.arriving = at + n, s.p.going = at + 2 * n;
+    at += 3 * n;
+    s.row = at, s.col = at + wide, s.p.ones = at + 2 * wide;
+    for (size_t i = 0; i < wide; i++) s.p.ones[i] = 1;
+    s.p.copy = (real *)train_alloc(NULL, (wide + n) * (size_t)m->C + 8 * n + 2 * wide, sizeof *s.p.copy);
+    memset(report, 0, sizeof *report);
+    report->converged = 1;
+    for (int set = 0; set < N_SETS; set++) m->set_report[set] = *report;
+    int status = 0;
+    for (int l = 0; l < m->L && !status; l++) {
+        if (c->sets & (SET_LN | SET_QK | SET_VO)) status = rescale_parts(&s, m, &m->w.block[l], PART_LN1, PART_VO, c, report);
+        if (c->sets & (SET_LN | SET_MLP) && !status) status = rescale_parts(&s, m, &m->w.block[l], PART_LN2, PART_MLP, c, report);
+    }
+    if (c->sets & SET_LN && !m->tied && !status) status = rescale_parts(&s, m, NULL, PART_HEAD, PART_HEAD, c, report);
+    free(s.p.copy);
+    free(memory);
     return status;
 }
 
@@ -1092,8 +1235,16 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 }
 
 static int rescale_now(void *self, rescale_report *report, double *moved) {
+    static const char *const name[N_SETS] = {"mlp", "vo", "qk", "ln"};
     trainer *t = (trainer *)self;
-    return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
+    const int status = moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
+    for (int k = 0; k < N_SETS && !status && moved; k++) {
+        const rescale_report *r = &t->m.set_report[k];
+        if (!(t->c->sets >> k & 1)) continue;
+        log_progress_line(&t->run.progress, "set %s: objective %.6g -> %.6g, max gradient %.1e (optimum: below %.1e), max |log lambda| %.2f",
+                          name[k], r->objective_before, r->objective_after, r->grad_inf, r->grad_tolerance, r->max_abs_log_lambda);
+    }
+    return status;
 }
 static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *)self)->m, n); }
 static double norm_of(void *self, const float *array) { return array_norm(&((trainer *)self)->m, (const real *)(const void *)array); }

@@ -191,7 +191,53 @@ static void test_qk_closed_form(void) {
     model_free(&m);
 }
 
+// All sets together: a second rescaling has nothing left to do, and the objective before is that of the weights alone, whatever the
+// options. Reported per set.
+static void test_joint_optimum(void) {
+    for (int way = 0; way < 4; way++) {
+        const gpt_case k = {2, 3, 12, 17, 13, way & 1, 2, 17};
+        model m;
+        config c = gpt_config(&k);
+        rescale_report report, again;
+        double alone = 0;
+        gpt_make(&m, &k, 0);
+        if (way & 2) c.train.rescale_paths = 1;
+        double *start = ref_gpt_doubles(m.net.n_params);
+        memcpy(start, m.params, m.net.n_params * sizeof(double));
+        for (int set = 0; set < N_SETS; set++) {
+            c.sets = 1 << set;
+            CHECK(rescale_model(&m, &c, &report) == 0, report.message);
+            memcpy(m.params, start, m.net.n_params * sizeof(double));
+            alone += report.objective_before;
+        }
+        c.sets = SETS_ALL;
+        CHECK(rescale_model(&m, &c, &report) == 0, report.message);
+        test_close_d("objective before, all sets", &report.objective_before, &alone, 1, 1e-12, 0);
+        CHECK(report.converged && report.grad_inf <= report.grad_tolerance, "the joint optimum is certified");
+        double before = 0, after = 0;
+        for (int set = 0; set < N_SETS; set++) {
+            const rescale_report *r = &m.set_report[set];
+            CHECK(r->units > 0 && r->converged && r->grad_inf <= r->grad_tolerance && r->max_abs_log_lambda > 1e-3, "every set is reported");
+            before += r->objective_before, after += r->objective_after;
+        }
+        test_close_d("sum over sets before", &before, &report.objective_before, 1, 1e-12, 0);
+        test_close_d("sum over sets after", &after, &report.objective_after, 1, 1e-12, 0);
+        CHECK(rescale_model(&m, &c, &again) == 0, again.message);
+        if (!CHECK(again.max_abs_log_lambda < 1e-6, "a second pass moves nothing")) printf("     moved %g\n", again.max_abs_log_lambda);
+        static const int pow2[2] = {1, 0};
+        for (int option = 0; option < 2; option++) {
+            memcpy(m.params, start, m.net.n_params * sizeof(double));
+            c.train.rescale_pow2 = pow2[option], c.train.rescale_max_log = 0.1;
+            CHECK(rescale_model(&m, &c, &again) == 0 && again.max_abs_log_lambda <= 0.1 + 1e-12, "a bound holds over all passes");
+            test_close_d("objective before, other options", &again.objective_before, &alone, 1, 1e-12, 0);
+        }
+        free(start);
+        model_free(&m);
+    }
+}
+
 int main(void) {
+    test_joint_optimum();
     test_reference();
     test_against_reference();
     test_finite_differences();
