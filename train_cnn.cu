@@ -473,6 +473,12 @@ static __global__ void square_kernel(float *__restrict__ out, const float *__res
     if (i < n) out[i] = in[i] * in[i];
 }
 
+// v *= factor.
+static __global__ void multiply_kernel(float *__restrict__ v, float factor, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) v[i] *= factor;
+}
+
 // --------------------------------------------------------------------------------------------------- forward, backward
 
 static float *value_of(const model *m, int t) { return t == NONE ? NULL : m->net.params + m->net.tensors[t].offset; }
@@ -599,27 +605,79 @@ static void model_init(model *m, const config *c) {
 
 // ------------------------------------------------------------------------------------------------ diag(G) and rescaling
 
-// Writes diag(G) of the path-lifting into grads: the trainer's own passes, once, on one image of ones with squared parameters and
-// output gradients of one. Max-pools are sums over their windows, or follow the largest (--rescale-pool max).
-static void diag_g(model *m, int bias_paths) {
+// Writes diag(G) of the path-lifting into grads, that of a bias times 2^out, all others times 2^(in + out): the trainer's own passes, once, with squared parameters, on one image
+// of 2^in and output gradients of 2^out. Max-pools are sums over their windows, or follow the largest (--rescale-pool max). Every path
+// begins at the image or at a bias, so squared biases are times 2^in as well; with BatchNorm, whose means begin paths, in is 0.
+static void scaled_diag_g(model *m, int bias_paths, int in, int out) {
     const int n = (int)m->net.n_params, pixels = m->layers[0].in_h * m->layers[0].in_w * m->layers[0].in_c;
     float *params = m->net.params, *squares = device_floats(m->net.n_params);
     const int precision = m->gemm.precision;
     gemm_set_precision(&m->gemm, GEMM_FP32, NULL, 0);  // also with --precision tf32 or bf16
     square_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(squares, params, n);
-    fill_kernel<<<ceil_div(pixels, BLOCK), BLOCK>>>(m->image, 1.0f, pixels);
-    for (int i = 0; i < m->net.n_tensors && !bias_paths; i++) {
+    fill_kernel<<<ceil_div(pixels, BLOCK), BLOCK>>>(m->image, ldexpf(1.0f, in), pixels);
+    for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
-        if (t->role == RESCALE_BIAS) CUDA_CHECK(cudaMemset(squares + t->offset, 0, (size_t)t->rows * sizeof(float)));
+        float *square = squares + t->offset;
+        if (t->role != RESCALE_BIAS) continue;
+        if (!bias_paths) CUDA_CHECK(cudaMemset(square, 0, (size_t)t->rows * sizeof(float)));
+        else if (in) multiply_kernel<<<ceil_div(t->rows, BLOCK), BLOCK>>>(square, ldexpf(1.0f, in), t->rows);
     }
     m->net.params = squares;
     forward(m, 1, MODE_SQUARED);
-    fill_kernel<<<ceil_div(m->classes, BLOCK), BLOCK>>>(m->gradient[m->layers[m->n_layers - 1].gradient], 1.0f, m->classes);
+    fill_kernel<<<ceil_div(m->classes, BLOCK), BLOCK>>>(m->gradient[m->layers[m->n_layers - 1].gradient], ldexpf(1.0f, out), m->classes);
     backward(m, 1, MODE_SQUARED);
     device_synchronize();
     m->net.params = params;
     CUDA_CHECK(cudaFree(squares));
     gemm_set_precision(&m->gemm, precision, NULL, 0);
+}
+
+static void diag_g(model *m, int bias_paths) { scaled_diag_g(m, bias_paths, 0, 0); }
+
+// What is in grads: the smallest positive and the largest number, and how many are zero.
+typedef struct g_range {
+    double least, most;
+    size_t zeros;
+} g_range;
+static g_range range_of_g(const model *m) {
+    float *g = train_host_copy(m->net.grads, m->net.n_params);
+    g_range r = {INFINITY, 0, 0};
+    for (size_t i = 0; i < m->net.n_params; i++) {
+        if (g[i] == 0) r.zeros++;
+        else if (!(g[i] >= r.least)) r.least = g[i];
+        if (!(g[i] <= r.most)) r.most = g[i];
+    }
+    free(g);
+    return r;
+}
+
+// The exponents that diag(G) was written with, and how many of its entries are zero because no exponents keep all in range.
+typedef struct g_scale {
+    int in, out;
+    size_t lost;
+} g_scale;
+
+// diag(G) into grads, with powers of two that keep it within the range of floats where ones do not. Layers of small weights, one
+// after the other, leave that range: their g would be zero, and their channels would be taken for dead.
+static g_scale diag_g_in_range(model *m, int bias_paths) {
+    const double comfortable = 1e-30;
+    const g_scale ones = {0, 0, 0};
+    int norm = 0;
+    diag_g(m, bias_paths);
+    g_range range = range_of_g(m);
+    if (range.most <= FLT_MAX && range.zeros == 0 && range.least >= comfortable) return ones;
+    for (int k = 0; k < m->n_layers; k++) norm = norm || (m->layers[k].kind == LAYER_CONV && m->layers[k].gamma != NONE);
+    const int most = range.most > 0 && range.most <= FLT_MAX ? ilogb(range.most) : 0;
+    for (int shift = (range.most <= FLT_MAX ? 100 : -20) - most; shift > -240; shift -= 20) {
+        g_scale scale = {norm ? 0 : shift / 2, 0, 0};
+        scale.out = shift - scale.in < 120 ? shift - scale.in : 120;
+        scaled_diag_g(m, bias_paths, scale.in, scale.out);
+        range = range_of_g(m);
+        if (!(range.most <= FLT_MAX)) continue;
+        if (range.least < comfortable) scale.lost = range.zeros;
+        return scale;
+    }
+    return ones;  // rescale.cuh refuses what overflows
 }
 
 // Describes the model to rescale.cuh; returns the number of groups. The channels of an activation are one group of units, and so
@@ -661,11 +719,18 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     const int pathcond = o.method == RESCALE_PATHCOND;
     device_synchronize();
     const double start = log_seconds();
-    if (pathcond) diag_g(m, !c->train.rescale_paths);
+    g_scale scale = {0, 0, 0};
+    if (pathcond) scale = diag_g_in_range(m, !c->train.rescale_paths);
     const double seconds = log_seconds() - start;
     const rescale_net net = {group, describe(m, group, tensors, pathcond), tensors, m->net.n_tensors};
     train_count_paths(&c->train, tensors, net.n_tensors);
+    for (int i = 0; i < net.n_tensors; i++)
+        tensors[i].reference = ldexp(1.0, scale.out + (tensors[i].role == RESCALE_BIAS ? 0 : scale.in));
     const int status = rescale_run(&net, &o, report);
+    if (!status && scale.lost)
+        snprintf(report->message, sizeof report->message,
+                 "%zu of %zu entries of diag(G) are too small for floats, %d units stay as they are; a larger --init-scale helps",
+                 scale.lost, m->net.n_params, report->pinned_units);
     report->seconds_diag_g += seconds;
     return status ? -1 : 0;
 }

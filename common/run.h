@@ -304,8 +304,15 @@ static inline int train_rescale(train_run *r, int first) {
     double moved = 0;  // measured where it is told: four passes, which a quiet run that rescales at every step would notice
     if (r->hooks.rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) {
         const int diverged = !first && (report.status == RESCALE_ERROR_NON_FINITE || report.status == RESCALE_ERROR_RANGE);
-        return diverged ? train_diverged(r, "a weight, or diag(G) of a rescaling,", r->step) : train_fail(r, report.message);
+        const int extreme = report.status == RESCALE_ERROR_RANGE || report.status == RESCALE_ERROR_CONVERGENCE;
+        char text[sizeof report.message + 64];
+        snprintf(text, sizeof text, "%s%s", report.message, extreme ? "; --rescale-max-log X bounds |log lambda|" : "");
+        return diverged ? train_diverged(r, "a weight, or diag(G) of a rescaling,", r->step) : train_fail(r, text);
     }
+    if (report.message[0] && first) message_print(r->program, "warning: %s", report.message);
+    if (first && report.max_abs_log_lambda > 20)  // exp(20) = 5e8
+        message_print(r->program, "warning: rescaling goes to |log lambda| = %.3g, which training may not survive; "
+                      "--rescale-max-log X bounds it", report.max_abs_log_lambda);
     if (first) {
         r->first_rescaling = report;
         r->output_moved = moved;

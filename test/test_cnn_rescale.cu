@@ -167,6 +167,37 @@ static void test_diag_g(const char *name, const RefCnnConfig *k, int pool, int d
     release();
 }
 
+// Weights so small, or so large, that diag(G) of ones leaves the range of floats: a power of two brings it back.
+static void test_extreme_weights(const char *name, const RefCnnConfig *k, float factor) {
+    config c = config_of(k);
+    model m;
+    RefCnn ref = ref_cnn_create(k);
+    snprintf(label, sizeof label, "diag(G), %s, weights times %g", name, (double)factor);
+    build(&m, k, &c, 2);
+    randomise(&ref, 1);
+    for (int i = 0; i < m.net.n_tensors; i++) {
+        const RefTensor *r = ref_cnn_tensor(&ref, m.net.tensors[i].name);
+        for (size_t j = 0; j < r->n && m.net.tensors[i].role == RESCALE_WEIGHT; j++) r->data[j] *= factor;
+    }
+    copy_to_model(&m, &ref);
+    double *g = doubles(ref_cnn_param_count(&ref));
+    ref_cnn_diag_g(&ref, REF_PATHS_SUM, g);
+    const g_scale scale = diag_g_in_range(&m, 1);
+    CHECK(scale.out != 0 && scale.lost == 0, "ones would not do, a power of two does");
+    for (int i = 0; i < m.net.n_tensors; i++) {
+        const train_tensor *t = &m.net.tensors[i];
+        const RefTensor *r = ref_cnn_tensor(&ref, t->name);
+        double *want = g + ref_cnn_offset(&ref, (int)(r - ref.tensors));
+        for (size_t j = 0; j < r->n; j++) want[j] = ldexp(want[j], scale.out + (t->role == RESCALE_BIAS ? 0 : scale.in));
+        same(t->name, m.net.grads + t->offset, want, r->n, 1e-5, 0);
+    }
+    rescale_report report;
+    CHECK(rescale_model(&m, &c, &report) == 0 && report.pinned_units == 0 && report.converged && !report.message[0], "no unit is taken for dead");
+    model_free(&m);
+    ref_cnn_free(&ref);
+    release();
+}
+
 // The sum of diag(G) as PyTorch has it, for the nets of reference_pytorch_cnn.csv.
 static void test_pytorch_sums(const RefCnnParityCase *k) {
     double want[REF_CNN_PARITY_ROWS];
@@ -713,6 +744,8 @@ int main(void) {
         test_function_kept(name, k, 1, 0);
         test_pinned(name, k, 2);
     }
+    test_extreme_weights("allconv", &narrow[0].k, 0.1f), test_extreme_weights("allconv", &narrow[0].k, 0.03f);
+    test_extreme_weights("allconv", &narrow[0].k, 300.0f);
     for (int i = 0; i < REF_CNN_PARITY_CASES; i++) test_pytorch_sums(&ref_cnn_parity_cases[i]);
     printf("     narrow nets: largest relative error of diag(G) %.1e, of a rescaled weight %.1e; outputs moved by %.1e\n", worst_g, worst_lambda, worst_moved);
     test_full_sizes();
