@@ -227,7 +227,9 @@ typedef struct rescale_report {
 // n units with a given activation (RESCALE_RELU, ...).
 static inline rescale_group rescale_units(const char *name, int n, int activation) {
     rescale_group g;
-    g.name = name, g.n = n, g.activation = activation;
+    g.name = name;
+    g.n = n;
+    g.activation = activation;
     return g;
 }
 
@@ -236,8 +238,14 @@ static inline rescale_tensor rescale_weight(const char *name, rescale_real *data
                                             int enters, int leaves) {
     rescale_tensor t;
     memset(&t, 0, sizeof t);
-    t.name = name, t.data = data, t.n_out = n_out, t.n_in = n_in, t.kernel = kernel;
-    t.enters = enters, t.leaves = leaves, t.role = RESCALE_WEIGHT;
+    t.name = name;
+    t.data = data;
+    t.n_out = n_out;
+    t.n_in = n_in;
+    t.kernel = kernel;
+    t.enters = enters;
+    t.leaves = leaves;
+    t.role = RESCALE_WEIGHT;
     return t;
 }
 
@@ -252,15 +260,23 @@ static inline rescale_tensor rescale_bias(const char *name, rescale_real *data, 
 static inline rescale_tensor rescale_gain(const char *name, rescale_real *data, int n, int enters,
                                           const rescale_real *mean, const rescale_real *var, double eps) {
     rescale_tensor t = rescale_weight(name, data, n, 1, 1, enters, RESCALE_NONE);
-    t.role = RESCALE_GAIN, t.mean = mean, t.var = var, t.eps = eps;
+    t.role = RESCALE_GAIN;
+    t.mean = mean;
+    t.var = var;
+    t.eps = eps;
     return t;
 }
 
 static inline rescale_options rescale_default_options(void) {
     rescale_options o;
     memset(&o, 0, sizeof o);
-    o.method = RESCALE_PATHCOND, o.solver = RESCALE_NEWTON, o.sweeps = 10, o.max_iterations = 100;
-    o.tolerance = 1e-10, o.enorm_c = 1, o.strength = 1;
+    o.method = RESCALE_PATHCOND;
+    o.solver = RESCALE_NEWTON;
+    o.sweeps = 10;
+    o.max_iterations = 100;
+    o.tolerance = 1e-10;
+    o.enorm_c = 1;
+    o.strength = 1;
     return o;
 }
 
@@ -378,7 +394,8 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
             float value;
             for (size_t i = b * block; i < end; i++) {
                 memcpy(&bits, &data[i], sizeof bits);
-                bits &= 0x7fffffffu, largest = bits > largest ? bits : largest;
+                bits &= 0x7fffffffu;
+                largest = bits > largest ? bits : largest;
             }
             memcpy(&value, &largest, sizeof value);
             found = largest < 0x7f800000u ? RSC_CAST(double, value) : RSC_CAST(double, INFINITY);
@@ -386,7 +403,8 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
             uint64_t largest = 0, bits;
             for (size_t i = b * block; i < end; i++) {
                 memcpy(&bits, &data[i], sizeof bits);
-                bits &= UINT64_C(0x7fffffffffffffff), largest = bits > largest ? bits : largest;
+                bits &= UINT64_C(0x7fffffffffffffff);
+                largest = bits > largest ? bits : largest;
             }
             memcpy(&found, &largest, sizeof found);
             found = largest < UINT64_C(0x7ff0000000000000) ? found : RSC_CAST(double, INFINITY);
@@ -888,21 +906,25 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
         e->kind = kind;
         const size_t pairs = rsc_n(t->n_out) * rsc_n(t->n_in);
         if (s->options->method == RESCALE_PATHCOND) {
-            e->out = rsc_doubles(a, rsc_n(t->n_out)), e->in = rsc_doubles(a, rsc_n(columns));
-            e->p = rsc_doubles(a, rsc_n(t->n_out)), e->q = rsc_doubles(a, rsc_n(t->n_in));
+            e->out = rsc_doubles(a, rsc_n(t->n_out));
+            e->in = rsc_doubles(a, rsc_n(columns));
+            e->p = rsc_doubles(a, rsc_n(t->n_out));
+            e->q = rsc_doubles(a, rsc_n(t->n_in));
         }
         n_pairs += kind == RSC_RANK_ONE && t->enters >= 0 && t->leaves >= 0;
         if (kind == RSC_MATRIX) e->matrix = rsc_doubles(a, pairs);
         else if (kind == RSC_RANK_ONE && (t->g || t->reference_each) && pairs > wide) wide = pairs;
         widest = rsc_max(widest, rsc_max(t->n_out, columns));
     }
-    s->rows = rsc_doubles(a, rsc_n(widest)), s->cols = rsc_doubles(a, rsc_n(widest));
+    s->rows = rsc_doubles(a, rsc_n(widest));
+    s->cols = rsc_doubles(a, rsc_n(widest));
     s->in_scale = rsc_doubles(a, rsc_n(widest));
     s->wide = rsc_doubles(a, wide);
     // Woodbury and the group means are for small systems only.
     const size_t m = rsc_n(rsc_max(n_pairs <= RSC_MOST_PAIRS ? 2 * n_pairs + 1 : 1, groups <= RSC_MOST_GROUPS ? groups : 1));
     s->small = rsc_doubles(a, m * (m + 2));
-    s->units = units, s->n_pairs = n_pairs;
+    s->units = units;
+    s->n_pairs = n_pairs;
 }
 
 // Bytes of working memory that rescale_run needs for this network and these options; 0 where its sizes are not valid.
@@ -914,7 +936,8 @@ static inline size_t rescale_arena_bytes(const rescale_net *net, const rescale_o
     memset(&s, 0, sizeof s);
     memset(&report, 0, sizeof report);
     if (rsc_validate_sizes(net, &report)) return 0;
-    s.net = net, s.options = options ? options : &defaults;
+    s.net = net;
+    s.options = options ? options : &defaults;
     rsc_layout(&s, &count);
     return count.used + 64;
 }
@@ -924,13 +947,19 @@ static inline void rsc_link(rsc_solver *s) {
     const rescale_net *net = s->net;
     s->first[0] = 0;
     for (int i = 0; i < net->n_groups; i++) s->first[i + 1] = s->first[i] + net->group[i].n;
-    for (int h = 0; h < s->units; h++) s->u[h] = 0, s->count[h] = 0, s->fixed[h] = 0;
+    for (int h = 0; h < s->units; h++) {
+        s->u[h] = 0;
+        s->count[h] = 0;
+        s->fixed[h] = 0;
+    }
     s->parameters = 0;
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
         rsc_energy *e = s->energy + i;
-        e->row = t->enters >= 0 ? s->first[t->enters] : -1, e->col = t->leaves >= 0 ? s->first[t->leaves] : -1;
-        e->row_sign = t->flags & RESCALE_ROWS_LEAVE ? 1 : -1, e->col_sign = t->flags & RESCALE_COLS_ENTER ? -1 : 1;
+        e->row = t->enters >= 0 ? s->first[t->enters] : -1;
+        e->col = t->leaves >= 0 ? s->first[t->leaves] : -1;
+        e->row_sign = t->flags & RESCALE_ROWS_LEAVE ? 1 : -1;
+        e->col_sign = t->flags & RESCALE_COLS_ENTER ? -1 : 1;
         if (!e->kind) continue;
         s->parameters += RSC_CAST(long long, rsc_size(t));
         for (int o = 0; e->row >= 0 && o < t->n_out; o++) s->count[e->row + o] += e->row_sign * RSC_CAST(double, rsc_columns(t));
@@ -981,7 +1010,9 @@ static inline int rsc_chain_diag_g(rsc_solver *s) {
             memcpy(e->in, a, columns * sizeof(double));
             if ((status = rsc_square_rows(s, t->name, t->data, rows, columns, a, next))) return status;
             double *swap = a;
-            a = next, next = swap, n = t->n_out;
+            a = next;
+            next = swap;
+            n = t->n_out;
             continue;
         }
         e->in[0] = 1;
@@ -1008,14 +1039,18 @@ static inline int rsc_chain_diag_g(rsc_solver *s) {
         const rescale_tensor *t = net->tensor + i;
         rsc_energy *e = s->energy + i;
         if (t->role == RESCALE_GAIN) {
-            for (int o = 0; o < t->n_out; o++) e->out[o] *= d[o], d[o] *= e->p[o];
+            for (int o = 0; o < t->n_out; o++) {
+                e->out[o] *= d[o];
+                d[o] *= e->p[o];
+            }
             continue;
         }
         memcpy(e->out, d, rsc_n(t->n_out) * sizeof(double));
         if (t->role == RESCALE_BIAS) continue;
         if (i > 0 && (status = rsc_square_cols(s, t->name, t->data, rsc_n(t->n_out), rsc_columns(t), d, next))) return status;
         double *swap = d;
-        d = next, next = swap;
+        d = next;
+        next = swap;
     }
     return RESCALE_OK;
 }
@@ -1047,8 +1082,13 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
                 bad_reference = bad_reference || *m < -DBL_MAX;
                 if (t->g && !t->reference_each && *m > 0 && *m < least) s->underflow = t->name ? t->name : "(unnamed)";
                 *m *= inverse;
-                e->out[o] += *m, e->in[c] += *m, all += *m;
-                if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) e->fixed += *m, *m = 0;
+                e->out[o] += *m;
+                e->in[c] += *m;
+                all += *m;
+                if (o == c && t->enters == t->leaves && t->enters >= 0 && e->row_sign != e->col_sign) {
+                    e->fixed += *m;
+                    *m = 0;
+                }
             }
         // One-sided: the sums of the free side times the first unit vector.
         for (int c = 0; c < n_in && e->col < 0; c++) e->in[c] = c == 0;
@@ -1056,10 +1096,17 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
     } else {
         for (int c = 0; c < n_in; c++) {
             double sum = 0;
-            for (int k = 0; k < kernel; k++) valid = valid && e->in[c * kernel + k] >= 0, sum += e->in[c * kernel + k];
-            e->in[c] = sum, sum_in += sum;
+            for (int k = 0; k < kernel; k++) {
+                valid = valid && e->in[c * kernel + k] >= 0;
+                sum += e->in[c * kernel + k];
+            }
+            e->in[c] = sum;
+            sum_in += sum;
         }
-        for (int o = 0; o < n_out; o++) valid = valid && e->out[o] >= 0, sum_out += e->out[o] *= inverse;
+        for (int o = 0; o < n_out; o++) {
+            valid = valid && e->out[o] >= 0;
+            sum_out += e->out[o] *= inverse;
+        }
         all = sum_out * sum_in;
         const double f = sqrt(sum_in / sum_out);  // balance, so that neither factor over- or underflows
         for (int o = 0; o < n_out && all > 0; o++) e->out[o] *= f;
@@ -1098,7 +1145,8 @@ static inline void rsc_refresh(rsc_solver *s, int i) {
             double sum = 0;
             for (int c = 0; c < t->n_in; c++) {
                 const double energy = m[c] * e->p[o] * e->q[c];
-                sum += energy, e->in[c] += energy;
+                sum += energy;
+                e->in[c] += energy;
             }
             e->total += e->out[o] = sum;
         }
@@ -1123,13 +1171,15 @@ static inline void rsc_accumulate(rsc_solver *s, int i, int rows, int cols) {
 static inline double rsc_evaluate(rsc_solver *s, const double *u) {
     double linear = 0;
     for (int h = 0; h < s->units; h++) {
-        s->x[h] = exp(u[h]), s->leave[h] = s->enter[h] = 0;
+        s->x[h] = exp(u[h]);
+        s->leave[h] = s->enter[h] = 0;
         linear += s->count[h] * u[h];
     }
     s->total = 0;
     for (int i = 0; i < s->net->n_tensors; i++) {
         if (!s->energy[i].kind) continue;
-        rsc_refresh(s, i), rsc_accumulate(s, i, s->energy[i].row >= 0, s->energy[i].col >= 0);
+        rsc_refresh(s, i);
+        rsc_accumulate(s, i, s->energy[i].row >= 0, s->energy[i].col >= 0);
         s->total += s->energy[i].total;
     }
     return s->p * log(s->total) - linear;
@@ -1166,7 +1216,9 @@ static inline void rsc_update_together(rsc_solver *s, int group, double rest, do
             const double B = s->leave[h], C = s->enter[h], cS = s->count[h] / s->p * S;
             const double root = hypot(cS, 2 * sqrt(B) * sqrt(C)), x = cS >= 0 ? (cS + root) / (2 * B) : 2 * C / (root - cS);
             if (s->fixed[h] != 1 && x > low && x < high) {
-                value += root, slope += cS * cS / (S * root), s->x[h] = x;
+                value += root;
+                slope += cS * cS / (S * root);
+                s->x[h] = x;
                 continue;
             }
             if (s->fixed[h] != 1) s->x[h] = rsc_within(x, low, high);
@@ -1250,7 +1302,8 @@ static inline int rsc_lu_solve(double *A, int n) {
         if (!(fabs(A[rsc_at(pivot, w, k)]) > 0)) return 1;
         for (int j = k; pivot != k && j <= n; j++) {
             const double swap = A[rsc_at(k, w, j)];
-            A[rsc_at(k, w, j)] = A[rsc_at(pivot, w, j)], A[rsc_at(pivot, w, j)] = swap;
+            A[rsc_at(k, w, j)] = A[rsc_at(pivot, w, j)];
+            A[rsc_at(pivot, w, j)] = swap;
         }
         for (int i = k + 1; i < n; i++) {
             const double f = A[rsc_at(i, w, k)] / A[rsc_at(k, w, k)];
@@ -1290,11 +1343,17 @@ static inline void rsc_hessian_times(rsc_solver *s, const double *v, double *y) 
             for (int c = 0; c < t->n_in; c++) y[e->col + c] += cross * e->q[c] * pv;
         } else if (e->kind == RSC_MATRIX) {
             double *sum = s->cols;
-            for (int c = 0; c < t->n_in; c++) s->rows[c] = e->q[c] * v[e->col + c], sum[c] = 0;
+            for (int c = 0; c < t->n_in; c++) {
+                s->rows[c] = e->q[c] * v[e->col + c];
+                sum[c] = 0;
+            }
             for (int o = 0; o < t->n_out; o++) {
                 const double *m = e->matrix + rsc_at(o, t->n_in, 0), pv = e->p[o] * v[e->row + o];
                 double dot = 0;
-                for (int c = 0; c < t->n_in; c++) dot += m[c] * s->rows[c], sum[c] += m[c] * pv;
+                for (int c = 0; c < t->n_in; c++) {
+                    dot += m[c] * s->rows[c];
+                    sum[c] += m[c] * pv;
+                }
                 y[e->row + o] += cross * e->p[o] * dot;
             }
             for (int c = 0; c < t->n_in; c++) y[e->col + c] += cross * e->q[c] * sum[c];
@@ -1317,7 +1376,9 @@ static inline rsc_span rsc_woodbury_vector(const rsc_solver *s, int k) {
     for (int i = 0, pair = 0; i < s->net->n_tensors && k < 2 * s->n_pairs; i++) {
         const rsc_energy *e = s->energy + i;
         if (!rsc_is_pair(e) || pair++ != k / 2) continue;
-        r.v = k % 2 ? e->q : e->p, r.first = k % 2 ? e->col : e->row, r.n = k % 2 ? s->net->tensor[i].n_in : s->net->tensor[i].n_out;
+        r.v = k % 2 ? e->q : e->p;
+        r.first = k % 2 ? e->col : e->row;
+        r.n = k % 2 ? s->net->tensor[i].n_in : s->net->tensor[i].n_out;
         r.scale = e->total > 0 ? sqrt(e->total / s->total) / (k % 2 ? e->sum_q : e->sum_p) : 0;
         break;
     }
@@ -1355,7 +1416,8 @@ static inline int rsc_woodbury(rsc_solver *s, const double *b, double *y) {
         const rsc_energy *e = s->energy + i;
         if (!rsc_is_pair(e)) continue;
         const double inverse = e->row_sign * e->col_sign;  // K = K^-1 = +-[0 1; 1 0] for the scaled pair (p, q)
-        A[rsc_at(k, w, k + 1)] += inverse, A[rsc_at(k + 1, w, k)] += inverse;
+        A[rsc_at(k, w, k + 1)] += inverse;
+        A[rsc_at(k + 1, w, k)] += inverse;
         k += 2;
     }
     if (rsc_lu_solve(A, m)) return 1;
@@ -1375,7 +1437,9 @@ static inline void rsc_conjugate_gradients(rsc_solver *s, const double *b, doubl
     double rho = 0, target;
     for (int h = 0; h < s->units; h++) {
         inverse[h] = s->fixed[h] ? 0 : s->total / (s->leave[h] + s->enter[h]);
-        y[h] = 0, r[h] = s->fixed[h] ? 0 : b[h], d[h] = inverse[h] * r[h];
+        y[h] = 0;
+        r[h] = s->fixed[h] ? 0 : b[h];
+        d[h] = inverse[h] * r[h];
         rho += r[h] * d[h];
     }
     target = relative * relative * rho;
@@ -1385,11 +1449,13 @@ static inline void rsc_conjugate_gradients(rsc_solver *s, const double *b, doubl
         for (int h = 0; h < s->units; h++) curvature += d[h] * Ad[h];
         if (!(curvature > 0)) break;
         for (int h = 0; h < s->units; h++) {
-            y[h] += rho / curvature * d[h], r[h] -= rho / curvature * Ad[h];
+            y[h] += rho / curvature * d[h];
+            r[h] -= rho / curvature * Ad[h];
             next += r[h] * inverse[h] * r[h];
         }
         for (int h = 0; h < s->units; h++) d[h] = inverse[h] * r[h] + next / rho * d[h];
-        rho = next, s->report->cg_steps++;
+        rho = next;
+        s->report->cg_steps++;
     }
 }
 
@@ -1464,11 +1530,13 @@ static inline int rsc_line_search(rsc_solver *s, double *F, double *grad_inf) {
         const double gradient_now = enough || fabs(slope) <= 1e-9 * fabs(before) + 1e-12 ? rsc_gradient(s, s->trial) : INFINITY;
         if (enough || gradient_now < gradient_before) {
             memcpy(s->u, s->trial, rsc_n(s->units) * sizeof(double));
-            *F = now, *grad_inf = gradient_now;
+            *F = now;
+            *grad_inf = gradient_now;
             return 1;
         }
     }
-    *F = rsc_evaluate(s, s->u), *grad_inf = rsc_gradient(s, s->u);
+    *F = rsc_evaluate(s, s->u);
+    *grad_inf = rsc_gradient(s, s->u);
     return 0;
 }
 
@@ -1482,7 +1550,8 @@ static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative)
             double before = 0, after = 0;  // squared residuals, weighted with 1 / Delta
             rsc_hessian_times(s, s->step, s->direction);
             for (int h = 0; h < s->units; h++) {
-                before += b[h] * b[h] * s->diagonal[h], b[h] -= s->direction[h];
+                before += b[h] * b[h] * s->diagonal[h];
+                b[h] -= s->direction[h];
                 after += b[h] * b[h] * s->diagonal[h];
             }
             if (after <= 0.01 * before && !rsc_woodbury(s, b, s->direction)) {
@@ -1505,7 +1574,8 @@ static inline void rsc_newton(rsc_solver *s) {
     n_max *= s->p / RSC_CAST(double, s->parameters);  // a larger p multiplies the gradient, and its rounding errors
     for (int round = 0; round < 2; round++) {
         rsc_block_sweep(s);
-        F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
+        F = rsc_evaluate(s, s->u);
+        grad_inf = rsc_gradient(s, s->u);
         for (int k = 0; k < 4 && s->net->n_groups <= RSC_MOST_GROUPS; k++)
             if (rsc_group_mean_step(s) || !rsc_line_search(s, &F, &grad_inf)) break;
     }
@@ -1516,7 +1586,8 @@ static inline void rsc_newton(rsc_solver *s) {
         if (rsc_line_search(s, &F, &grad_inf)) continue;
         const double before = F;  // at bounds, or by rounding, the step may not descend; a sweep does
         rsc_block_sweep(s);
-        F = rsc_evaluate(s, s->u), grad_inf = rsc_gradient(s, s->u);
+        F = rsc_evaluate(s, s->u);
+        grad_inf = rsc_gradient(s, s->u);
         if (!(F < before)) break;
     }
 }
@@ -1569,7 +1640,8 @@ static inline int rsc_enorm_cycle(rsc_solver *s, double *change) {
             if (s->fixed[h] == 1) continue;
             const double u = rsc_clip(s->u[h] + 0.5 * log(s->leave[h] / (c * c * s->enter[h])), s->bound);
             *change = fmax(*change, fabs(u - s->u[h]));
-            s->u[h] = u, s->x[h] = exp(u);
+            s->u[h] = u;
+            s->x[h] = exp(u);
         }
     }
     s->report->sweeps++;
@@ -1650,7 +1722,8 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     const double F = rsc_evaluate(s, s->u), p = s->p;
     r->grad_inf = rsc_gradient(s, s->u) * RSC_CAST(double, s->parameters) / p;
     s->p = RSC_CAST(double, s->parameters);
-    r->objective_after = p == s->p ? F : rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
+    r->objective_after = p == s->p ? F : rsc_evaluate(s, s->u);
+    r->trace_ratio = s->total / s->trace;
     return RESCALE_OK;
 }
 
@@ -1691,7 +1764,10 @@ static inline void rsc_moderate(rsc_solver *s) {
         double sum = 0;
         int free_units = 0;
         for (int h = s->first[g]; h < s->first[g + 1]; h++)
-            if (s->fixed[h] != 1) sum += s->u[h], free_units++;
+            if (s->fixed[h] != 1) {
+                sum += s->u[h];
+                free_units++;
+            }
         for (int h = s->first[g]; h < s->first[g + 1]; h++)
             if (s->fixed[h] != 1) s->u[h] = o->strength * (s->u[h] - (o->within ? sum / free_units : 0));
     }
@@ -1847,7 +1923,8 @@ static inline int rsc_apply(rsc_solver *s) {
     }
     for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
     if ((o->pow2 || moderate) && o->method == RESCALE_PATHCOND) {
-        r->objective_after = rsc_evaluate(s, s->u), r->trace_ratio = s->total / s->trace;
+        r->objective_after = rsc_evaluate(s, s->u);
+        r->trace_ratio = s->total / s->trace;
     } else if ((o->pow2 || moderate) && (status = rsc_enorm_sums(s, -1, &r->objective_after))) return status;
     for (int h = 0; h < s->units; h++) s->x[h] = o->pow2 ? ldexp(1.0, RSC_CAST(int, rint(0.5 * s->u[h] / log(2.0)))) : exp(0.5 * s->u[h]);
     if (o->u) memcpy(o->u, s->u, rsc_n(s->units) * sizeof(double));
@@ -1883,7 +1960,9 @@ static inline int rsc_run(const rescale_net *net, const rescale_options *options
     memset(&s, 0, sizeof s);
     if (!report) return RESCALE_ERROR_ARGUMENT;
     memset(report, 0, sizeof *report);
-    s.net = net, s.options = options ? options : &defaults, s.report = report;
+    s.net = net;
+    s.options = options ? options : &defaults;
+    s.report = report;
     s.given = given;
     int status = rsc_validate(net, s.options, report);
     if (status) return status;
@@ -1900,7 +1979,8 @@ static inline int rsc_run(const rescale_net *net, const rescale_options *options
     if (arena.used > arena.size) status = rsc_error(report, RESCALE_ERROR_MEMORY, "arena", "too small, see rescale_arena_bytes");
     if (!status) {
         rsc_link(&s);
-        report->units = s.units, report->parameters = s.parameters;
+        report->units = s.units;
+        report->parameters = s.parameters;
         status = rsc_check_finite(&s);
     }
     if (!status) status = s.options->method == RESCALE_PATHCOND ? rsc_pathcond(&s, start) : rsc_enorm(&s);

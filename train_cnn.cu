@@ -51,9 +51,12 @@ static config default_config(void) {
     config c;
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
-    c.train.epochs = 5, c.train.optimizer = OPTIMIZER_MOMENTUM, c.train.lr = 0.02;
+    c.train.epochs = 5;
+    c.train.optimizer = OPTIMIZER_MOMENTUM;
+    c.train.lr = 0.02;
     c.train.fixed = "model,width,norm,no-bias,shortcut,augment,label-smoothing";
-    c.bias = 1, c.width = 1;
+    c.bias = 1;
+    c.width = 1;
     return c;
 }
 
@@ -116,7 +119,9 @@ typedef struct model {
 static float *activation(model *m, int a) { return a == IMAGE ? m->image : m->layers[a - 1].y; }
 static void activation_shape(const model *m, int a, int *c, int *h, int *w) {
     const layer *first = &m->layers[0], *l = &m->layers[a > IMAGE ? a - 1 : 0];
-    *c = a == IMAGE ? first->in_c : l->c, *h = a == IMAGE ? first->in_h : l->h, *w = a == IMAGE ? first->in_w : l->w;
+    *c = a == IMAGE ? first->in_c : l->c;
+    *h = a == IMAGE ? first->in_h : l->h;
+    *w = a == IMAGE ? first->in_w : l->w;
 }
 
 // Appends a layer that reads activation `input`; its output has c channels of [h][w] (0: those of the input).
@@ -124,8 +129,12 @@ static layer *add_layer(model *m, int kind, int input, int c, int h, int w) {
     layer *l = &m->layers[m->n_layers];
     activation_shape(m, input, &l->in_c, &l->in_h, &l->in_w);
     m->n_layers++;
-    l->kind = kind, l->input = input, l->residual = NONE;
-    l->c = c ? c : l->in_c, l->h = h, l->w = w;
+    l->kind = kind;
+    l->input = input;
+    l->residual = NONE;
+    l->c = c ? c : l->in_c;
+    l->h = h;
+    l->w = w;
     l->weight = l->bias = l->gamma = l->beta = l->stats = NONE;
     return l;
 }
@@ -139,7 +148,9 @@ static int add_conv(model *m, const char *name, int bias, const char *norm, int 
     const conv_plan plan = conv_make_plan(c, h, w, out_c, kernel ? kernel : h, kernel ? kernel : w, stride, kernel / 2, WORK_FLOATS);
     layer *l = add_layer(m, LAYER_CONV, input, out_c, plan.out_h, plan.out_w);
     const int k = m->n_layers - 1;
-    l->conv = plan, l->relu = relu, l->residual = residual;
+    l->conv = plan;
+    l->relu = relu;
+    l->residual = residual;
     if (m->gemm.precision != GEMM_FP32 && plan.algorithm == CONV_WINOGRAD) l->conv.algorithm = CONV_IM2COL;
     if (kernel) l->weight = train_add_parameter(&m->net, RESCALE_WEIGHT, k, out_c, c, kernel, kernel, "%s.weight", name);
     else l->weight = train_add_parameter(&m->net, RESCALE_WEIGHT, k, out_c, c * h * w, 0, 0, "%s.weight", name);
@@ -157,7 +168,9 @@ static int add_max_pool(model *m, int input, int kernel, int stride, int pad) {
     int c, h, w;
     activation_shape(m, input, &c, &h, &w);
     layer *l = add_layer(m, LAYER_MAX_POOL, input, 0, conv_out_size(h, kernel, stride, pad), conv_out_size(w, kernel, stride, pad));
-    l->kernel = kernel, l->stride = stride, l->pad = pad;
+    l->kernel = kernel;
+    l->stride = stride;
+    l->pad = pad;
     return m->n_layers;
 }
 static int add_avg_pool(model *m, int input) {
@@ -230,14 +243,18 @@ static void build_small(model *m, const config *c) {
 static void plan_gradients(model *m) {
     int at[MAX_LAYERS + 1], used[3] = {0, 0, 0};
     for (int a = 0; a <= m->n_layers; a++) at[a] = NONE;
-    at[m->n_layers] = 0, used[0] = 1;
+    at[m->n_layers] = 0;
+    used[0] = 1;
     for (int k = m->n_layers - 1; k >= 0; k--) {
         layer *l = &m->layers[k];
         l->gradient = at[k + 1];
         if (l->residual != NONE) at[l->residual] = l->gradient;
         l->accumulate = at[l->input] != NONE;
         for (int b = 0; b < 3 && at[l->input] == NONE; b++)
-            if (!used[b]) at[l->input] = b, used[b] = 1;
+            if (!used[b]) {
+                at[l->input] = b;
+                used[b] = 1;
+            }
         if (l->residual == NONE) used[l->gradient] = 0;
     }
 }
@@ -263,22 +280,28 @@ static size_t place_activations(model *m, float *base) {
         if (l->kind != LAYER_CONV) continue;
         if (l->gamma != NONE) {
             l->z = take(base, &used, rows * size);
-            l->mean = take(base, &used, channels), l->rstd = take(base, &used, channels);
+            l->mean = take(base, &used, channels);
+            l->rstd = take(base, &used, channels);
         }
         const size_t need = column_scratch(m->max_rows * l->h * l->w, l->c);
         partial = need > partial ? need : partial;
         l->u = take(base, &used, conv_transformed_floats(&l->conv));
         const conv_plan squared = plan_of(l, MODE_SQUARED);
         const size_t here = conv_work_floats(&l->conv, m->max_rows), once = conv_work_floats(&squared, 1);
-        work = here > work ? here : work, work = once > work ? once : work;
+        work = here > work ? here : work;
+        work = once > work ? once : work;
     }
     for (int i = 0; i < 3; i++) m->gradient[i] = take(base, &used, rows * largest);
     m->dz = take(base, &used, rows * largest);
-    m->work = take(base, &used, work), m->partial = take(base, &used, partial);
+    m->work = take(base, &used, work);
+    m->partial = take(base, &used, partial);
     m->row_loss = take(base, &used, rows);
-    m->label = (int *)take(base, &used, rows), m->row_hit = (int *)take(base, &used, rows), m->crop = (int *)take(base, &used, 3 * rows);
+    m->label = (int *)take(base, &used, rows);
+    m->row_hit = (int *)take(base, &used, rows);
+    m->crop = (int *)take(base, &used, 3 * rows);
     m->step_loss = take(base, &used, TRAIN_LOSS_RING + 1);
-    m->totals = (double *)take(base, &used, 4), m->square_sums = (double *)take(base, &used, 2 * REDUCE_BLOCKS);
+    m->totals = (double *)take(base, &used, 4);
+    m->square_sums = (double *)take(base, &used, 2 * REDUCE_BLOCKS);
     return used;
 }
 
@@ -295,7 +318,10 @@ static void model_free(model *m) {
 static int model_create(model *m, const config *c, int in_c, int in_h, int in_w, int classes, int max_rows, char *err, size_t n) {
     static const char *const name[] = {"small", "allconv", "resnet18"};
     memset(m, 0, sizeof *m);
-    m->classes = classes, m->max_rows = max_rows, m->smoothing = (float)c->smoothing, m->pool_max = c->rescale_pool == POOL_MAX;
+    m->classes = classes;
+    m->max_rows = max_rows;
+    m->smoothing = (float)c->smoothing;
+    m->pool_max = c->rescale_pool == POOL_MAX;
     m->net.hint = "--model, --width, --norm, --shortcut or --no-bias differ";
     const int smallest = c->model == MODEL_SMALL ? 4 : 8;
     if (c->model == MODEL_ALLCONV && (in_h != 32 || in_w != 32)) {
@@ -321,7 +347,9 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
         snprintf(err, n, machine ? "%s" : "--precision: %s", text);
         return machine ? 1 : -1;
     }
-    m->layers[0].in_c = in_c, m->layers[0].in_h = in_h, m->layers[0].in_w = in_w;
+    m->layers[0].in_c = in_c;
+    m->layers[0].in_h = in_h;
+    m->layers[0].in_w = in_w;
     if (c->model == MODEL_ALLCONV) build_allconv(m, c);
     else if (c->model == MODEL_RESNET18) build_resnet18(m, c);
     else build_small(m, c);
@@ -332,15 +360,19 @@ static int model_create(model *m, const config *c, int in_c, int in_h, int in_w,
         return -1;
     }
     plan_gradients(m);
-    net->params = device_floats(net->n_params), net->grads = device_floats(net->n_params), net->stats = device_floats(net->n_stats);
+    net->params = device_floats(net->n_params);
+    net->grads = device_floats(net->n_params);
+    net->stats = device_floats(net->n_stats);
     if (c->train.optimizer != OPTIMIZER_SGD) net->moment1 = device_floats(net->n_params);
     if (c->train.optimizer == OPTIMIZER_ADAMW) net->moment2 = device_floats(net->n_params);
     for (int k = 0; k < m->n_layers; k++) {
         layer *l = &m->layers[k];
         if (l->stats == NONE) continue;
-        l->running_mean = net->stats + net->buffers[l->stats].offset, l->running_var = net->stats + net->buffers[l->stats + 1].offset;
+        l->running_mean = net->stats + net->buffers[l->stats].offset;
+        l->running_var = net->stats + net->buffers[l->stats + 1].offset;
     }
-    m->n_acts = place_activations(m, NULL), m->acts = device_floats(m->n_acts);
+    m->n_acts = place_activations(m, NULL);
+    m->acts = device_floats(m->n_acts);
     place_activations(m, m->acts);
     return 0;
 }
@@ -427,7 +459,8 @@ static __global__ void max_pool_backward_kernel(float *__restrict__ dx, const fl
     const int c = blockIdx.x * blockDim.x + threadIdx.x, iy = (int)blockIdx.y / p.w + p.pad, ix = (int)blockIdx.y % p.w + p.pad;
     int at_y[POOL], at_x[POOL], on_y[POOL], on_x[POOL];  // the output row and column whose window has this input at position k
     UNROLL for (int k = 0; k < POOL; k++) {
-        at_y[k] = min(max((iy - k) / p.stride, 0), p.out_h - 1), at_x[k] = min(max((ix - k) / p.stride, 0), p.out_w - 1);
+        at_y[k] = min(max((iy - k) / p.stride, 0), p.out_h - 1);
+        at_x[k] = min(max((ix - k) / p.stride, 0), p.out_w - 1);
         on_y[k] = (int)(k < p.kernel) & (int)(iy - k == at_y[k] * p.stride);
         on_x[k] = (int)(k < p.kernel) & (int)(ix - k == at_x[k] * p.stride);
     }
@@ -600,7 +633,8 @@ static void model_init(model *m, const config *c) {
     }
     train_upload(net->params, host, net->n_params * sizeof(float));
     train_upload(net->stats, stats, net->n_stats * sizeof(float));
-    free(host), free(stats);
+    free(host);
+    free(stats);
 }
 
 // ------------------------------------------------------------------------------------------------ diag(G) and rescaling
@@ -761,7 +795,8 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
     for (int i = 0; i < 2; i++) {
         after[i] = probe_outputs(m, i ? MODE_PROBE : MODE_EVAL, &n);
         *moved = fmax(*moved, train_relative_difference(before[i], after[i], n));
-        free(before[i]), free(after[i]);
+        free(before[i]);
+        free(after[i]);
     }
     return status;
 }
@@ -819,7 +854,8 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
         loss_forward_backward(m, rows, TRAIN_LOSS_RING);
     }
     train_download(totals, m->totals, sizeof totals);
-    *loss = totals[0] / n, *accuracy = totals[1] / n;
+    *loss = totals[0] / n;
+    *accuracy = totals[1] / n;
 }
 
 static int rescale_now(void *self, rescale_report *report, double *moved) {
@@ -920,13 +956,15 @@ static int run(const config *c) {
     if (failed) return train_fail(&t.run, err);
     const int normed = smallest_normed_map(&t.m);
     if (normed) train_check_batch_norm(&t.run, normed);
-    t.train = device_data_create(&train, 1), t.test = device_data_create(&test, 1);
+    t.train = device_data_create(&train, 1);
+    t.test = device_data_create(&test, 1);
     device_describe(device, sizeof device);
     log_progress_line(&t.run.progress, "%s, %s", device, gemm_backend());
     log_progress_line(&t.run.progress, "%s: %d training and %d test images of %dx%dx%d; %s, %lld parameters, %.0f MiB", train.name, train.n, test.n,
                       train.channels, train.height, train.width, name[c->model], (long long)train_parameter_count(&t.m.net), model_mebibytes(&t.m));
     t.run.data = data_fingerprint(&train, &test);
-    dataset_free(&train), dataset_free(&test);
+    dataset_free(&train);
+    dataset_free(&test);
     t.run.net = &t.m.net;
     t.run.step_loss = t.m.step_loss;
     t.run.backend = gemm_backend();
@@ -937,7 +975,9 @@ static int run(const config *c) {
     t.run.hooks.norm = norm_of;
     if (!c->train.resume) model_init(&t.m, c);
     const int status = train_loop(&t);
-    model_free(&t.m), device_data_free(&t.train), device_data_free(&t.test);
+    model_free(&t.m);
+    device_data_free(&t.train);
+    device_data_free(&t.test);
     return status;
 }
 

@@ -190,25 +190,41 @@ static size_t place_activations(model *m, real *base) {
         if (l > 0 && m->recompute) *a = m->a[0];  // one layer's are kept, and the stream between layers
         a->x = take(base, &used, N * C);
         if (l == m->L || (l > 0 && m->recompute)) continue;
-        a->ln1 = take(base, &used, N * C), a->mean1 = take(base, &used, N), a->rstd1 = take(base, &used, N);
-        a->qkv = take(base, &used, N * 3 * C), a->lse = take(base, &used, N * (size_t)m->NH);
-        a->att = take(base, &used, N * C), a->mid = take(base, &used, N * C);
-        a->ln2 = take(base, &used, N * C), a->mean2 = take(base, &used, N), a->rstd2 = take(base, &used, N);
+        a->ln1 = take(base, &used, N * C);
+        a->mean1 = take(base, &used, N);
+        a->rstd1 = take(base, &used, N);
+        a->qkv = take(base, &used, N * 3 * C);
+        a->lse = take(base, &used, N * (size_t)m->NH);
+        a->att = take(base, &used, N * C);
+        a->mid = take(base, &used, N * C);
+        a->ln2 = take(base, &used, N * C);
+        a->mean2 = take(base, &used, N);
+        a->rstd2 = take(base, &used, N);
         a->fc = take(base, &used, N * 4 * C);
     }
-    m->tokens = (int *)(void *)take(base, &used, N), m->targets = (int *)(void *)take(base, &used, N);
-    m->lnf = take(base, &used, head_rows * C), m->meanf = take(base, &used, head_rows), m->rstdf = take(base, &used, head_rows);
+    m->tokens = (int *)(void *)take(base, &used, N);
+    m->targets = (int *)(void *)take(base, &used, N);
+    m->lnf = take(base, &used, head_rows * C);
+    m->meanf = take(base, &used, head_rows);
+    m->rstdf = take(base, &used, head_rows);
     m->logits = take(base, &used, head_rows * (size_t)m->V);
-    m->dx = take(base, &used, N * C), m->datt = take(base, &used, N * C), m->dqkv = take(base, &used, N * 3 * C);
-    m->dfc = take(base, &used, chunk * 4 * C), m->dln = take(base, &used, wide * C);
+    m->dx = take(base, &used, N * C);
+    m->datt = take(base, &used, N * C);
+    m->dqkv = take(base, &used, N * 3 * C);
+    m->dfc = take(base, &used, chunk * 4 * C);
+    m->dln = take(base, &used, wide * C);
     m->partial = take(base, &used, (wide / ROW_BLOCK + 1 + B) * 4 * C);
-    m->row_loss = (double *)(void *)take(base, &used, 2 * head_rows), m->row_hit = (int *)(void *)take(base, &used, head_rows);
+    m->row_loss = (double *)(void *)take(base, &used, 2 * head_rows);
+    m->row_hit = (int *)(void *)take(base, &used, head_rows);
     m->square_sums = (double *)(void *)take(base, &used, 2 * (m->net.n_params / 4096 + 1));
     for (int t = 0; t < m->threads; t++) {
         scratch *s = &m->scratch[t];
-        s->scores = take(base, &used, KEYS * STRIP), s->dscores = take(base, &used, KEYS * STRIP);
+        s->scores = take(base, &used, KEYS * STRIP);
+        s->dscores = take(base, &used, KEYS * STRIP);
         s->out = take(base, &used, (size_t)STRIP * (size_t)m->HS);
-        s->max = take(base, &used, STRIP), s->old = take(base, &used, STRIP), s->sum = take(base, &used, STRIP);
+        s->max = take(base, &used, STRIP);
+        s->old = take(base, &used, STRIP);
+        s->sum = take(base, &used, STRIP);
     }
     return used;
 }
@@ -216,21 +232,30 @@ static size_t place_activations(model *m, real *base) {
 // Sets the pointers of params or grads.
 static void point_weights(const model *m, weights *w, real *base) {
     int i = 0;
-    w->wte = base + m->net.tensors[i++].offset, w->wpe = base + m->net.tensors[i++].offset;
+    w->wte = base + m->net.tensors[i++].offset;
+    w->wpe = base + m->net.tensors[i++].offset;
     for (int l = 0; l < m->L; l++) {
         real *p[BLOCK_TENSORS];
         for (int k = 0; k < BLOCK_TENSORS; k++) p[k] = base + m->net.tensors[i++].offset;
         memcpy(&w->block[l], p, sizeof p);
     }
-    w->lnf_w = base + m->net.tensors[i++].offset, w->lnf_b = base + m->net.tensors[i++].offset;
+    w->lnf_w = base + m->net.tensors[i++].offset;
+    w->lnf_b = base + m->net.tensors[i++].offset;
     w->head = m->tied ? w->wte : base + m->net.tensors[i].offset;
 }
 
 // Builds a model for max_B sequences of up to T tokens at a time; optimizer state only if it will be trained. Returns 0, or -1.
 static int model_create(model *m, const config *c, int max_B, int training, char *err, size_t n) {
     memset(m, 0, sizeof *m);
-    m->L = c->layers, m->NH = c->heads, m->C = c->channels, m->T = c->context, m->V = c->vocabulary;
-    m->HS = m->C / m->NH, m->tied = !c->untied, m->recompute = c->recompute, m->max_B = max_B;
+    m->L = c->layers;
+    m->NH = c->heads;
+    m->C = c->channels;
+    m->T = c->context;
+    m->V = c->vocabulary;
+    m->HS = m->C / m->NH;
+    m->tied = !c->untied;
+    m->recompute = c->recompute;
+    m->max_B = max_B;
     m->threads = device_threads();
     const int N = max_B * m->T, C = m->C;
     const int chunks = ceil_div(N, max_int(256, min_int(4096, CHUNK / C)));
@@ -261,13 +286,16 @@ static int model_create(model *m, const config *c, int max_B, int training, char
     m->params = alloc_reals(m->net.n_params);
     if (training) {
         m->grads = alloc_reals(m->net.n_params);
-        m->moment1 = alloc_reals(m->net.n_params), m->moment2 = alloc_reals(m->net.n_params);
+        m->moment1 = alloc_reals(m->net.n_params);
+        m->moment2 = alloc_reals(m->net.n_params);
         point_weights(m, &m->dw, m->grads);
     }
     point_weights(m, &m->w, m->params);
     if (sizeof(real) == sizeof(float)) {  // files hold floats; the double build of the tests has none
-        m->net.params = (float *)(void *)m->params, m->net.grads = (float *)(void *)m->grads;
-        m->net.moment1 = (float *)(void *)m->moment1, m->net.moment2 = (float *)(void *)m->moment2;
+        m->net.params = (float *)(void *)m->params;
+        m->net.grads = (float *)(void *)m->grads;
+        m->net.moment1 = (float *)(void *)m->moment1;
+        m->net.moment2 = (float *)(void *)m->moment2;
     }
     m->acts = alloc_reals(place_activations(m, NULL));
     place_activations(m, m->acts);
@@ -275,7 +303,11 @@ static int model_create(model *m, const config *c, int max_B, int training, char
 }
 
 static void model_free(model *m) {
-    free(m->params), free(m->grads), free(m->moment1), free(m->moment2), free(m->acts);
+    free(m->params);
+    free(m->grads);
+    free(m->moment1);
+    free(m->moment2);
+    free(m->acts);
     for (int t = 0; m->scratch && t < m->threads; t++) gemm_destroy(&m->scratch[t].gemm);
     free(m->scratch);
     gemm_destroy(&m->gemm);
@@ -315,10 +347,15 @@ static inline real exp_negative(real x) {
     const float v = (float)x, shifted = FMA(v, 1.44269504f, 12582912.0f), n = shifted - 12582912.0f;  // n = round(x / log 2)
     const float r = FMA(n, -1.42860677e-6f, FMA(n, -0.693145752f, v));                              // log 2 in two parts
     float p = 1.38145394e-3f;
-    p = FMA(p, r, 8.36874545e-3f), p = FMA(p, r, 4.16683890e-2f), p = FMA(p, r, 1.66665211e-1f);
-    p = FMA(p, r, 4.99999940e-1f), p = FMA(p, r, 1.0f), p = FMA(p, r, 1.0f);
+    p = FMA(p, r, 8.36874545e-3f);
+    p = FMA(p, r, 4.16683890e-2f);
+    p = FMA(p, r, 1.66665211e-1f);
+    p = FMA(p, r, 4.99999940e-1f);
+    p = FMA(p, r, 1.0f);
+    p = FMA(p, r, 1.0f);
     int32_t bits, exponent;
-    memcpy(&bits, &p, sizeof bits), memcpy(&exponent, &shifted, sizeof exponent);
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&exponent, &shifted, sizeof exponent);
     bits = (int32_t)((uint32_t)bits + ((uint32_t)exponent << 23));
     memcpy(&p, &bits, sizeof p);
     return v < -87.0f ? 0 : (real)p;
@@ -359,7 +396,10 @@ static void embed_backward(model *m, int B, int T) {
         for (int r = 0; r < B * T; r++) {
             const real *dx = m->dx + (size_t)r * (size_t)C + first;
             real *token = m->dw.wte + (size_t)m->tokens[r] * (size_t)C + first, *position = m->dw.wpe + (size_t)(r % T) * (size_t)C + first;
-            for (int c = 0; c < width; c++) token[c] += dx[c], position[c] += dx[c];
+            for (int c = 0; c < width; c++) {
+                token[c] += dx[c];
+                position[c] += dx[c];
+            }
         }
     }
 }
@@ -402,7 +442,10 @@ static void add_bias_relu_backward(model *m, real *dy, real *db, const real *y, 
         for (int r = k * ROW_BLOCK; r < min_int(rows, (k + 1) * ROW_BLOCK); r++) {
             real *d = dy + (size_t)r * (size_t)cols;
             const real *p = y + (size_t)r * (size_t)cols;
-            for (int c = 0; c < cols; c++) d[c] = p[c] > 0 ? d[c] : 0, sum[c] += d[c];
+            for (int c = 0; c < cols; c++) {
+                d[c] = p[c] > 0 ? d[c] : 0;
+                sum[c] += d[c];
+            }
         }
     }
     sum_blocks(db, m->partial, blocks, (size_t)cols, cols);
@@ -425,7 +468,8 @@ static void residual_layernorm(real *out, real *mean, real *rstd, real *x, const
         for (int c = 0; c < C; c++) squares += (p[c] - average) * (p[c] - average);
         const real scale = 1 / (real)sqrt(squares / (real)C + LN_EPS);
         for (int c = 0; c < C; c++) o[c] = (p[c] - average) * scale * gain[c] + bias[c];
-        mean[r] = average, rstd[r] = scale;
+        mean[r] = average;
+        rstd[r] = scale;
     }
 }
 // Backward: dx (+)= the gradient of LayerNorm's input, dgain and dbias +=; then db += sum of dx over rows, the gradient of the bias
@@ -443,10 +487,13 @@ static void residual_layernorm_backward(model *m, real *dx, int add, real *dgain
             SIMD_SUM(sum, sum_hat)
             for (int c = 0; c < C; c++) {
                 const real hat = (p[c] - average) * scale, g = d[c] * gain[c];
-                sum += g, sum_hat += g * hat;
-                sum_gain[c] += d[c] * hat, sum_bias[c] += d[c];
+                sum += g;
+                sum_hat += g * hat;
+                sum_gain[c] += d[c] * hat;
+                sum_bias[c] += d[c];
             }
-            sum /= (real)C, sum_hat /= (real)C;
+            sum /= (real)C;
+            sum_hat /= (real)C;
             for (int c = 0; c < C; c++) {
                 const real hat = (p[c] - average) * scale, g = scale * (d[c] * gain[c] - sum - hat * sum_hat);
                 to[c] = add ? to[c] + g : g;
@@ -482,18 +529,25 @@ static void attend(const model *m, const activations *a, scratch *s, int b, int 
     const int strip = strip_size(T);
     for (int q0 = from; q0 < T; q0 += strip) {
         const int queries = min_int(strip, T - q0);
-        for (int i = 0; i < STRIP; i++) s->max[i] = -INFINITY, s->sum[i] = 0;
+        for (int i = 0; i < STRIP; i++) {
+            s->max[i] = -INFINITY;
+            s->sum[i] = 0;
+        }
         for (int k0 = 0; k0 < q0 + queries; k0 += KEYS) {
             const int keys = min_int(KEYS, q0 + queries - k0);
             masked_scores(m, s, qkv, q0, queries, k0, keys);
             memcpy(s->old, s->max, STRIP * sizeof(real));
             for (int j = 0; j < keys; j++)
                 for (int i = 0; i < queries; i++) s->max[i] = s->scores[j * STRIP + i] > s->max[i] ? s->scores[j * STRIP + i] : s->max[i];
-            for (int i = 0; i < queries; i++) s->old[i] = exp_negative(s->old[i] - s->max[i]), s->sum[i] *= s->old[i];
+            for (int i = 0; i < queries; i++) {
+                s->old[i] = exp_negative(s->old[i] - s->max[i]);
+                s->sum[i] *= s->old[i];
+            }
             for (int j = 0; j < keys; j++)
                 for (int i = 0; i < queries; i++) {
                     const real e = exp_negative(s->scores[j * STRIP + i] - s->max[i]);
-                    s->scores[j * STRIP + i] = e, s->sum[i] += e;
+                    s->scores[j * STRIP + i] = e;
+                    s->sum[i] += e;
                 }
             for (int i = 0; i < queries && k0 > 0; i++)
                 for (int c = 0; c < HS; c++) s->out[i * HS + c] *= s->old[i];
@@ -535,7 +589,8 @@ static void attend_backward(const model *m, const activations *a, scratch *s, in
             for (int j = 0; j < keys; j++)
                 for (int i = 0; i < queries; i++) {
                     const real p = exp_negative(s->scores[j * STRIP + i] - lse[q0 + i]);
-                    s->scores[j * STRIP + i] = p, s->dscores[j * STRIP + i] = p * (s->dscores[j * STRIP + i] - dot[i]);
+                    s->scores[j * STRIP + i] = p;
+                    s->dscores[j * STRIP + i] = p * (s->dscores[j * STRIP + i] - dot[i]);
                 }
             product(&s->gemm, 0, 0, keys, HS, queries, 1, s->scores, STRIP, strip_dout, C, 1, dv + at_k, ld);
             product(&s->gemm, 0, 0, keys, HS, queries, scale, s->dscores, STRIP, q + at_q, ld, 1, dk + at_k, ld);
@@ -604,7 +659,8 @@ static void cross_entropy(model *m, const int *target, int rows, real scale) {
             SIMD_SUM(sum)
             for (int v = 0; v < V; v++) {
                 const real e = exp_negative(x[v] - largest);
-                x[v] = e, sum += e;
+                x[v] = e;
+                sum += e;
             }
             const real factor = scale / sum;
             for (int v = 0; v < V; v++) x[v] *= factor;
@@ -680,7 +736,10 @@ static double loss_forward_backward(model *m, int N, double scale, double *hits)
         const size_t at = (size_t)first * (size_t)m->C;
         compute_logits(m, first, rows);
         cross_entropy(m, m->targets + first, rows, (real)scale);
-        for (int r = 0; r < rows; r++) loss += m->row_loss[r], *hits += m->row_hit[r];
+        for (int r = 0; r < rows; r++) {
+            loss += m->row_loss[r];
+            *hits += m->row_hit[r];
+        }
         if (scale == 0) continue;
         linear_backward(m, m->dln, m->dw.head, m->logits, m->lnf, m->w.head, rows, m->C, m->V, !m->accumulate && first == 0);
         residual_layernorm_backward(m, m->dx + at, 0, m->dw.lnf_w, m->dw.lnf_b, m->dw.block[m->L - 1].proj_b, m->dln, m->a[m->L].x + at,
@@ -773,7 +832,8 @@ static void update(model *m, const config *c, double lr, int64_t step) {
         PARALLEL_FOR
         for (int64_t k = 0; k < n; k++) {
             const real g = grad[k] * factor;
-            m1[k] = beta1 * m1[k] + (1 - beta1) * g, m2[k] = beta2 * m2[k] + (1 - beta2) * g * g;
+            m1[k] = beta1 * m1[k] + (1 - beta1) * g;
+            m2[k] = beta2 * m2[k] + (1 - beta2) * g * g;
             w[k] = w[k] * keep - step_size * m1[k] / ((real)sqrt(m2[k]) * root + eps);
         }
     }
@@ -955,15 +1015,23 @@ static int run_part(parts *s, const config *c, int k, const double *given, int a
 
 // Adds what a part reports to a total. `before`: its objective at the weights as they were.
 static void add_report(rescale_report *total, const rescale_report *r, double before) {
-    total->objective_before += before, total->objective_after += r->objective_after;
-    total->grad_inf = fmax(total->grad_inf, r->grad_inf), total->grad_tolerance = fmax(total->grad_tolerance, r->grad_tolerance);
+    total->objective_before += before;
+    total->objective_after += r->objective_after;
+    total->grad_inf = fmax(total->grad_inf, r->grad_inf);
+    total->grad_tolerance = fmax(total->grad_tolerance, r->grad_tolerance);
     total->converged = total->converged && r->converged;
-    total->iterations = max_int(total->iterations, r->iterations), total->sweeps = max_int(total->sweeps, r->sweeps);
-    total->seconds_diag_g += r->seconds_diag_g, total->seconds_solve += r->seconds_solve, total->seconds_apply += r->seconds_apply;
+    total->iterations = max_int(total->iterations, r->iterations);
+    total->sweeps = max_int(total->sweeps, r->sweeps);
+    total->seconds_diag_g += r->seconds_diag_g;
+    total->seconds_solve += r->seconds_solve;
+    total->seconds_apply += r->seconds_apply;
     total->trace_ratio = fmax(total->trace_ratio, r->trace_ratio);
     total->max_abs_log_lambda = fmax(total->max_abs_log_lambda, r->max_abs_log_lambda);
-    total->units += r->units, total->pinned_units += r->pinned_units, total->bounded_units += r->bounded_units;
-    total->parameters += r->parameters, total->tensors_touched += r->tensors_touched;
+    total->units += r->units;
+    total->pinned_units += r->pinned_units;
+    total->bounded_units += r->bounded_units;
+    total->parameters += r->parameters;
+    total->tensors_touched += r->tensors_touched;
 }
 
 // Whether a certificate at the final u is that of the optimum: nothing was asked for that moves u away from it.
@@ -1050,9 +1118,13 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     memset(&s, 0, sizeof s);
     for (int k = 0; k < N_PARTS; k++) s.u[k] = at + (size_t)k * n;
     at += N_PARTS * n;
-    s.next = at, s.p.arriving = at + n, s.p.going = at + 2 * n;
+    s.next = at;
+    s.p.arriving = at + n;
+    s.p.going = at + 2 * n;
     at += 3 * n;
-    s.row = at, s.col = at + wide, s.p.ones = at + 2 * wide;
+    s.row = at;
+    s.col = at + wide;
+    s.p.ones = at + 2 * wide;
     for (size_t i = 0; i < wide; i++) s.p.ones[i] = 1;
     s.p.copy = (real *)train_alloc(NULL, (wide + n) * (size_t)m->C + 8 * n + 2 * wide, sizeof *s.p.copy);
     memset(report, 0, sizeof *report);
@@ -1088,7 +1160,8 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
     const int status = rescale_model(m, c, report);
     float *after = probe_outputs(m, &n);
     *moved = train_relative_difference(before, after, n);
-    free(before), free(after);
+    free(before);
+    free(after);
     return status;
 }
 
@@ -1105,7 +1178,8 @@ typedef struct corpus {
 } corpus;
 
 static void corpus_free(corpus *d) {
-    free(d->owned[0]), free(d->owned[1]);
+    free(d->owned[0]);
+    free(d->owned[1]);
     memset(d, 0, sizeof *d);
 }
 
@@ -1116,20 +1190,23 @@ static int load_tokens(const char *name, const char *dir, int *vocabulary, int *
     if (*bytes) {
         dataset_text text;
         if (dataset_text_load(name, dir, &text, err, size)) return -1;
-        *tokens = (uint16_t *)train_alloc(NULL, text.n, sizeof **tokens), *n = text.n;
+        *tokens = (uint16_t *)train_alloc(NULL, text.n, sizeof **tokens);
+        *n = text.n;
         for (size_t i = 0; i < text.n; i++) (*tokens)[i] = text.bytes[i];
         dataset_text_free(&text);
     } else {
         dataset_shard shard;
         if (dataset_shard_load(name, &shard, err, size)) return -1;
-        *tokens = shard.tokens, *n = shard.n;
+        *tokens = shard.tokens;
+        *n = shard.n;
     }
     if (!*vocabulary) *vocabulary = *bytes ? 256 : 50257;
     for (size_t i = 0; i < *n; i++)
         if ((*tokens)[i] >= *vocabulary) {
             log_error(err, size, "%s: %s %zu is %d, beyond the vocabulary of %d (--vocabulary)", name, *bytes ? "byte" : "token", i, (*tokens)[i],
                       *vocabulary);
-            free(*tokens), *tokens = NULL;
+            free(*tokens);
+            *tokens = NULL;
             return -1;
         }
     return 0;
@@ -1142,7 +1219,8 @@ static int corpus_load(corpus *d, config *c, char *err, size_t size) {
     memset(d, 0, sizeof *d);
     snprintf(d->name, sizeof d->name, "%.63s", c->train.data);
     if (load_tokens(c->train.data, c->train.data_dir, &c->vocabulary, &d->bytes, &d->owned[0], &d->n_train, err, size)) return -1;
-    d->train = d->owned[0], d->start = d->bytes && c->vocabulary > '\n' ? '\n' : 0;
+    d->train = d->owned[0];
+    d->start = d->bytes && c->vocabulary > '\n' ? '\n' : 0;
     if (c->val_data) {
         if (load_tokens(c->val_data, c->train.data_dir, &c->vocabulary, &bytes, &d->owned[1], &d->n_val, err, size)) return -1;
         if (bytes != d->bytes) return log_error(err, size, "--val-data: %s and %s are not the same kind of file", c->val_data, c->train.data);
@@ -1153,7 +1231,8 @@ static int corpus_load(corpus *d, config *c, char *err, size_t size) {
         if (d->n_train < 2 * window)
             return log_error(err, size, "%s: too short: expected at least %zu tokens, for training and validation windows of --context %d and its "
                              "next token, found %zu", c->train.data, 2 * window, c->context, d->n_train);
-        d->n_train -= d->n_val, d->val = d->train + d->n_train;
+        d->n_train -= d->n_val;
+        d->val = d->train + d->n_train;
     }
     if (d->n_train < window || d->n_val < window)
         return log_error(err, size, "%s: too short: expected at least %zu tokens (--context and one), found %zu",
@@ -1231,7 +1310,8 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
         forward(m, B, m->T, 0);
         sum += loss_forward_backward(m, B * m->T, 0, &hits);
     }
-    *loss = sum / (double)(windows * T), *accuracy = hits / (double)(windows * T);
+    *loss = sum / (double)(windows * T);
+    *accuracy = hits / (double)(windows * T);
 }
 
 static int rescale_now(void *self, rescale_report *report, double *moved) {
@@ -1381,11 +1461,21 @@ static config default_config(void) {
     memset(&c, 0, sizeof c);
     c.train = train_default_options();
     c.train.fixed = "layers,heads,channels,context,vocabulary,untied";
-    c.train.data = "shakespeare", c.train.optimizer = OPTIMIZER_ADAMW, c.train.batch_size = 32, c.train.weight_decay = 0.1;
-    c.train.lr = presets[MODEL_TINY].lr, c.train.schedule = SCHEDULE_COSINE, c.train.warmup = 100, c.train.epochs = 10;
-    c.clip = 1, c.beta1 = 0.9, c.beta2 = 0.999;
+    c.train.data = "shakespeare";
+    c.train.optimizer = OPTIMIZER_ADAMW;
+    c.train.batch_size = 32;
+    c.train.weight_decay = 0.1;
+    c.train.lr = presets[MODEL_TINY].lr;
+    c.train.schedule = SCHEDULE_COSINE;
+    c.train.warmup = 100;
+    c.train.epochs = 10;
+    c.clip = 1;
+    c.beta1 = 0.9;
+    c.beta2 = 0.999;
     c.train.rescale = RESCALE_OFF;  // with AdamW it gained nothing where we measured it: dev/paper/shakespeare.sh
-    c.rescale_sets = "mlp,vo,qk,ln", c.temperature = 0.8, c.prompt = "";
+    c.rescale_sets = "mlp,vo,qk,ln";
+    c.temperature = 0.8;
+    c.prompt = "";
     return c;
 }
 
@@ -1491,7 +1581,8 @@ static int run(config *c) {
     if (!c->train.resume) model_init(&t.m, c);
     int status = train_loop(&t);
     if (!status && c->sample) status = sample_text(&t);
-    model_free(&t.m), corpus_free(&t.data);
+    model_free(&t.m);
+    corpus_free(&t.data);
     return status;
 }
 

@@ -95,9 +95,11 @@ static size_t place_activations(model *m, float *base) {
     for (int i = 0; i < 2; i++) m->dx[i] = take(base, &used, rows * widest);
     m->partial = take(base, &used, column_scratch(m->max_rows, (int)widest));
     m->row_loss = take(base, &used, rows);
-    m->label = (int *)take(base, &used, rows), m->row_hit = (int *)take(base, &used, rows);
+    m->label = (int *)take(base, &used, rows);
+    m->row_hit = (int *)take(base, &used, rows);
     m->step_loss = take(base, &used, TRAIN_LOSS_RING + 1);
-    m->totals = (double *)take(base, &used, 4), m->square_sums = (double *)take(base, &used, 2 * REDUCE_BLOCKS);
+    m->totals = (double *)take(base, &used, 4);
+    m->square_sums = (double *)take(base, &used, 2 * REDUCE_BLOCKS);
     return used;
 }
 
@@ -105,7 +107,11 @@ static size_t place_activations(model *m, float *base) {
 // cannot be, 1 where the machine lacks something.
 static int model_create(model *m, const int *dim, int n_layers, const config *c, int max_rows, char *err, size_t n) {
     memset(m, 0, sizeof *m);
-    m->n_layers = n_layers, m->bias = c->bias, m->norm = c->norm, m->task = c->task, m->max_rows = max_rows;
+    m->n_layers = n_layers;
+    m->bias = c->bias;
+    m->norm = c->norm;
+    m->task = c->task;
+    m->max_rows = max_rows;
     memcpy(m->dim, dim, (size_t)(n_layers + 1) * sizeof(int));
     if (gemm_create(&m->gemm, c->train.precision, err, n)) return c->train.precision == GEMM_FP32 ? 1 : -1;
     train_net *net = &m->net;
@@ -121,7 +127,8 @@ static int model_create(model *m, const int *dim, int n_layers, const config *c,
         train_add_statistic(net, l, out, "bn%d.running_var", l + 1);
         train_add_counter(net, l, "bn%d.num_batches_tracked", l + 1);
     }
-    net->params = device_floats(net->n_params), net->grads = device_floats(net->n_params);
+    net->params = device_floats(net->n_params);
+    net->grads = device_floats(net->n_params);
     net->stats = device_floats(net->n_stats);
     if (c->train.optimizer != OPTIMIZER_SGD) net->moment1 = device_floats(net->n_params);
     if (c->train.optimizer == OPTIMIZER_ADAMW) net->moment2 = device_floats(net->n_params);
@@ -130,11 +137,13 @@ static int model_create(model *m, const int *dim, int n_layers, const config *c,
         const int l = t->layer, bn = t->name[0] == 'b';
         float **value = t->role == RESCALE_WEIGHT ? m->w : t->role == RESCALE_GAIN ? m->gamma : bn ? m->beta : m->b;
         float **grad = t->role == RESCALE_WEIGHT ? m->dw : t->role == RESCALE_GAIN ? m->dgamma : bn ? m->dbeta : m->db;
-        value[l] = net->params + t->offset, grad[l] = net->grads + t->offset;
+        value[l] = net->params + t->offset;
+        grad[l] = net->grads + t->offset;
     }
     for (int i = 0; i < net->n_buffers; i += 3) {  // mean, variance and counter of a layer
         const train_tensor *t = &net->buffers[i];
-        m->running_mean[t->layer] = net->stats + t[0].offset, m->running_var[t->layer] = net->stats + t[1].offset;
+        m->running_mean[t->layer] = net->stats + t[0].offset;
+        m->running_var[t->layer] = net->stats + t[1].offset;
     }
     m->acts = device_floats(place_activations(m, NULL));
     place_activations(m, m->acts);
@@ -176,7 +185,8 @@ static __global__ void mse_kernel(float *__restrict__ partial, float *__restrict
     for (int r = first; r < first + ROW_CHUNK && r < rows; r++) {
         const size_t i = (size_t)r * cols + c;
         const float e = y[i] - target[i];
-        sum += e * e, d[i] = 2.0f * e * scale;
+        sum += e * e;
+        d[i] = 2.0f * e * scale;
     }
     partial[(size_t)blockIdx.y * cols + c] = sum;
 }
@@ -224,7 +234,8 @@ static float *backward(model *m, int rows, int mode) {
             bn_relu_backward(next, d, m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l], m->dgamma[l], m->dbeta[l], m->partial,
                              rows, out, mode, 1);
             float *swap = d;
-            d = next, next = swap;
+            d = next;
+            next = swap;
         }
         const int relu = hidden && !normed;
         if (relu || m->bias) bias_relu_backward(d, m->x[l + 1], m->bias ? m->db[l] : NULL, m->partial, rows, out, relu);
@@ -232,7 +243,8 @@ static float *backward(model *m, int rows, int mode) {
         if (l == 0) break;
         gemm(&m->gemm, 0, 0, rows, in, out, 1.0f, d, out, m->w[l], in, 0.0f, next, in);
         float *swap = d;
-        d = next, next = swap;
+        d = next;
+        next = swap;
     }
     return d;
 }
@@ -328,14 +340,16 @@ static float *probe_outputs(model *m, int mode) {
 // rescale_model, and what it did to the network's outputs, in training and in evaluation mode.
 static int rescale_and_measure(model *m, const config *c, rescale_report *report, double *moved) {
     float *before[2], *after[2];
-    before[0] = probe_outputs(m, MODE_EVAL), before[1] = probe_outputs(m, MODE_PROBE);
+    before[0] = probe_outputs(m, MODE_EVAL);
+    before[1] = probe_outputs(m, MODE_PROBE);
     const int status = rescale_model(m, c, report);
     const size_t n = (size_t)probe_rows(m) * (size_t)m->dim[m->n_layers];
     *moved = 0;
     for (int i = 0; i < 2; i++) {
         after[i] = probe_outputs(m, i ? MODE_PROBE : MODE_EVAL);
         *moved = fmax(*moved, train_relative_difference(before[i], after[i], n));
-        free(before[i]), free(after[i]);
+        free(before[i]);
+        free(after[i]);
     }
     return status;
 }
@@ -505,7 +519,8 @@ static int run(config *c) {
     const int failed = model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err);
     if (failed < 0) cli_usage_error("train_mlp", "--precision: %s", err);
     if (failed) return train_fail(&t.run, err);
-    t.train = device_data_create(&train, c->task == TASK_CLASSIFY), t.test = device_data_create(&test, c->task == TASK_CLASSIFY);
+    t.train = device_data_create(&train, c->task == TASK_CLASSIFY);
+    t.test = device_data_create(&test, c->task == TASK_CLASSIFY);
     device_describe(device, sizeof device);
     for (int i = 0; i <= n_layers && used < sizeof layers; i++)
         used += (size_t)snprintf(layers + used, sizeof layers - used, i ? "-%d" : "%d", dim[i]);
@@ -513,7 +528,8 @@ static int run(config *c) {
     log_progress_line(&t.run.progress, "%s: %d training and %d test samples; MLP %s, %lld parameters", train.name, train.n, test.n,
                       layers, (long long)train_parameter_count(&t.m.net));
     t.run.data = data_fingerprint(&train, &test);
-    dataset_free(&train), dataset_free(&test);
+    dataset_free(&train);
+    dataset_free(&test);
     t.run.net = &t.m.net;
     t.run.step_loss = t.m.step_loss;
     t.run.backend = gemm_backend();
@@ -524,7 +540,9 @@ static int run(config *c) {
     t.run.hooks.norm = norm_of;
     if (!o->resume) model_init(&t.m, c);
     const int status = train_loop(&t);
-    model_free(&t.m), device_data_free(&t.train), device_data_free(&t.test);
+    model_free(&t.m);
+    device_data_free(&t.train);
+    device_data_free(&t.test);
     return status;
 }
 

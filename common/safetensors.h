@@ -233,7 +233,10 @@ static inline void safetensors_xxh64_stripes(safetensors_xxh64 *h, const unsigne
         c = safetensors_xxh64_round(c, in[2]);
         d = safetensors_xxh64_round(d, in[3]);
     }
-    h->lane[0] = a, h->lane[1] = b, h->lane[2] = c, h->lane[3] = d;
+    h->lane[0] = a;
+    h->lane[1] = b;
+    h->lane[2] = c;
+    h->lane[3] = d;
 }
 
 static inline void safetensors_xxh64_update(safetensors_xxh64 *h, const void *data, size_t n) {
@@ -244,7 +247,8 @@ static inline void safetensors_xxh64_update(safetensors_xxh64 *h, const void *da
     if (used) {
         const size_t take = n < 32 - used ? n : 32 - used;
         memcpy(h->rest + used, p, take);
-        p += take, n -= take;
+        p += take;
+        n -= take;
         if (used + take < 32) return;
         safetensors_xxh64_stripes(h, h->rest, 1);
     }
@@ -743,8 +747,12 @@ static inline int safetensors_load(safetensors_file *f, int fd, uint64_t size, c
     if (status == 0) {
         safetensors_parser s;
         memset(&s, 0, sizeof s);
-        s.start = s.p = header, s.end = header + header_size;
-        s.text = f->text, s.f = f, s.err = err, s.err_size = err_size;
+        s.start = s.p = header;
+        s.end = header + header_size;
+        s.text = f->text;
+        s.f = f;
+        s.err = err;
+        s.err_size = err_size;
         status = safetensors_parse(&s);
     }
     free(header);
@@ -1109,8 +1117,14 @@ static inline int safetensors_replace(safetensors_file *f, const safetensors_tex
     } else {
         status = safetensors_write_parts(fd, f, header);
         int error = errno;
-        if (close(fd) && status == 0) status = -1, error = errno;  // network file systems report a full disk here
-        if (status == 0 && rename(temporary, f->path)) status = -1, error = errno;
+        if (close(fd) && status == 0) {  // network file systems report a full disk here
+            status = -1;
+            error = errno;
+        }
+        if (status == 0 && rename(temporary, f->path)) {
+            status = -1;
+            error = errno;
+        }
         if (status) {
             unlink(temporary);
             safetensors_error(err, err_size, f->path, "cannot write: %s", strerror(error));

@@ -56,7 +56,9 @@ static void put32(unsigned char *p, uint32_t v, int big) {
 }
 
 static good_file *add(int k, char kind, const char *name, size_t n) {
-    files[k].name = name, files[k].kind = kind, files[k].n = n;
+    files[k].name = name;
+    files[k].kind = kind;
+    files[k].n = n;
     for (size_t i = 0; i < n; i++) files[k].bytes[i] = (unsigned char)(i * 131 + i / 7);
     return files + k;
 }
@@ -76,21 +78,29 @@ static void make_files(void) {
     for (int i = 0; i < 4; i++) {
         const uint32_t n = i % 2 ? 9 : 30;
         good_file *f = add(i, 'i', idx[i], i < 2 ? 16 + n * 35 : 8 + n);
-        put32(f->bytes, i < 2 ? 0x803 : 0x801, 1), put32(f->bytes + 4, n, 1);
-        if (i < 2) put32(f->bytes + 8, 7, 1), put32(f->bytes + 12, 5, 1);
-        else for (uint32_t j = 0; j < n; j++) f->bytes[8 + j] = (unsigned char)(j % 4);
+        put32(f->bytes, i < 2 ? 0x803 : 0x801, 1);
+        put32(f->bytes + 4, n, 1);
+        if (i < 2) {
+            put32(f->bytes + 8, 7, 1);
+            put32(f->bytes + 12, 5, 1);
+        } else for (uint32_t j = 0; j < n; j++) f->bytes[8 + j] = (unsigned char)(j % 4);
     }
     for (int i = 0; i < 6; i++) {  // only the first and the last are damaged; the others stay on disk
         good_file *f = add(i ? 5 : 4, 'c', cifar[i], 2 * DATASET_CIFAR_RECORD);
-        f->bytes[0] = 3, f->bytes[DATASET_CIFAR_RECORD] = 9;
+        f->bytes[0] = 3;
+        f->bytes[DATASET_CIFAR_RECORD] = 9;
         write_bytes('c', f->name, "", f->bytes, f->n);
     }
     good_file *shard = add(6, 's', "shard", 1024 + 2 * 500);
-    put32(shard->bytes, 20240520, 0), put32(shard->bytes + 4, 1, 0), put32(shard->bytes + 8, 500, 0);
+    put32(shard->bytes, 20240520, 0);
+    put32(shard->bytes + 4, 1, 0);
+    put32(shard->bytes + 8, 500, 0);
     add(7, 't', "text", 3000);
     add(8, 't', "short", 1);
     add(9, 's', "tiny", 1026);
-    put32(files[9].bytes, 20240520, 0), put32(files[9].bytes + 4, 1, 0), put32(files[9].bytes + 8, 1, 0);
+    put32(files[9].bytes, 20240520, 0);
+    put32(files[9].bytes + 4, 1, 0);
+    put32(files[9].bytes + 8, 1, 0);
     for (int i = 0; i < FILES; i++) write_bytes(files[i].kind, files[i].name, "", files[i].bytes, files[i].n);
 }
 
@@ -138,8 +148,10 @@ static size_t pack(const unsigned char *bytes, size_t n, unsigned char *packed) 
     z_stream z;
     memset(&z, 0, sizeof z);
     if (deflateInit2(&z, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) != Z_OK) return 0;
-    z.next_in = (Bytef *)(uintptr_t)bytes, z.avail_in = (uInt)n;
-    z.next_out = packed, z.avail_out = LARGEST;
+    z.next_in = (Bytef *)(uintptr_t)bytes;
+    z.avail_in = (uInt)n;
+    z.next_out = packed;
+    z.avail_out = LARGEST;
     const int done = deflate(&z, Z_FINISH) == Z_STREAM_END;
     const size_t size = z.total_out;
     deflateEnd(&z);
@@ -153,7 +165,10 @@ static int use_set(const dataset *d) {
     int ok = d->n > 0 && d->classes >= 2 && d->features == d->channels * d->height * d->width && d->pixels;
     for (int i = 0; ok && i < d->n; i++) {
         dataset_sample(d, i, sample);
-        for (int j = 0; j < d->features; j++) ok = ok && isfinite(sample[j]), used += sample[j];
+        for (int j = 0; j < d->features; j++) {
+            ok = ok && isfinite(sample[j]);
+            used += sample[j];
+        }
         ok = ok && d->labels[i] < d->classes;
     }
     free(sample);
@@ -173,7 +188,8 @@ static int read_kind(const good_file *f) {
         status = dataset_load(path, NULL, &train, &test, err, sizeof err);
         ok = status ? !memcmp(&train, &empty, sizeof empty) && !memcmp(&test, &empty, sizeof empty)
                     : use_set(&train) && use_set(&test);
-        dataset_free(&train), dataset_free(&test);
+        dataset_free(&train);
+        dataset_free(&test);
     } else if (f->kind == 's') {
         snprintf(path, sizeof path, "%s/s/%s", dir, f->name);
         status = dataset_shard_load(path, &shard, err, sizeof err);
@@ -207,7 +223,11 @@ static int iterate(void) {
     if (compressed) {
         if (inside) damage(bytes, &n);
         const size_t size = pack(bytes, n, packed);
-        if (size) ending = ".gz", n = size, memcpy(bytes, packed, size);
+        if (size) {
+            ending = ".gz";
+            n = size;
+            memcpy(bytes, packed, size);
+        }
         if (size && !inside) damage(bytes, &n);
     } else
 #endif
@@ -232,7 +252,8 @@ int main(int argc, char **argv) {
         const int result = iterate();
         snprintf(what, sizeof what, "seed %llu, iteration %ld", (unsigned long long)fuzz_seed, i);
         CHECK(result != 0, what);
-        accepted += result == 1, rejected += result == -1;
+        accepted += result == 1;
+        rejected += result == -1;
     }
     CHECK(iterations < 1000 || (accepted > iterations / 20 && rejected > iterations / 5), "both outcomes are reached");
     printf("%d accepted, %d rejected (%g)\n", accepted, rejected, used);

@@ -49,7 +49,8 @@ static void get_file(const char *name, buffer *b) {
 static void make_raw(buffer *b, const char *header, size_t n) {
     const size_t length = strlen(header);
     memset(b, 0, sizeof *b);
-    b->bytes[0] = (unsigned char)length, b->bytes[1] = (unsigned char)(length >> 8);
+    b->bytes[0] = (unsigned char)length;
+    b->bytes[1] = (unsigned char)(length >> 8);
     memcpy(b->bytes + 8, header, length);
     for (size_t i = 0; i < n; i++) b->bytes[8 + length + i] = (unsigned char)(i * 37);
     b->n = 8 + length + n;

@@ -67,10 +67,15 @@ static void mlp_add(mlp *m, const char *kind, int layer, rescale_tensor t) {
 static mlp *mlp_new(const int *dims, int n_layers, int bias, int last_bias, int bn) {
     mlp *m = (mlp *)ref_grow(NULL, sizeof *m);
     memset(m, 0, sizeof *m);
-    m->n_layers = n_layers, m->bias = bias, m->last_bias = last_bias, m->bn = bn;
+    m->n_layers = n_layers;
+    m->bias = bias;
+    m->last_bias = last_bias;
+    m->bn = bn;
     for (int l = 0; l <= n_layers; l++) m->dims[l] = dims[l];
     for (int l = 1; l < n_layers; l++) m->units += dims[l];
-    m->mean = ref_doubles((size_t)m->units), m->var = ref_doubles((size_t)m->units), m->eps = 1e-5;
+    m->mean = ref_doubles((size_t)m->units);
+    m->var = ref_doubles((size_t)m->units);
+    m->eps = 1e-5;
     for (int l = 0, unit = 0; l < n_layers; l++) {
         const int last = l + 1 == n_layers, group = last ? RESCALE_NONE : l, enters = bn ? RESCALE_NONE : group;
         mlp_add(m, "w", l, rescale_weight("", NULL, dims[l + 1], dims[l], 1, enters, l > 0 ? l - 1 : RESCALE_NONE));
@@ -88,12 +93,18 @@ static mlp *mlp_new(const int *dims, int n_layers, int bias, int last_bias, int 
         m->tensor[i].data = m->theta + at;
         at += (int)tensor_size(m->tensor + i);
     }
-    m->net.group = m->group, m->net.n_groups = n_layers - 1, m->net.tensor = m->tensor, m->net.n_tensors = m->n_tensors;
+    m->net.group = m->group;
+    m->net.n_groups = n_layers - 1;
+    m->net.tensor = m->tensor;
+    m->net.n_tensors = m->n_tensors;
     return m;
 }
 
 static void mlp_free(mlp *m) {
-    free(m->theta), free(m->mean), free(m->var), free(m);
+    free(m->theta);
+    free(m->mean);
+    free(m->var);
+    free(m);
 }
 
 // PyTorch's default init (weights and biases uniform within 1/sqrt(fan_in)), or kaiming normal with zero biases; weights times
@@ -135,14 +146,18 @@ static void mlp_forward(const mlp *m, const double *x, int batch, int training, 
                 double mean = 0, var = 0;
                 for (int s = 0; s < batch; s++) mean += z[s * n_out + o] / batch;
                 for (int s = 0; s < batch; s++) var += pow(z[s * n_out + o] - mean, 2) / batch;
-                if (!training) mean = m->mean[unit + o], var = m->var[unit + o];
+                if (!training) {
+                    mean = m->mean[unit + o];
+                    var = m->var[unit + o];
+                }
                 for (int s = 0; s < batch; s++)
                     z[s * n_out + o] = gamma[o] * (z[s * n_out + o] - mean) / sqrt(var + m->eps) + beta[o];
             }
         }
         for (int k = 0; k < batch * n_out && !last; k++) z[k] = z[k] < 0 ? m->slope * z[k] : z[k];
         free(a);
-        a = z, unit += n_out;
+        a = z;
+        unit += n_out;
     }
     memcpy(y, a, (size_t)batch * (size_t)m->dims[m->n_layers] * sizeof *y);
     free(a);
@@ -161,8 +176,10 @@ static double *mlp_diag_g(const mlp *m) {
         r.w[l] = m->tensor[i++].data;
         if (last ? m->last_bias : m->bias) r.b[l] = m->tensor[i++].data;
         if (m->bn && !last) {
-            r.gamma[l] = m->tensor[i++].data, r.beta[l] = m->tensor[i++].data;
-            r.mean[l] = m->mean + unit, r.rstd[l] = rstd + unit;
+            r.gamma[l] = m->tensor[i++].data;
+            r.beta[l] = m->tensor[i++].data;
+            r.mean[l] = m->mean + unit;
+            r.rstd[l] = rstd + unit;
         }
         unit += m->dims[l + 1];
     }
@@ -199,7 +216,8 @@ static problem problem_of(const rescale_net *net, const double *g) {
     int first[MAX_GROUPS + 1] = {0}, n = 0;
     for (int i = 0; i < net->n_groups; i++) first[i + 1] = first[i] + net->group[i].n;
     for (int i = 0; i < net->n_tensors; i++) p += tensor_size(net->tensor + i);
-    r.enter = (int *)ref_grow(NULL, p * sizeof(int)), r.leave = (int *)ref_grow(NULL, p * sizeof(int));
+    r.enter = (int *)ref_grow(NULL, p * sizeof(int));
+    r.leave = (int *)ref_grow(NULL, p * sizeof(int));
     r.g = ref_doubles(p);
     for (int i = 0; i < net->n_tensors; i++) {
         const rescale_tensor *t = net->tensor + i;
@@ -220,10 +238,18 @@ static problem problem_of(const rescale_net *net, const double *g) {
             n++;
         }
     }
-    r.q.n_params = n, r.q.n_units = first[net->n_groups], r.q.enter = r.enter, r.q.leave = r.leave, r.q.g = r.g;
+    r.q.n_params = n;
+    r.q.n_units = first[net->n_groups];
+    r.q.enter = r.enter;
+    r.q.leave = r.leave;
+    r.q.g = r.g;
     return r;
 }
-static void problem_free(problem *r) { free(r->enter), free(r->leave), free(r->g); }
+static void problem_free(problem *r) {
+    free(r->enter);
+    free(r->leave);
+    free(r->g);
+}
 
 // rescale_run that must succeed, u to the caller.
 static rescale_report solve(const rescale_net *net, rescale_options o, double *u) {
@@ -254,7 +280,9 @@ static rsc_solver open_solver(const rescale_net *net, const rescale_options *o, 
     rsc_solver s;
     memset(&s, 0, sizeof s);
     memset(r, 0, sizeof *r);
-    s.net = net, s.options = o, s.report = r;
+    s.net = net;
+    s.options = o;
+    s.report = r;
     rsc_arena a = {NULL, 0, rescale_arena_bytes(net, o)};
     *memory = calloc(a.size + 64, 1);
     a.base = (char *)*memory + (64 - (uintptr_t)*memory % 64) % 64;
@@ -272,14 +300,22 @@ static void check_bounded_trace(const mlp *m, double factor, int general) {
     problem pr = problem_of(&m->net, g);
     rescale_options o = dry();
     const rescale_report free_one = solve(&m->net, o, u);
-    o.max_trace = factor, o.general = general;
+    o.max_trace = factor;
+    o.general = general;
     const rescale_report r = solve(&m->net, o, u);
     for (int i = 0; i < pr.q.n_params; i++) {
         const int in = pr.enter[i], out = pr.leave[i];
         const double e = pr.g[i] * exp((out >= 0 ? u[out] : 0) - (in >= 0 ? u[in] : 0));
-        before += pr.g[i], S += e;
-        if (out >= 0) slope[out] += e, count[out]++;
-        if (in >= 0) slope[in] -= e, count[in]--;
+        before += pr.g[i];
+        S += e;
+        if (out >= 0) {
+            slope[out] += e;
+            count[out]++;
+        }
+        if (in >= 0) {
+            slope[in] -= e;
+            count[in]--;
+        }
     }
     const double ratio = S / before;
     test_close_d("trace ratio", &r.trace_ratio, &ratio, 1, 1e-9, 0);
@@ -288,15 +324,22 @@ static void check_bounded_trace(const mlp *m, double factor, int general) {
     } else {
         double dot = 0, n2 = 0, off = 0, largest = 0;
         CHECK(ratio <= factor * (1 + 1e-9) && ratio >= 0.999 * factor, "the trace is at its bound");
-        for (int h = 0; h < m->units; h++) dot += slope[h] * count[h], n2 += count[h] * count[h];
-        for (int h = 0; h < m->units; h++) off = fmax(off, fabs(slope[h] - dot / n2 * count[h])), largest = fmax(largest, fabs(slope[h]));
+        for (int h = 0; h < m->units; h++) {
+            dot += slope[h] * count[h];
+            n2 += count[h] * count[h];
+        }
+        for (int h = 0; h < m->units; h++) {
+            off = fmax(off, fabs(slope[h] - dot / n2 * count[h]));
+            largest = fmax(largest, fabs(slope[h]));
+        }
         CHECK(dot > 0 && off <= 1e-6 * largest && dot / n2 < S / pr.q.n_params, "the gradient of S is a multiple of n");
         CHECK(r.converged && r.objective_after < r.objective_before && r.objective_after > free_one.objective_after, "F between");
     }
     o.max_log = 0.05;
     const rescale_report both = solve(&m->net, o, u);
     CHECK(both.trace_ratio <= factor * (1 + 1e-9) && both.max_abs_log_lambda <= 0.05 * (1 + 1e-12), "both bounds hold");
-    problem_free(&pr), free(g);
+    problem_free(&pr);
+    free(g);
 }
 
 // A net whose S is least as it is, though F is not: 2-1-1, all weights 1, S = 2 / x + 2 x, optimum x = 2^-1/2. Nothing may move.
@@ -327,7 +370,8 @@ static void check_golden(const GoldenMlp *want) {
     CHECK(r.converged && r.grad_inf <= r.grad_tolerance, "certificate");
     CHECK(r.parameters == want->p && r.units == want->n_units, "report counts units and parameters");
     rescale_options o = dry();
-    o.solver = RESCALE_SWEEPS, o.sweeps = 10;
+    o.solver = RESCALE_SWEEPS;
+    o.sweeps = 10;
     r = solve(&m->net, o, u);
     test_close_d("golden F after 10 block sweeps", &r.objective_after, &want->F_10_block_sweeps, 1, 1e-10, 0);
     test_close_d("golden u after 10 block sweeps", u, want->u_10_block_sweeps, n, 0, 1e-8);
@@ -337,18 +381,23 @@ static void check_golden(const GoldenMlp *want) {
     test_close_d("golden F after 10 unit sweeps", &r.objective_after, &want->F_10_unit_sweeps, 1, 1e-10, 0);
     test_close_d("golden u after 10 unit sweeps", u, want->u_10_unit_sweeps, n, 0, 1e-8);
     CHECK(r.sweeps == 10 && r.iterations == 0, "report counts unit sweeps");
-    o = dry(), o.strength = 0.5;
+    o = dry();
+    o.strength = 0.5;
     r = solve(&m->net, o, u);
     for (size_t h = 0; h < n; h++) u[h] *= 2;
     test_close_d("half of the optimum", u, want->u_optimum, n, 0, 1e-8);
     CHECK(r.objective_after > want->F_optimum && r.objective_after < want->F_at_zero, "half of the way lowers F, by less");
-    o = dry(), o.within = 1;
+    o = dry();
+    o.within = 1;
     r = solve(&m->net, o, u);
     double within[64], zero = 0;
     for (int g = 0, first = 0; g < m->net.n_groups; first += m->net.group[g].n, g++) {
         double mean = 0, sum = 0;
         for (int h = first; h < first + m->net.group[g].n; h++) mean += want->u_optimum[h] / m->net.group[g].n;
-        for (int h = first; h < first + m->net.group[g].n; h++) within[h] = want->u_optimum[h] - mean, sum += u[h];
+        for (int h = first; h < first + m->net.group[g].n; h++) {
+            within[h] = want->u_optimum[h] - mean;
+            sum += u[h];
+        }
         test_close_d("mean of u in a group", &sum, &zero, 1, 0, 1e-12);
     }
     test_close_d("differences within groups", u, within, n, 0, 1e-8);
@@ -415,8 +464,14 @@ static void check_paths(const int *dims, int n_layers, int bias, int last_bias, 
     test_close_d("u from the graph", u, u_want, (size_t)m->units, 0, 1e-8);
     const double F = ref_F(&q, u_want);
     test_close_d("F from the graph", &r.objective_after, &F, 1, 1e-10, 0);
-    ref_paths_free(&paths), ref_net_free(&net);
-    free(memory), free(rstd), free(want), free(got), free(u), free(u_want);
+    ref_paths_free(&paths);
+    ref_net_free(&net);
+    free(memory);
+    free(rstd);
+    free(want);
+    free(got);
+    free(u);
+    free(u_want);
     mlp_free(m);
 }
 
@@ -433,8 +488,10 @@ static void check_ways(const mlp *m, const double *u_want, double tolerance) {
     rescale_report r;
     const rescale_options plain = dry();
     rsc_solver s = open_solver(&m->net, &plain, &r, &memory);
-    for (int i = 0; i < m->n_tensors; i++)  // another split of each outer product than the library's own
-        out[i] = copy_of(s.energy[i].out, (size_t)m->tensor[i].n_out), in[i] = copy_of(s.energy[i].in, (size_t)m->tensor[i].n_in);
+    for (int i = 0; i < m->n_tensors; i++) {  // another split of each outer product than the library's own
+        out[i] = copy_of(s.energy[i].out, (size_t)m->tensor[i].n_out);
+        in[i] = copy_of(s.energy[i].in, (size_t)m->tensor[i].n_in);
+    }
     for (int i = 0; i < m->n_tensors; i++) {
         for (int k = 0; k < m->tensor[i].n_out; k++) out[i][k] *= 1e-3;
         for (int k = 0; k < m->tensor[i].n_in; k++) in[i][k] *= 1e3;
@@ -448,15 +505,22 @@ static void check_ways(const mlp *m, const double *u_want, double tolerance) {
             t[i] = m->tensor[i];
             const int full = way == 2 || (way == 3 && i % 2), rank_one = way == 1 || way == 5 || (way == 3 && !(i % 2));
             if (full) t[i].g = g + (t[i].data - m->theta);
-            if (rank_one) t[i].g_out = out[i], t[i].g_in = in[i];
+            if (rank_one) {
+                t[i].g_out = out[i];
+                t[i].g_in = in[i];
+            }
         }
         r = solve(&net, o, u);
         test_close_d(name[way], u, u_want, (size_t)m->units, 0, tolerance);
         if (o.general || (way == 2 && m->n_layers > 2 && !m->bn)) CHECK(r.cg_steps > 0 || r.iterations == 0, "conjugate gradients ran");
         if (way < 2 && !m->tensor[0].reference_each) CHECK(r.cg_steps == 0, "Woodbury ran");
     }
-    for (int i = 0; i < m->n_tensors; i++) free(out[i]), free(in[i]);
-    free(g), free(u);
+    for (int i = 0; i < m->n_tensors; i++) {
+        free(out[i]);
+        free(in[i]);
+    }
+    free(g);
+    free(u);
 }
 
 static void check_references(int bn) {
@@ -484,7 +548,9 @@ static void check_references(int bn) {
         test_close_d("F with references", &r.objective_after, &F, 1, 1e-10, 0);
         problem_free(&q);
     }
-    free(g), free(each), free(u);
+    free(g);
+    free(each);
+    free(u);
     mlp_free(m);
 }
 
@@ -514,7 +580,8 @@ static int check_certificate(const char *what, const int *dims, int n_layers, in
         CHECK(grad_inf <= 1e-8 * n_max, "the certificate holds for the gradient from the definition");
         test_close_d("F from the definition", &r.objective_after, &F, 1, 1e-10, 0);
         problem_free(&q);
-        free(g), free(grad);
+        free(g);
+        free(grad);
     }
     free(u);
     mlp_free(m);
@@ -536,7 +603,9 @@ static void check_certificates(void) {
         int dims[MAX_GROUPS + 1], n_layers = nets[k].n_layers;
         for (int l = 0; l < 8; l++) dims[l] = nets[k].dims[l];
         if (nets[k].repeat) {
-            n_layers = nets[k].repeat + 1, dims[0] = nets[k].dims[0], dims[n_layers] = nets[k].dims[2];
+            n_layers = nets[k].repeat + 1;
+            dims[0] = nets[k].dims[0];
+            dims[n_layers] = nets[k].dims[2];
             for (int l = 1; l < n_layers; l++) dims[l] = nets[k].dims[1];
         }
         const int large = dims[1] > 400;
@@ -548,7 +617,8 @@ static void check_certificates(void) {
                     if (dims[1] > 2000 && init) continue;
                     const int steps = check_certificate(nets[k].name, dims, n_layers, init, scales[scale], bias, repeat == 0 && dims[1] < 600 && scale == 1);
                     const int deep = n_layers > 9;
-                    most[deep] = steps > most[deep] ? steps : most[deep], runs++;
+                    most[deep] = steps > most[deep] ? steps : most[deep];
+                    runs++;
                 }
     }
     printf("Newton steps, most of %d runs: %d up to 8 hidden layers, %d for 20 and 50\n", runs, most[0], most[1]);
@@ -598,18 +668,28 @@ static void check_case(const char *name, mlp *m, int pinned) {
     }
     CHECK(same_bits(mean, m->mean, n) && same_bits(var, m->var, n), "running statistics are only read");
     problem_free(&q);
-    free(g), free(u), free(want), free(before), free(x), free(y), free(scaled), free(mean), free(var);
+    free(g);
+    free(u);
+    free(want);
+    free(before);
+    free(x);
+    free(y);
+    free(scaled);
+    free(mean);
+    free(var);
 }
 
 static void check_dead_units(void) {
     mlp *m = small_mlp(0);
     check_case("plain", m, 0);
     mlp_free(m);
-    m = small_mlp(0), m->slope = 0.2;
+    m = small_mlp(0);
+    m->slope = 0.2;
     m->group[0].activation = m->group[1].activation = m->group[2].activation = RESCALE_LEAKY_RELU;
     check_case("leaky ReLU", m, 0);
     mlp_free(m);
-    m = small_mlp(0), m->slope = 1;
+    m = small_mlp(0);
+    m->slope = 1;
     for (int l = 0; l < 3; l++) m->group[l].activation = RESCALE_IDENTITY;
     check_case("identity", m, 0);
     mlp_free(m);
@@ -638,17 +718,22 @@ static void check_dead_units(void) {
     m = small_mlp(1);
     check_case("BatchNorm", m, 0);
     mlp_free(m);
-    m = small_mlp(1), m->slope = 0.1;
+    m = small_mlp(1);
+    m->slope = 0.1;
     check_case("BatchNorm, leaky ReLU", m, 0);
     mlp_free(m);
     m = small_mlp(1);
     m->tensor[6].data[1] = 0;  // gamma2: paths from beta only; gamma itself still has g > 0
     check_case("zero gamma", m, 0);
-    m->tensor[6].data[1] = 0, m->tensor[7].data[1] = 0;
+    m->tensor[6].data[1] = 0;
+    m->tensor[7].data[1] = 0;
     check_case("zero gamma and beta", m, 1);
     mlp_free(m);
     m = small_mlp(1);
-    for (int k = 0; k < m->units; k++) m->var[k] = 0, m->mean[k] = 0;  // gain 1 / sqrt(eps)
+    for (int k = 0; k < m->units; k++) {  // gain 1 / sqrt(eps)
+        m->var[k] = 0;
+        m->mean[k] = 0;
+    }
     check_case("zero running variance", m, 0);
     mlp_free(m);
     static const int one[] = {4, 2};
@@ -696,13 +781,15 @@ static void check_non_finite(void) {
     for (int k = 0; k < 3; k++) {
         m->var[9] = bad[k];
         expect_error("non-finite running variance", &m->net, NULL, RESCALE_ERROR_RANGE, "gamma2", m->theta, m->p);
-        m->var[9] = 1, m->mean[9] = bad[k];
+        m->var[9] = 1;
+        m->mean[9] = bad[k];
         expect_error("non-finite running mean", &m->net, NULL, RESCALE_ERROR_RANGE, "gamma2", m->theta, m->p);
         m->mean[9] = 0;
     }
     m->var[9] = -1;
     expect_error("negative running variance", &m->net, NULL, RESCALE_ERROR_RANGE, "gamma2", m->theta, m->p);
-    m->var[9] = 0, m->tensor[6].eps = 0;
+    m->var[9] = 0;
+    m->tensor[6].eps = 0;
     expect_error("zero variance with eps 0", &m->net, NULL, RESCALE_ERROR_RANGE, "gamma2", m->theta, m->p);
     mlp_free(m);
     m = small_mlp(0);
@@ -729,7 +816,8 @@ static void check_output_bias(void) {
     check_case("with output bias", with, 0);
     check_case("without output bias", without, 0);
     CHECK(same_bits(bias, with->tensor[3].data, 3), "the output bias is not scaled");
-    mlp_free(with), mlp_free(without);
+    mlp_free(with);
+    mlp_free(without);
 }
 
 // A residual stream: x -> s = relu(W0 x + b0); two blocks s = relu(s + W2 relu(W1 s + b1) + b2); y = W3 s + b3. One group for
@@ -740,7 +828,9 @@ static void check_residual(void) {
     const size_t p = (size_t)net.n_params, n = (size_t)net.n_units;
     double *theta = ref_doubles(p), *g = ref_doubles(p), *u = ref_doubles(n), *want = ref_doubles(n), input[IN + 1];
     double *before = ref_doubles((size_t)net.n_nodes), *after = ref_doubles((size_t)net.n_nodes);
-    fill(theta, p, 0, 0.8), fill(input, IN, 0, 2), input[IN] = 1;
+    fill(theta, p, 0, 0.8);
+    fill(input, IN, 0, 2);
+    input[IN] = 1;
     RefPaths paths = ref_net_paths(&net, theta);
     ref_paths_diag_g(&paths, g);
     const rescale_group group[] = {rescale_units("stream", WIDTH, RESCALE_RELU), rescale_units("block1", HIDDEN, RESCALE_RELU),
@@ -753,7 +843,11 @@ static void check_residual(void) {
         rescale_weight("w2b", NULL, WIDTH, HIDDEN, 1, 0, 2), rescale_bias("b2b", NULL, WIDTH, 0),
         rescale_weight("w3", NULL, OUT, WIDTH, 1, RESCALE_NONE, 0), rescale_bias("b3", NULL, OUT, RESCALE_NONE)};
     size_t at = 0;
-    for (size_t i = 0; i < sizeof t / sizeof *t; i++) t[i].data = theta + at, t[i].g = g + at, at += tensor_size(t + i);
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        t[i].data = theta + at;
+        t[i].g = g + at;
+        at += tensor_size(t + i);
+    }
     CHECK(at == p, "the description lists every parameter");
     const rescale_net description = {group, 3, t, (int)(sizeof t / sizeof *t)};
     const RefProblem q = ref_problem(&net, g);
@@ -763,8 +857,14 @@ static void check_residual(void) {
     ref_net_forward(&net, theta, input, after);
     test_close_d("residual stream", u, want, n, 0, 1e-8);
     test_close_d("residual net's function", after + net.n_nodes - OUT, before + net.n_nodes - OUT, OUT, 1e-12, 1e-14);
-    ref_paths_free(&paths), ref_net_free(&net);
-    free(theta), free(g), free(u), free(want), free(before), free(after);
+    ref_paths_free(&paths);
+    ref_net_free(&net);
+    free(theta);
+    free(g);
+    free(u);
+    free(want);
+    free(before);
+    free(after);
 }
 
 // Descriptions at random: groups in any order, kernels, one- and two-sided tensors, tensors from a group to itself, rows that
@@ -780,9 +880,15 @@ static void check_random_description(int round) {
     for (int k = 0; k < n_groups; k++) {  // what every group needs, in one of two spellings
         const int n = group[k].n, other = random_int(1, 5);
         t[n_tensors++] = rescale_weight("", NULL, n, other, random_int(1, 3), k, RESCALE_NONE);
-        if (round & 1) t[n_tensors - 1] = rescale_weight("", NULL, other, n, random_int(1, 3), RESCALE_NONE, k), t[n_tensors - 1].flags = RESCALE_COLS_ENTER;
+        if (round & 1) {
+            t[n_tensors - 1] = rescale_weight("", NULL, other, n, random_int(1, 3), RESCALE_NONE, k);
+            t[n_tensors - 1].flags = RESCALE_COLS_ENTER;
+        }
         t[n_tensors++] = rescale_weight("", NULL, other, n, random_int(1, 3), RESCALE_NONE, k);
-        if (round & 2) t[n_tensors - 1] = rescale_weight("", NULL, n, other, random_int(1, 3), k, RESCALE_NONE), t[n_tensors - 1].flags = RESCALE_ROWS_LEAVE;
+        if (round & 2) {
+            t[n_tensors - 1] = rescale_weight("", NULL, n, other, random_int(1, 3), k, RESCALE_NONE);
+            t[n_tensors - 1].flags = RESCALE_ROWS_LEAVE;
+        }
         t[n_tensors++] = rescale_bias("", NULL, n, k);
         if (test_random() < 0) t[n_tensors - 1].flags = RESCALE_UNCOUNTED;
     }
@@ -796,7 +902,10 @@ static void check_random_description(int round) {
     t[n_tensors++] = rescale_bias("", NULL, 3, RESCALE_NONE);
     size_t p = 0, at = 0, sides = 0;
     int units = 0;
-    for (int i = 0; i < n_tensors; i++) p += tensor_size(t + i), sides += (size_t)(t[i].n_out + t[i].n_in * t[i].kernel);
+    for (int i = 0; i < n_tensors; i++) {
+        p += tensor_size(t + i);
+        sides += (size_t)(t[i].n_out + t[i].n_in * t[i].kernel);
+    }
     for (int k = 0; k < n_groups; k++) units += group[k].n;
     double *theta = ref_doubles(p), *g = ref_doubles(p), *each = ref_doubles(p), *vectors = ref_doubles(sides);
     double *u = ref_doubles((size_t)units), *want = ref_doubles((size_t)units), *before, *v = vectors;
@@ -807,14 +916,18 @@ static void check_random_description(int round) {
         const size_t columns = (size_t)t[i].n_in * (size_t)t[i].kernel;
         const int rank_one = round % 5 == 0 || test_random() < 0;
         snprintf(name[i], sizeof name[i], "t%d", i);
-        t[i].name = name[i], t[i].data = theta + at;
+        t[i].name = name[i];
+        t[i].data = theta + at;
         for (size_t j = 0; j < tensor_size(t + i); j++)
             g[at + j] = rank_one ? v[j / columns] * v[(size_t)t[i].n_out + j % columns] : test_random() < -0.8 ? 0 : exp(3 * test_random());
-        if (rank_one) t[i].g_out = v, t[i].g_in = v + t[i].n_out;
-        else t[i].g = g + at;
+        if (rank_one) {
+            t[i].g_out = v;
+            t[i].g_in = v + t[i].n_out;
+        } else t[i].g = g + at;
         if (test_random() < -0.5) t[i].reference = exp(test_random());
         if (round % 5 && test_random() < -0.5) t[i].reference_each = each + at;
-        v += (size_t)t[i].n_out + columns, at += tensor_size(t + i);
+        v += (size_t)t[i].n_out + columns;
+        at += tensor_size(t + i);
     }
     const rescale_net net = {group, n_groups, t, n_tensors};
     problem q = problem_of(&net, g);
@@ -843,7 +956,14 @@ static void check_random_description(int round) {
         }
     }
     test_close_d("random description, parameters", theta, scaled, p, 1e-13, 0);
-    free(scaled), free(before), free(theta), free(g), free(each), free(vectors), free(u), free(want);
+    free(scaled);
+    free(before);
+    free(theta);
+    free(g);
+    free(each);
+    free(vectors);
+    free(u);
+    free(want);
     problem_free(&q);
 }
 
@@ -851,7 +971,9 @@ static void check_random_description(int round) {
 static void check_query_key(void) {
     enum { D = 4, C = 6 };
     double wq[D * C], bq[D], wk[D * C], g[3][D * C], x[2][C], u[D], want[D], score[2];
-    fill(wq, D * C, 0, 1), fill(bq, D, 0, 1), fill(wk, D * C, 0, 3);
+    fill(wq, D * C, 0, 1);
+    fill(bq, D, 0, 1);
+    fill(wk, D * C, 0, 3);
     for (int k = 0; k < 3; k++) fill(g[k], D * C, 1.1, 1);
     fill(x[0], 2 * C, 0, 1);
     const rescale_group group = rescale_units("query/key", D, RESCALE_IDENTITY);
@@ -864,7 +986,9 @@ static void check_query_key(void) {
     double flat[2 * D * C + D];
     for (int i = 0; i < 2 * D * C + D; i++) {
         const int tensor = i < D * C ? 0 : i < D * C + D ? 1 : 2, j = i - (tensor == 0 ? 0 : tensor == 1 ? D * C : D * C + D);
-        enter[i] = tensor == 0 ? j / C : tensor == 1 ? j : -1, leave[i] = tensor == 2 ? j / C : -1, flat[i] = g[tensor][j];
+        enter[i] = tensor == 0 ? j / C : tensor == 1 ? j : -1;
+        leave[i] = tensor == 2 ? j / C : -1;
+        flat[i] = g[tensor][j];
     }
     const RefProblem q = {2 * D * C + D, D, enter, leave, flat};
     CHECK(ref_optimum(&q, want) < 1e-9, "reference optimum");
@@ -872,7 +996,10 @@ static void check_query_key(void) {
         score[when] = 0;
         for (int r = 0; r < D; r++) {
             double a = bq[r], b = 0;
-            for (int c = 0; c < C; c++) a += wq[r * C + c] * x[0][c], b += wk[r * C + c] * x[1][c];
+            for (int c = 0; c < C; c++) {
+                a += wq[r * C + c] * x[0][c];
+                b += wk[r * C + c] * x[1][c];
+            }
             score[when] += a * b;
         }
         if (when == 0) solve(&net, rescale_default_options(), u);
@@ -888,7 +1015,9 @@ static void check_self_loop(void) {
     const rescale_group group = rescale_units("recurrent", 2, RESCALE_RELU);
     rescale_tensor t[] = {rescale_weight("in", in, 2, 1, 1, 0, RESCALE_NONE), rescale_weight("w", w, 2, 2, 1, 0, 0),
                           rescale_weight("out", out, 1, 2, 1, RESCALE_NONE, 0)};
-    t[0].g = g_in, t[1].g = g_w, t[2].g = g_out;
+    t[0].g = g_in;
+    t[1].g = g_w;
+    t[2].g = g_out;
     const rescale_net net = {&group, 1, t, 3};
     const rescale_report r = solve(&net, dry(), u);
     CHECK(r.pinned_units == 1 && u[1] == 0 && r.converged, "a unit that only feeds itself is pinned");
@@ -910,8 +1039,12 @@ static void check_bound(const int *dims, int n_layers, int bn, double scale, dou
     ref_unit_sweeps(&q.q, want, 20000, 1e-13 * (double)n, bound);
     for (int way = 0; way < 3; way++) {
         rescale_options o = dry();
-        o.max_log = bound, o.general = way == 1;
-        if (way == 2) o.solver = RESCALE_SWEEPS, o.sweeps = 3000;
+        o.max_log = bound;
+        o.general = way == 1;
+        if (way == 2) {
+            o.solver = RESCALE_SWEEPS;
+            o.sweeps = 3000;
+        }
         const rescale_report r = solve(&m->net, o, u);
         test_close_d(way == 2 ? "bounded u, sweeps" : way ? "bounded u, CG" : "bounded u, Newton", u, want, n, 0, 1e-6);
         ref_grad_F(&q.q, u, grad);
@@ -929,7 +1062,10 @@ static void check_bound(const int *dims, int n_layers, int bn, double scale, dou
         if (r.iterations > 12) printf("bound %g: %d Newton steps\n", bound, r.iterations);
     }
     problem_free(&q);
-    free(g), free(u), free(want), free(grad);
+    free(g);
+    free(u);
+    free(want);
+    free(grad);
     mlp_free(m);
 }
 
@@ -945,7 +1081,9 @@ static void check_pow2(int bn, int method, double bound) {
     fill(x, BATCH * 6, 0, 2);
     for (int training = 0; training < 2; training++) mlp_forward(m, x, BATCH, training, y[training]);
     rescale_options o = rescale_default_options();
-    o.pow2 = 1, o.max_log = bound, o.method = method;
+    o.pow2 = 1;
+    o.max_log = bound;
+    o.method = method;
     const rescale_report r = solve(&m->net, o, u);
     for (int training = 0; training < 2; training++) mlp_forward(m, x, BATCH, training, y[2 + training]);
     CHECK(same_bits(y[0], y[2], BATCH * 5), "powers of two keep the function bit for bit");
@@ -953,7 +1091,8 @@ static void check_pow2(int bn, int method, double bound) {
     int power = 1, moved = 0, inside = 1;
     for (size_t h = 0; h < n; h++) {
         const double e = 0.5 * u[h] / log(2.0);
-        power = power && fabs(e - rint(e)) < 1e-9, moved += rint(e) != 0;
+        power = power && fabs(e - rint(e)) < 1e-9;
+        moved += rint(e) != 0;
         inside = inside && (bound <= 0 || 0.5 * fabs(u[h]) <= bound * (1 + 1e-12));
     }
     for (size_t i = 0; i < m->p; i++) {
@@ -975,7 +1114,8 @@ static void check_pow2(int bn, int method, double bound) {
         free(g);
     }
     test_close_d("objective after rounding", &r.objective_after, &sum, 1, 1e-10, 0);
-    free(u), free(before);
+    free(u);
+    free(before);
     mlp_free(m);
 }
 
@@ -1024,7 +1164,11 @@ static int check_pow2_descends(int round) {
     const rescale_report enorm = solve(&m->net, o, u);
     CHECK(enorm.objective_after <= enorm.objective_before * (1 + 1e-12), "nor do they raise ENorm's sum");
     problem_free(&q);
-    free(u), free(real), free(mine), free(theta), free(g);
+    free(u);
+    free(real);
+    free(mine);
+    free(theta);
+    free(g);
     mlp_free(m);
     return rounded > r.objective_before;
 }
@@ -1038,10 +1182,15 @@ static void check_function(const int *dims, int n_layers, int init, double scale
     const size_t n_x = (size_t)4 * (size_t)dims[0], n_y = (size_t)4 * (size_t)dims[n_layers];
     double *x = ref_doubles(n_x), *y = ref_doubles(n_y), *after = ref_doubles(n_y), *w = copy_of(m->theta, m->p);
     double *m1 = ref_doubles(m->p), *m2 = ref_doubles(m->p), *k1 = NULL, *k2 = NULL;
-    fill(x, n_x, 0, 1), fill(m1, m->p, 0, 1), fill(m2, m->p, 1.5, 1);
-    k1 = copy_of(m1, m->p), k2 = copy_of(m2, m->p);
-    for (int i = 0; i < m->n_tensors && with_moments; i++)
-        m->tensor[i].moment1 = m1 + (m->tensor[i].data - m->theta), m->tensor[i].moment2 = m2 + (m->tensor[i].data - m->theta);
+    fill(x, n_x, 0, 1);
+    fill(m1, m->p, 0, 1);
+    fill(m2, m->p, 1.5, 1);
+    k1 = copy_of(m1, m->p);
+    k2 = copy_of(m2, m->p);
+    for (int i = 0; i < m->n_tensors && with_moments; i++) {
+        m->tensor[i].moment1 = m1 + (m->tensor[i].data - m->theta);
+        m->tensor[i].moment2 = m2 + (m->tensor[i].data - m->theta);
+    }
     mlp_forward(m, x, 4, 0, y);
     const rescale_report r = solve(&m->net, rescale_default_options(), NULL);
     mlp_forward(m, x, 4, 0, after);
@@ -1052,12 +1201,24 @@ static void check_function(const int *dims, int n_layers, int init, double scale
     CHECK(r.tensors_touched == m->n_tensors - 1, "all tensors but the output bias are touched");
     for (size_t i = 0; i < m->p && with_moments; i++) {  // m' / m = w / w', v' / v = (w / w')^2
         const double f = w[i] != 0 ? w[i] / m->theta[i] : 1;
-        if (w[i] == 0) k1[i] = m1[i], k2[i] = m2[i];
-        else k1[i] *= f, k2[i] *= f * f;
+        if (w[i] == 0) {
+            k1[i] = m1[i];
+            k2[i] = m2[i];
+        } else {
+            k1[i] *= f;
+            k2[i] *= f * f;
+        }
     }
     test_close_d("first moment", m1, k1, m->p, 1e-13, 0);
     test_close_d("second moment", m2, k2, m->p, 1e-13, 0);
-    free(x), free(y), free(after), free(w), free(m1), free(m2), free(k1), free(k2);
+    free(x);
+    free(y);
+    free(after);
+    free(w);
+    free(m1);
+    free(m2);
+    free(k1);
+    free(k2);
     mlp_free(m);
 }
 
@@ -1085,7 +1246,8 @@ static void check_gradient_scaling(void) {
         if (when == 0) solve(&m->net, rescale_default_options(), NULL);
     }
     test_close_d("gradients scale inversely", grad, after, m->p, 1e-4, 1e-6);
-    free(grad), free(after);
+    free(grad);
+    free(after);
     mlp_free(m);
 }
 
@@ -1111,7 +1273,8 @@ static void check_enorm(int bn, double c) {
     problem q = problem_of(&m->net, NULL);
     ref_enorm(&q.q, before, cost, want, 1e-13, 100000);
     rescale_options o = rescale_default_options();
-    o.method = RESCALE_ENORM, o.enorm_c = c;
+    o.method = RESCALE_ENORM;
+    o.enorm_c = c;
     const rescale_report r = solve(&m->net, o, u);
     test_close_d("ENorm u", u, want, n, 0, 1e-7);
     ref_apply(&q.q, want, before, scaled);
@@ -1122,7 +1285,8 @@ static void check_enorm(int bn, double c) {
     for (int i = 0; i < m->n_tensors; i++)
         for (size_t k = 0; k < tensor_size(m->tensor + i) && m->tensor[i].role != RESCALE_BIAS; k++) {
             const size_t at = (size_t)(m->tensor[i].data - m->theta) + k;
-            cost_now[0] += before[at] * before[at], cost_now[1] += m->theta[at] * m->theta[at];
+            cost_now[0] += before[at] * before[at];
+            cost_now[1] += m->theta[at] * m->theta[at];
         }
     test_close_d("ENorm objective before", &r.objective_before, cost_now, 1, 1e-12, 0);
     test_close_d("ENorm objective after", &r.objective_after, cost_now + 1, 1, 1e-12, 0);
@@ -1139,14 +1303,17 @@ static void check_enorm(int bn, double c) {
     if (c == 1 && !bn) {
         o.solver = RESCALE_SWEEPS;
         for (int cycles = 0; cycles < 4; cycles++) {
-            o.sweeps = cycles, o.dry_run = 1;
+            o.sweeps = cycles;
+            o.dry_run = 1;
             ref_enorm(&q.q, before, cost, want, -1, cycles);
             const rescale_report some = solve(&m->net, o, u);
             test_close_d("ENorm cycles", u, want, n, 0, 1e-12);
             CHECK(some.sweeps == cycles, "ENorm counts cycles");
         }
         double largest = 0;
-        o = dry(), o.method = RESCALE_ENORM, o.max_log = 0.05;
+        o = dry();
+        o.method = RESCALE_ENORM;
+        o.max_log = 0.05;
         solve(&m->net, o, u);
         largest = largest_abs(u, n);
         CHECK(largest <= 0.1 && largest > 0.0999, "ENorm respects the bound");
@@ -1156,7 +1323,13 @@ static void check_enorm(int bn, double c) {
         CHECK(pinned.pinned_units == 1 && u[0] == 0, "ENorm pins a unit without incoming weights");
     }
     problem_free(&q);
-    free(cost), free(u), free(want), free(before), free(scaled), free(in), free(out);
+    free(cost);
+    free(u);
+    free(want);
+    free(before);
+    free(scaled);
+    free(in);
+    free(out);
     mlp_free(m);
 }
 
@@ -1212,7 +1385,8 @@ static void check_errors(void) {
     keep = t[2];
     EXPECT("one tensor without g", t[2].g = NULL, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
     EXPECT("g in two forms", t[2].g_out = out; t[2].g_in = in, t[2] = keep, RESCALE_ERROR_ARGUMENT, "w2");
-    t[2].g = NULL, t[2].g_out = out;
+    t[2].g = NULL;
+    t[2].g_out = out;
     EXPECT("g_out without g_in", , , RESCALE_ERROR_ARGUMENT, "w2");
     t[2].g_in = in;
     static const double bad[] = {-1e-3, NAN, INFINITY, -INFINITY};
@@ -1241,10 +1415,15 @@ static void check_errors(void) {
     free(zero);
     for (int i = 0; i < m->n_tensors; i++) t[i].g = NULL;
     double w3[2 * 2 * 3], w4[3 * 2], g3[12], g4[6];
-    fill(w3, 12, 0, 1), fill(w4, 6, 0, 1), fill(g3, 12, 2, 1), fill(g4, 6, 2, 1), g3[4] = -1e-6;
+    fill(w3, 12, 0, 1);
+    fill(w4, 6, 0, 1);
+    fill(g3, 12, 2, 1);
+    fill(g4, 6, 2, 1);
+    g3[4] = -1e-6;
     const rescale_group two = rescale_units("channels", 2, RESCALE_RELU);
     rescale_tensor kernel[] = {rescale_weight("conv", w3, 2, 2, 3, 0, RESCALE_NONE), rescale_weight("next", w4, 3, 2, 1, RESCALE_NONE, 0)};
-    kernel[0].g = g3, kernel[1].g = g4;
+    kernel[0].g = g3;
+    kernel[1].g = g4;
     const rescale_net conv = {&two, 1, kernel, 2};
     expect_error("negative g inside a kernel", &conv, NULL, RESCALE_ERROR_RANGE, "conv", w3, 12);
 
@@ -1261,7 +1440,8 @@ static void check_errors(void) {
     memcpy(m->theta, theta, m->p * sizeof *theta);
 
     // A solver that is not given enough steps says so and changes nothing.
-    o.max_iterations = 1, o.tolerance = 1e-300;
+    o.max_iterations = 1;
+    o.tolerance = 1e-300;
     rescale_report r;
     CHECK(rescale_run(net, &o, &r) == (r.converged ? RESCALE_OK : RESCALE_ERROR_CONVERGENCE), "status of a short run");
     memcpy(m->theta, theta, m->p * sizeof *theta);
@@ -1279,7 +1459,8 @@ static void check_errors(void) {
     o.arena_bytes = 0;
     expect_error("arena of no bytes", net, &o, RESCALE_ERROR_MEMORY, "arena", m->theta, m->p);
     double *u = ref_doubles((size_t)m->units), *v = ref_doubles((size_t)m->units);
-    o.arena_bytes = bytes, o.dry_run = 1;
+    o.arena_bytes = bytes;
+    o.dry_run = 1;
     for (size_t shift = 0; shift < 128; shift += 9) {
         memset(arena, 0xA5, bytes + 256);
         o.arena = arena + shift;
@@ -1297,7 +1478,13 @@ static void check_errors(void) {
     ref_apply(&q.q, u, theta, scaled);
     test_close_d("the dry run's u is what a run applies", m->theta, scaled, m->p, 1e-13, 0);
     problem_free(&q);
-    free(scaled), free(u), free(v), free(arena), free(theta), free(moment), free(g);
+    free(scaled);
+    free(u);
+    free(v);
+    free(arena);
+    free(theta);
+    free(moment);
+    free(g);
     mlp_free(m);
 }
 
@@ -1328,7 +1515,9 @@ static void check_not_a_chain(void) {
            RESCALE_ERROR_ARGUMENT, "w3");
     solve(net, dry(), NULL);  // and as it was it is a chain
     mlp_free(m);
-    m = mlp_new(square, 4, 1, 1, 1), t = m->tensor, net = &m->net;
+    m = mlp_new(square, 4, 1, 1, 1);
+    t = m->tensor;
+    net = &m->net;
     mlp_init(m, KAIMING_UNIFORM, 1);
     EXPECT("a layer before BatchNorm enters", t[0].enters = t[1].enters = 0, t[0].enters = t[1].enters = RESCALE_NONE,
            RESCALE_ERROR_ARGUMENT, "gamma1");
@@ -1336,7 +1525,8 @@ static void check_not_a_chain(void) {
     solve(net, dry(), NULL);
     mlp_free(m);
     double wq[36], wk[36];  // queries and keys
-    fill(wq, 36, 0, 1), fill(wk, 36, 0, 1);
+    fill(wq, 36, 0, 1);
+    fill(wk, 36, 0, 1);
     const rescale_group group = rescale_units("query/key", 6, RESCALE_IDENTITY);
     rescale_tensor qk[] = {rescale_weight("wq", wq, 6, 6, 1, 0, RESCALE_NONE), rescale_weight("wk", wk, 6, 6, 1, 0, RESCALE_NONE)};
     qk[1].flags = RESCALE_ROWS_LEAVE;
@@ -1370,7 +1560,8 @@ static void check_overlaps(void) {
     t[2].moment1 = moment;  // side by side is not an overlap
     t[2].moment2 = moment + 8;
     solve(net, dry(), NULL);
-    free(moment), free(g);
+    free(moment);
+    free(g);
     mlp_free(m);
 }
 
@@ -1401,7 +1592,8 @@ static void check_nulls_and_sizes(void) {
     EXPECT("unknown role", m->tensor[7].role = 3, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
     EXPECT("unknown flag", m->tensor[7].flags = 8, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
     EXPECT("enorm_c infinite", o.enorm_c = INFINITY, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
-    o.max_iterations = INT_MAX, o.dry_run = 1;
+    o.max_iterations = INT_MAX;
+    o.dry_run = 1;
     CHECK(rescale_run(net, &o, &r) == RESCALE_OK && r.converged, "as many iterations as an int holds");
     o.method = RESCALE_ENORM;
     CHECK(rescale_run(net, &o, &r) == RESCALE_OK && r.converged && r.sweeps > 1, "of ENorm, too");
@@ -1436,7 +1628,11 @@ static void check_invariances(int bn, int round) {
         test_close_d("uniqueness of the rescaled network", m->theta, once, m->p, 1e-8, 1e-300);
     }
     problem_free(&q);
-    free(u), free(u_first), free(random), free(start), free(once);
+    free(u);
+    free(u_first);
+    free(random);
+    free(start);
+    free(once);
     mlp_free(m);
 }
 
@@ -1480,6 +1676,9 @@ int main(void) {
     check_not_a_chain();
     check_overlaps();
     check_nulls_and_sizes();
-    for (int round = 0; round < 8; round++) check_invariances(0, round), check_invariances(1, round);
+    for (int round = 0; round < 8; round++) {
+        check_invariances(0, round);
+        check_invariances(1, round);
+    }
     return test_summary();
 }

@@ -231,7 +231,9 @@ static void test_round_trip(void) {
                              null_data = safetensors_make("n", SAFETENSORS_U8, 1, seven, NULL),
                              huge = safetensors_make("h", SAFETENSORS_F32, 1, largest, bytes);
     safetensors_tensor negative = t[0], dims = t[0], no_dtype = t[0];
-    negative.shape[0] = -1, dims.ndim = 9, no_dtype.dtype = SAFETENSORS_N_DTYPES;
+    negative.shape[0] = -1;
+    dims.ndim = 9;
+    no_dtype.dtype = SAFETENSORS_N_DTYPES;
     const safetensors_pair checksum = {SAFETENSORS_CHECKSUM_KEY, "x"}, same_key[2] = {{"k", "1"}, {"k", "2"}},
                            bad_value = {"k", "\xc0\x80"};
     const struct {
@@ -502,7 +504,10 @@ static void test_files(void) {
     int refused = 1;
     for (size_t i = 0; i < n; i++) {
         write_bytes(in_dir("cut"), data, i);
-        if (!safetensors_open(&f, in_dir("cut"), err, sizeof err)) refused = 0, safetensors_close(&f);
+        if (!safetensors_open(&f, in_dir("cut"), err, sizeof err)) {
+            refused = 0;
+            safetensors_close(&f);
+        }
     }
     CHECK(refused, "every truncated file is refused");
     write_bytes(in_dir("cut"), data, n);
