@@ -179,5 +179,5 @@ int main(void) {
         printf("%13g  %14.4f  %8.4f\n", rates[r], loss[0][SEEDS / 2], loss[1][SEEDS / 2]);
     }
     printf("rescaling changed the outputs before training by at most %.1e\n", difference);
-    return fflush(stdout) ? 1 : 0;
+    return fflush(stdout) != 0;
 }

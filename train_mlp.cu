@@ -1,15 +1,19 @@
-// train_mlp.cu -- trains a multilayer perceptron, rescaled right after initialisation so that it trains faster.
+// train_mlp.cu -- trains a multilayer perceptron, rescaled right after initialisation so that it
+// trains faster.
 //
-// What it trains: fully connected ReLU nets, as classifiers (softmax cross-entropy) or as autoencoders (mean squared error),
-// with or without biases and BatchNorm, on images or points that fit in device memory. What it does not: convolutions
-// (train_cnn.cu), text (train_gpt_style.c), several devices.
+// What it trains: fully connected ReLU nets, as classifiers (softmax cross-entropy) or as
+// autoencoders (mean squared error), with or without biases and BatchNorm, on images or points that
+// fit in device memory. What it does not: convolutions (train_cnn.cu), text (train_gpt_style.c),
+// several devices.
 //
-// Reads top to bottom: configuration, model, kernels (those that the trainers share are in common/layers.cuh), forward, backward,
-// update, initialisation, rescaling, evaluation, training step, command line. What happens around them, from the options and the
-// learning rate to checkpoints, loop and report, is common/train.h. `train_mlp --help` lists the options.
+// Reads top to bottom: configuration, model, kernels (those that the trainers share are in
+// common/layers.cuh), forward, backward, update, initialisation, rescaling, evaluation, training
+// loop, command line. What happens around them, from the options and the learning rate to
+// checkpoints and the report, is common/train.h. `train_mlp --help` lists the options.
 //
-// The same source runs on a GPU (nvcc, cuBLAS) and on a CPU (every kernel body runs there, see common/cuda_cpu.h).
-// Dimension letters: B rows of a batch, D units of a layer; matrices are row-major, weights [out][in] as PyTorch's.
+// The same source runs on a GPU (nvcc, cuBLAS) and on a CPU (every kernel body runs there, see
+// common/cuda_cpu.h). Dimension letters: B rows of a batch, D units of a layer; matrices are
+// row-major, weights [out][in] as PyTorch's.
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -17,7 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "common/cuda_common.h"  // CUDA_CHECK, ceil_div, reductions; CUDA itself, or its CPU stand-in
+#include "common/cuda_common.h"  // CUDA_CHECK, ceil_div, reductions; CUDA or its CPU stand-in
 #include "common/gemm.h"         // C = alpha op(A) op(B) + beta C: cuBLAS, OpenBLAS or built in
 #include "common/rng.h"          // Philox: initial weights, permutations
 #include "common/dataset.h"      // MNIST, Fashion-MNIST, CIFAR-10, synthetic sets
@@ -25,19 +29,22 @@
 #include "common/cli.h"          // the option table
 #include "common/log.h"          // progress line, log.csv, report.json, Ctrl-C
 #include "rescale.cuh"           // PathCond and ENorm
-#include "common/layers.cuh"     // bias, ReLU, BatchNorm, loss, optimizers: kernels that the trainers share
-#include "common/train.h"        // shared options, learning rate, weight files and checkpoints, the loop, the report
+#include "common/layers.cuh"     // kernels that the trainers share: BatchNorm, losses, optimizers
+#include "common/train.h"        // train_begin, train_next, train_end, and what belongs to a run
 
-// ------------------------------------------------------------------------------------------------------ configuration
+// ----------------------------------------------------------------------------------- configuration
 
 enum { MAX_LAYERS = 128 };  // linear layers
+enum { PART_WEIGHT, PART_BIAS, PART_GAMMA, PART_BETA };  // tensors of a layer
 enum { TASK_CLASSIFY, TASK_AUTOENCODE };
 enum { INIT_KAIMING_UNIFORM, INIT_KAIMING_NORMAL };
 enum { NORM_NONE, NORM_BATCH };
 
 typedef struct config {
-    train_options train;         // what every trainer has: data, rescaling, optimizer, length, files
-    cli_ints layers;             // units of every layer, input first; n = 0: features,512,512,512,classes
+    // what every trainer has: data, rescaling, optimizer, length, files
+    train_options train;
+    // units of every layer, input first; n = 0: features,512,512,512,classes
+    cli_ints layers;
     int task, init, norm, bias;
 } config;
 
@@ -50,29 +57,34 @@ static config default_config(void) {
     return c;
 }
 
-// -------------------------------------------------------------------------------------------------------------- model
+// ------------------------------------------------------------------------------------------- model
 
 typedef struct model {
     int n_layers;                        // linear layers L
     int dim[MAX_LAYERS + 1];             // dim[0] inputs ... dim[L] outputs
     int bias, norm, task;
-    // Device memory, one allocation per family; net has their names, shapes and offsets. Tensors of net: fc1.weight [out][in],
-    // fc1.bias [out], bn1.weight [out] (gamma), bn1.bias [out] (beta), fc2.weight, ...
-    train_net net;                       // params, grads, moment1, moment2 [n_params]; stats: running mean and variance
+    // Device memory, one allocation per family; net has their names, shapes and offsets. Tensors of
+    // net: fc1.weight [out][in], fc1.bias [out], bn1.weight [out] (gamma), bn1.bias [out] (beta),
+    // fc2.weight, ... params, grads, moment1, moment2 [n_params]; stats: running mean and variance
+    train_net net;
+    int part[4 * MAX_LAYERS];            // PART_WEIGHT, ... of net.tensors[i]
     float *w[MAX_LAYERS], *b[MAX_LAYERS], *gamma[MAX_LAYERS], *beta[MAX_LAYERS];      // into params
     float *dw[MAX_LAYERS], *db[MAX_LAYERS], *dgamma[MAX_LAYERS], *dbeta[MAX_LAYERS];  // into grads
     float *running_mean[MAX_LAYERS], *running_var[MAX_LAYERS];  // [D] into stats
     // Activations for up to max_rows rows, one allocation
     int max_rows;
     float *acts;
-    float *x[MAX_LAYERS + 1];            // [B][dim[l]]: x[0] input, x[l] after ReLU, x[L] logits or reconstruction
-    float *z[MAX_LAYERS];                // [B][D] before BatchNorm; without it z[l] is x[l + 1], overwritten in place
+    // [B][dim[l]]: x[0] input, x[l] after ReLU, x[L] logits or reconstruction
+    float *x[MAX_LAYERS + 1];
+    // [B][D] before BatchNorm; without it z[l] is x[l + 1], overwritten in place
+    float *z[MAX_LAYERS];
     float *mean[MAX_LAYERS], *rstd[MAX_LAYERS];  // [D] of BatchNorm in the last forward
     float *dx[2];                        // [B][max dim] gradients of activations, used in turn
     float *partial;                      // partial column sums
     float *row_loss;                     // [B]
     int *label, *row_hit;                // [B]
-    float *step_loss;                    // [TRAIN_LOSS_RING] mean loss of the latest steps, and one of the latest evaluated batch
+    // [TRAIN_LOSS_RING] mean loss of the latest steps, and one of the latest evaluated batch
+    float *step_loss;
     double *totals;                      // [2] loss and hits, summed over an evaluation
     double *square_sums;                 // [REDUCE_BLOCKS] for the gradient norm
     gemm_context gemm;
@@ -103,9 +115,54 @@ static size_t place_activations(model *m, float *base) {
     return used;
 }
 
-// Builds the model on the device for at most max_rows rows at a time. Returns 0, or with a message -1 where the options ask for what
-// cannot be, 1 where the machine lacks something.
-static int model_create(model *m, const int *dim, int n_layers, const config *c, int max_rows, char *err, size_t n) {
+// Adds the tensors of layer l under their PyTorch names.
+static void add_layer(model *m, int l) {
+    train_net *net = &m->net;
+    const int in = m->dim[l], out = m->dim[l + 1], k = l + 1;
+    m->part[train_add_parameter(net, RESCALE_WEIGHT, l, out, in, 0, 0, "fc%d.weight", k)] =
+        PART_WEIGHT;
+    if (m->bias)
+        m->part[train_add_parameter(net, RESCALE_BIAS, l, out, 0, 0, 0, "fc%d.bias", k)] =
+            PART_BIAS;
+    if (m->norm == NORM_NONE || l == m->n_layers - 1) return;
+    m->part[train_add_parameter(net, RESCALE_GAIN, l, out, 0, 0, 0, "bn%d.weight", k)] = PART_GAMMA;
+    m->part[train_add_parameter(net, RESCALE_BIAS, l, out, 0, 0, 0, "bn%d.bias", k)] = PART_BETA;
+    train_add_statistic(net, l, out, "bn%d.running_mean", k);
+    train_add_statistic(net, l, out, "bn%d.running_var", k);
+    train_add_counter(net, l, "bn%d.num_batches_tracked", k);
+}
+
+// Points w, b, gamma, beta and their gradients into params and grads.
+static void place_parameters(model *m) {
+    for (int i = 0; i < m->net.n_tensors; i++) {
+        const train_tensor *t = &m->net.tensors[i];
+        float *value = m->net.params + t->offset, *grad = m->net.grads + t->offset;
+        switch (m->part[i]) {
+        case PART_WEIGHT:
+            m->w[t->layer] = value;
+            m->dw[t->layer] = grad;
+            break;
+        case PART_BIAS:
+            m->b[t->layer] = value;
+            m->db[t->layer] = grad;
+            break;
+        case PART_GAMMA:
+            m->gamma[t->layer] = value;
+            m->dgamma[t->layer] = grad;
+            break;
+        case PART_BETA:
+            m->beta[t->layer] = value;
+            m->dbeta[t->layer] = grad;
+            break;
+        default: abort();
+        }
+    }
+}
+
+// Builds the model on the device for at most max_rows rows at a time. Returns 0, or with a message
+// -1 where the options ask for what cannot be, 1 where the machine lacks something.
+static int model_create(model *m, const int *dim, int n_layers, const config *c, int max_rows,
+                        char *err, size_t n) {
     memset(m, 0, sizeof *m);
     m->n_layers = n_layers;
     m->bias = c->bias;
@@ -113,33 +170,17 @@ static int model_create(model *m, const int *dim, int n_layers, const config *c,
     m->task = c->task;
     m->max_rows = max_rows;
     memcpy(m->dim, dim, (size_t)(n_layers + 1) * sizeof(int));
-    if (gemm_create(&m->gemm, c->train.precision, err, n)) return c->train.precision == GEMM_FP32 ? 1 : -1;
+    if (gemm_create(&m->gemm, c->train.precision, err, n))
+        return c->train.precision == GEMM_FP32 ? 1 : -1;
     train_net *net = &m->net;
     net->hint = "layers, --norm or --no-bias differ";
-    for (int l = 0; l < n_layers; l++) {
-        const int out = dim[l + 1];
-        train_add_parameter(net, RESCALE_WEIGHT, l, out, dim[l], 0, 0, "fc%d.weight", l + 1);
-        if (m->bias) train_add_parameter(net, RESCALE_BIAS, l, out, 0, 0, 0, "fc%d.bias", l + 1);
-        if (m->norm == NORM_NONE || l == n_layers - 1) continue;
-        train_add_parameter(net, RESCALE_GAIN, l, out, 0, 0, 0, "bn%d.weight", l + 1);
-        train_add_parameter(net, RESCALE_BIAS, l, out, 0, 0, 0, "bn%d.bias", l + 1);
-        train_add_statistic(net, l, out, "bn%d.running_mean", l + 1);
-        train_add_statistic(net, l, out, "bn%d.running_var", l + 1);
-        train_add_counter(net, l, "bn%d.num_batches_tracked", l + 1);
-    }
+    for (int l = 0; l < n_layers; l++) add_layer(m, l);
     net->params = device_floats(net->n_params);
     net->grads = device_floats(net->n_params);
     net->stats = device_floats(net->n_stats);
     if (c->train.optimizer != OPTIMIZER_SGD) net->moment1 = device_floats(net->n_params);
     if (c->train.optimizer == OPTIMIZER_ADAMW) net->moment2 = device_floats(net->n_params);
-    for (int i = 0; i < net->n_tensors; i++) {
-        const train_tensor *t = &net->tensors[i];
-        const int l = t->layer, bn = t->name[0] == 'b';
-        float **value = t->role == RESCALE_WEIGHT ? m->w : t->role == RESCALE_GAIN ? m->gamma : bn ? m->beta : m->b;
-        float **grad = t->role == RESCALE_WEIGHT ? m->dw : t->role == RESCALE_GAIN ? m->dgamma : bn ? m->dbeta : m->db;
-        value[l] = net->params + t->offset;
-        grad[l] = net->grads + t->offset;
-    }
+    place_parameters(m);
     for (int i = 0; i < net->n_buffers; i += 3) {  // mean, variance and counter of a layer
         const train_tensor *t = &net->buffers[i];
         m->running_mean[t->layer] = net->stats + t[0].offset;
@@ -151,23 +192,30 @@ static int model_create(model *m, const int *dim, int n_layers, const config *c,
 }
 
 static void model_free(model *m) {
-    float *const owned[] = {m->net.params, m->net.grads, m->net.moment1, m->net.moment2, m->net.stats, m->acts};
+    float *const owned[] = {m->net.params,  m->net.grads, m->net.moment1,
+                            m->net.moment2, m->net.stats, m->acts};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) CUDA_CHECK(cudaFree(owned[i]));
     train_net_free(&m->net);
     gemm_destroy(&m->gemm);
     memset(m, 0, sizeof *m);
 }
 
-// ------------------------------------------------------------------------------------------------------------- kernels
-// Only this trainer needs these: flat batches and mean squared error. The others, and how they are written: common/layers.cuh.
+// ----------------------------------------------------------------------------------------- kernels
+// Only this trainer needs these: flat batches and mean squared error. The others, and how they are
+// written: common/layers.cuh.
 
-// A batch of images: x[r][c] = normalised pixel c of sample order[r]; blockIdx.z is the channel, of `plane` pixels.
-static __global__ void gather_pixels_kernel(float *__restrict__ x, const unsigned char *__restrict__ pixels,
-                                            const int *__restrict__ order, int plane, normalisation norm) {
+// A batch of images: x[r][c] = normalised pixel c of sample order[r]; blockIdx.z is the channel, of
+// `plane` pixels.
+static __global__ void gather_pixels_kernel(float *__restrict__ x,
+                                            const unsigned char *__restrict__ pixels,
+                                            const int *__restrict__ order, int plane,
+                                            normalisation norm) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y, channel = blockIdx.z;
     if (i >= plane) return;
     const int features = plane * gridDim.z, c = channel * plane + i;
-    x[(size_t)r * features + c] = (float)pixels[(size_t)order[r] * features + c] * norm.mul[channel] + norm.add[channel];
+    x[(size_t)r * features + c] = (float)pixels[(size_t)order[r] * features + c] *
+                                      norm.mul[channel] +
+                                  norm.add[channel];
 }
 static __global__ void gather_values_kernel(float *__restrict__ x, const float *__restrict__ values,
                                             const int *__restrict__ order, int features) {
@@ -175,10 +223,11 @@ static __global__ void gather_values_kernel(float *__restrict__ x, const float *
     if (c < features) x[(size_t)r * features + c] = values[(size_t)order[r] * features + c];
 }
 
-// Mean squared error, forward and backward: partial[chunk][c] = squared error of column c over a chunk of rows,
-// d = 2 (y - target) * scale.
-static __global__ void mse_kernel(float *__restrict__ partial, float *__restrict__ d, const float *__restrict__ y,
-                                  const float *__restrict__ target, int rows, int cols, float scale) {
+// Mean squared error, forward and backward: partial[chunk][c] = squared error of column c over a
+// chunk of rows, d = 2 (y - target) * scale.
+static __global__ void mse_kernel(float *__restrict__ partial, float *__restrict__ d,
+                                  const float *__restrict__ y, const float *__restrict__ target,
+                                  int rows, int cols, float scale) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROW_CHUNK;
     if (c >= cols) return;
     float sum = 0.0f;
@@ -191,17 +240,20 @@ static __global__ void mse_kernel(float *__restrict__ partial, float *__restrict
     partial[(size_t)blockIdx.y * cols + c] = sum;
 }
 
-// --------------------------------------------------------------------------------------------------- forward, backward
+// ------------------------------------------------------------------------------- forward, backward
 
-// Forward: x[0] holds the input [rows][dim[0]]; fills x[1..L]. mode: MODE_TRAIN, MODE_PROBE, MODE_EVAL.
+// Forward: x[0] holds the input [rows][dim[0]]; fills x[1..L]. mode: MODE_TRAIN, MODE_PROBE,
+// MODE_EVAL.
 static void forward(model *m, int rows, int mode) {
     for (int l = 0; l < m->n_layers; l++) {
         const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1;
         const float *b = m->bias ? m->b[l] : NULL;
         gemm(&m->gemm, 0, 1, rows, out, in, 1.0f, m->x[l], in, m->w[l], in, 0.0f, m->z[l], out);
         if (m->norm == NORM_BATCH && hidden) {
-            bn_statistics(m->mean[l], m->rstd[l], m->running_mean[l], m->running_var[l], m->z[l], b, m->partial, rows, out, mode);
-            bn_relu(m->x[l + 1], m->z[l], NULL, m->mean[l], m->rstd[l], m->gamma[l], m->beta[l], rows, out, 1);
+            bn_statistics(m->mean[l], m->rstd[l], m->running_mean[l], m->running_var[l], m->z[l], b,
+                          m->partial, rows, out, mode);
+            bn_relu(m->x[l + 1], m->z[l], NULL, m->mean[l], m->rstd[l], m->gamma[l], m->beta[l],
+                    rows, out, 1);
         } else if (hidden || m->bias) {
             bias_relu(m->x[l + 1], b, rows, out, hidden);
         }
@@ -209,36 +261,42 @@ static void forward(model *m, int rows, int mode) {
     if (mode == MODE_TRAIN) train_count_batch(&m->net);
 }
 
-// Loss of x[L]; its gradient, of the mean over the batch, goes to dx[0]; the mean loss to step_loss[slot]; loss and hits
-// are added to totals.
+// Loss of x[L]; its gradient, of the mean over the batch, goes to dx[0]; the mean loss to
+// step_loss[slot]; loss and hits are added to totals.
 static void loss_forward_backward(model *m, int rows, int slot) {
     const int out = m->dim[m->n_layers], chunks = ceil_div(rows, ROW_CHUNK);
     const float *y = m->x[m->n_layers], scale = 1.0f / (float)rows / (float)out;
     float *mean_loss = m->step_loss + slot;
     if (m->task == TASK_CLASSIFY) {
-        softmax_cross_entropy(m->totals, mean_loss, m->row_loss, m->row_hit, m->dx[0], y, m->label, rows, out, 0);
+        softmax_cross_entropy(m->totals, mean_loss, m->row_loss, m->row_hit, m->dx[0], y, m->label,
+                              rows, out, 0);
     } else {
-        mse_kernel<<<grid_of(out, chunks), block_of(out)>>>(m->partial, m->dx[0], y, m->x[0], rows, out, scale);
-        sum_losses_kernel<<<1, 256>>>(m->totals, mean_loss, m->partial, (const int *)NULL, chunks * out, 1.0 / out, rows);
+        mse_kernel<<<grid_of(out, chunks), block_of(out)>>>(m->partial, m->dx[0], y, m->x[0], rows,
+                                                            out, scale);
+        sum_losses_kernel<<<1, 256>>>(m->totals, mean_loss, m->partial, (const int *)NULL,
+                                      chunks * out, 1.0 / out, rows);
         CUDA_CHECK_LAUNCH();
     }
 }
 
-// Backward of the last forward: dx[0] holds the gradient of x[L]; writes every tensor of grads. Returns the buffer with the
-// gradient of the first linear layer's output.
+// Backward of the last forward: dx[0] holds the gradient of x[L]; writes every tensor of grads.
+// Returns the buffer with the gradient of the first linear layer's output.
 static float *backward(model *m, int rows, int mode) {
     float *d = m->dx[0], *next = m->dx[1];
     for (int l = m->n_layers - 1; l >= 0; l--) {
-        const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1, normed = m->norm == NORM_BATCH && hidden;
+        const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1;
+        const int normed = m->norm == NORM_BATCH && hidden;
         if (normed) {
-            bn_relu_backward(next, d, m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l], m->dgamma[l], m->dbeta[l], m->partial,
-                             rows, out, mode, 1);
+            bn_relu_backward(next, d, m->x[l + 1], m->z[l], m->mean[l], m->rstd[l], m->gamma[l],
+                             m->dgamma[l], m->dbeta[l], m->partial, rows, out, mode, 1);
             float *swap = d;
             d = next;
             next = swap;
         }
         const int relu = hidden && !normed;
-        if (relu || m->bias) bias_relu_backward(d, m->x[l + 1], m->bias ? m->db[l] : NULL, m->partial, rows, out, relu);
+        if (relu || m->bias)
+            bias_relu_backward(d, m->x[l + 1], m->bias ? m->db[l] : NULL, m->partial, rows, out,
+                               relu);
         gemm(&m->gemm, 1, 0, out, in, rows, 1.0f, d, out, m->x[l], in, 0.0f, m->dw[l], in);
         if (l == 0) break;
         gemm(&m->gemm, 0, 0, rows, in, out, 1.0f, d, out, m->w[l], in, 0.0f, next, in);
@@ -252,53 +310,63 @@ static float *backward(model *m, int rows, int mode) {
 // One update of all parameters; step counts from 0 (AdamW's bias correction uses step + 1).
 static void update(model *m, const config *c, double lr, int64_t step) {
     const train_net *net = &m->net;
-    optimizer_step(net->params, net->grads, net->moment1, net->moment2, (int)net->n_params, lr, c->train.momentum,
-                   c->train.weight_decay, step);
+    optimizer_step(net->params, net->grads, net->moment1, net->moment2, (int)net->n_params, lr,
+                   c->train.momentum, c->train.weight_decay, step);
 }
 
-// ------------------------------------------------------------------------------------------------------ initialisation
+// ---------------------------------------------------------------------------------- initialisation
 
-// Initial parameters, made on the host by a counter-based generator (the same on every device), and fresh statistics.
-// kaiming-uniform is nn.Linear's default: weights and bias uniform in +-1 / sqrt(fan_in). kaiming-normal: weights normal with
-// variance 2 / fan_in, biases zero. scale multiplies weights and biases. BatchNorm: gamma 1, beta 0, mean 0, variance 1.
+// Initial parameters, made on the host by a counter-based generator (the same on every device), and
+// fresh statistics. kaiming-uniform is nn.Linear's default: weights and bias uniform in +-1 /
+// sqrt(fan_in). kaiming-normal: weights normal with variance 2 / fan_in, biases zero. scale
+// multiplies weights and biases. BatchNorm: gamma 1, beta 0, mean 0, variance 1.
 static void model_init(model *m, const config *c) {
-    float *host = (float *)train_alloc(NULL, m->net.n_params, sizeof(float)), one = 1.0f;
+    float *host = (float *)train_alloc(NULL, m->net.n_params, sizeof(float));
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         float *p = host + t->offset;
         const size_t n = (size_t)t->rows * (size_t)t->cols;
         const float fan_in = (float)m->dim[t->layer], scale = (float)c->train.init_scale;
         const uint64_t stream = rng_stream(RNG_PARAMETERS, (uint32_t)i);
-        if (t->name[0] == 'b') {
-            for (size_t k = 0; k < n; k++) p[k] = t->role == RESCALE_GAIN ? 1.0f : 0.0f;
+        if (m->part[i] == PART_GAMMA || m->part[i] == PART_BETA) {
+            for (size_t k = 0; k < n; k++) p[k] = m->part[i] == PART_GAMMA ? 1.0f : 0.0f;
         } else if (c->init == INIT_KAIMING_UNIFORM) {
-            rng_fill_uniform(p, n, -scale / sqrtf(fan_in), scale / sqrtf(fan_in), (uint64_t)c->train.seed, stream);
-        } else if (t->role == RESCALE_WEIGHT) {
-            rng_fill_normal(p, n, 0.0f, scale * sqrtf(2.0f / fan_in), (uint64_t)c->train.seed, stream);
+            rng_fill_uniform(p, n, -scale / sqrtf(fan_in), scale / sqrtf(fan_in),
+                             (uint64_t)c->train.seed, stream);
+        } else if (m->part[i] == PART_WEIGHT) {
+            rng_fill_normal(p, n, 0.0f, scale * sqrtf(2.0f / fan_in), (uint64_t)c->train.seed,
+                            stream);
         }
     }
-    CUDA_CHECK(cudaMemcpy(m->net.params, host, m->net.n_params * sizeof(float), cudaMemcpyHostToDevice));
-    for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++)
-        for (int k = 0; k < m->dim[l + 1]; k++)
-            CUDA_CHECK(cudaMemcpy(m->running_var[l] + k, &one, sizeof one, cudaMemcpyHostToDevice));
+    train_upload(m->net.params, host, m->net.n_params * sizeof(float));
+    for (int l = 0; l < m->n_layers - 1 && m->norm == NORM_BATCH; l++) {
+        const int D = m->dim[l + 1];
+        fill_kernel<<<ceil_div(D, BLOCK), BLOCK>>>(m->running_var[l], 1.0f, D);
+        CUDA_CHECK_LAUNCH();
+    }
     free(host);
 }
 
-// ----------------------------------------------------------------------------------------------------------- rescaling
+// --------------------------------------------------------------------------------------- rescaling
 
-// Describes the model to rescale.cuh. With BatchNorm the units are scaled through gamma and beta, which keeps the function
-// in training and in evaluation mode; the layer before it is left alone. Returns the number of tensors.
+// Describes the model to rescale.cuh. With BatchNorm the units are scaled through gamma and beta,
+// which keeps the function in training and in evaluation mode; the layer before it is left alone.
+// Returns the number of tensors.
 static int describe(const model *m, rescale_group *group, rescale_tensor *tensors) {
-    for (int l = 0; l < m->n_layers - 1; l++) group[l] = rescale_units(m->net.tensors[0].name, m->dim[l + 1], RESCALE_RELU);
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
-        const int l = t->layer, unit = l < m->n_layers - 1 ? l : RESCALE_NONE, bn = t->name[0] == 'b';
-        const int enters = m->norm == NORM_BATCH && !bn ? RESCALE_NONE : unit;
+        const int l = t->layer, hidden = l < m->n_layers - 1, part = m->part[i];
+        const int of_norm = part == PART_GAMMA || part == PART_BETA;
+        const int scaled = hidden && (of_norm || m->norm == NORM_NONE);
+        const int enters = scaled ? l : RESCALE_NONE;
+        const int leaves = l > 0 ? l - 1 : RESCALE_NONE;
         float *data = m->net.params + t->offset;
-        if (t->role == RESCALE_WEIGHT)
-            tensors[i] = rescale_weight(t->name, data, t->rows, t->cols, 1, enters, l > 0 ? l - 1 : RESCALE_NONE);
-        else if (t->role == RESCALE_GAIN)
-            tensors[i] = rescale_gain(t->name, data, t->rows, enters, m->running_mean[l], m->running_var[l], BN_EPS);
+        if (part == PART_WEIGHT && hidden) group[l] = rescale_units(t->name, t->rows, RESCALE_RELU);
+        if (part == PART_WEIGHT)
+            tensors[i] = rescale_weight(t->name, data, t->rows, t->cols, 1, enters, leaves);
+        else if (part == PART_GAMMA)
+            tensors[i] = rescale_gain(t->name, data, t->rows, enters, m->running_mean[l],
+                                      m->running_var[l], BN_EPS);
         else
             tensors[i] = rescale_bias(t->name, data, t->rows, enters);
         tensors[i].moment1 = m->net.moment1 ? m->net.moment1 + t->offset : NULL;
@@ -307,7 +375,8 @@ static int describe(const model *m, rescale_group *group, rescale_tensor *tensor
     return m->net.n_tensors;
 }
 
-// Rescales the parameters (and the optimizer state) in place. Returns 0, or -1 with report->message set.
+// Rescales the parameters (and the optimizer state) in place. Returns 0, or -1 with report->message
+// set.
 static int rescale_model(model *m, const config *c, rescale_report *report) {
     static rescale_group group[MAX_LAYERS];
     static rescale_tensor tensors[4 * MAX_LAYERS];
@@ -321,12 +390,16 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
 enum { PROBE_ROWS = 64 };
 
 // Rows of a probe; a model for fewer rows at a time gets fewer.
-static int probe_rows(const model *m) { return m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS; }
+static int probe_rows(const model *m) {
+    return m->max_rows < PROBE_ROWS ? m->max_rows : PROBE_ROWS;
+}
 
-// Outputs of the network on fixed random inputs, [PROBE_ROWS][outputs], in the given mode; the caller frees them.
+// Outputs of the network on fixed random inputs, [PROBE_ROWS][outputs], in the given mode; the
+// caller frees them.
 static float *probe_outputs(model *m, int mode) {
     const int rows = probe_rows(m);
-    const size_t n_in = (size_t)rows * (size_t)m->dim[0], n_out = (size_t)rows * (size_t)m->dim[m->n_layers];
+    const size_t n_in = (size_t)rows * (size_t)m->dim[0],
+                 n_out = (size_t)rows * (size_t)m->dim[m->n_layers];
     float *in = (float *)train_alloc(NULL, n_in, sizeof(float));
     float *out = (float *)train_alloc(NULL, n_out, sizeof(float));
     rng_fill_normal(in, n_in, 0.0f, 1.0f, 1, rng_stream(RNG_TEST, 0));
@@ -354,7 +427,7 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
     return status;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- data
+// -------------------------------------------------------------------------------------------- data
 
 // Loads rows first .. first + rows - 1 of the epoch's order into x[0] and the labels.
 static void load_batch(model *m, const device_data *d, int first, int rows) {
@@ -363,20 +436,22 @@ static void load_batch(model *m, const device_data *d, int first, int rows) {
         const dim3 grid((unsigned)ceil_div(plane, BLOCK), (unsigned)rows, (unsigned)d->channels);
         gather_pixels_kernel<<<grid, BLOCK>>>(m->x[0], d->pixels, order, plane, d->norm);
     } else {
-        gather_values_kernel<<<grid_of(d->features, rows), BLOCK>>>(m->x[0], d->values, order, d->features);
+        gather_values_kernel<<<grid_of(d->features, rows), BLOCK>>>(m->x[0], d->values, order,
+                                                                    d->features);
     }
     CUDA_CHECK_LAUNCH();
     gather_labels(m->label, d, first, rows);
 }
 
-// ------------------------------------------------------------------------------------------------------------ training
+// ---------------------------------------------------------------------------------------- training
 
 typedef struct trainer {
     train_run run;               // the run's options, lengths, losses, log
     const config *c;
     model m;
     device_data train, test;
-    int64_t ordered;             // epoch whose sample order (full batch: whose batch) is on the device, or -1
+    // epoch whose sample order (full batch: whose batch) is on the device, or -1
+    int64_t ordered;
 } trainer;
 
 // Loads the batch of the step to come; returns its rows.
@@ -387,7 +462,8 @@ static int next_batch(trainer *t) {
     const int rows = train_batch(&t->run, &epoch, &first), full_batch = t->run.batch == t->train.n;
     if (full_batch) epoch = 0;      // it stays the same
     const int in_order = t->ordered == epoch;
-    if (!in_order) order_samples(&t->train, o->seed, epoch, o->shuffle == SHUFFLE_EPOCH && !full_batch);
+    if (!in_order)
+        order_samples(&t->train, o->seed, epoch, o->shuffle == SHUFFLE_EPOCH && !full_batch);
     if (!in_order || !full_batch) load_batch(&t->m, &t->train, first, rows);
     t->ordered = epoch;
     return rows;
@@ -395,7 +471,8 @@ static int next_batch(trainer *t) {
 
 // The hooks of common/run.h. All but the norm overwrite the batch on the device.
 
-// Mean loss and accuracy (a fraction; LOG_NA for autoencoders) over a data set, BatchNorm in evaluation mode.
+// Mean loss and accuracy (a fraction; LOG_NA for autoencoders) over a data set, BatchNorm in
+// evaluation mode.
 static void evaluate(void *self, int test, double *loss, double *accuracy) {
     trainer *t = (trainer *)self;
     model *m = &t->m;
@@ -406,7 +483,9 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     CUDA_CHECK(cudaMemset(m->totals, 0, sizeof totals));
     for (int first = 0; first < d->n; first += m->max_rows) {
         const int rows = d->n - first < m->max_rows ? d->n - first : m->max_rows;
-        if (train_pause(&t->run, test ? "evaluating on test data" : "evaluating on training data", first, d->n)) return;
+        if (train_pause(&t->run, test ? "evaluating on test data" : "evaluating on training data",
+                        first, d->n))
+            return;
         load_batch(m, d, first, rows);
         forward(m, rows, MODE_EVAL);
         loss_forward_backward(m, rows, TRAIN_LOSS_RING);
@@ -418,7 +497,8 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
     t->ordered = -1;
-    return moved ? rescale_and_measure(&t->m, t->c, report, moved) : rescale_model(&t->m, t->c, report);
+    return moved ? rescale_and_measure(&t->m, t->c, report, moved)
+                 : rescale_model(&t->m, t->c, report);
 }
 static float *outputs(void *self, size_t *n) {
     trainer *t = (trainer *)self;
@@ -446,19 +526,23 @@ static int train_loop(trainer *t) {
     return train_end(r);
 }
 
-// -------------------------------------------------------------------------------------------------------- command line
+// ------------------------------------------------------------------------------------ command line
 
 // Fills the configuration from the command line; exits on --help, --version and usage errors.
 static void parse_command_line(config *c, int argc, char **argv) {
     cli_option options[] = {
-        TRAIN_DATA_ROWS(&c->train, "fashion-mnist, mnist, cifar10, moons, images (built in), or a folder"),
+        TRAIN_DATA_ROWS(&c->train,
+                        "fashion-mnist, mnist, cifar10, moons, images (built in), or a folder"),
         CLI_INT("limit-test", &c->train.limit_test, "N", 0, INT_MAX, "the same for the test set"),
         CLI_GROUP("Model"),
-        CLI_INTS("layers", &c->layers, "N,N,...", 1, 1e6, "units of every layer, input first (default: input,512,512,512,output)"),
-        CLI_CHOICE("task", &c->task, "classify|autoencode", "softmax cross-entropy, or mean squared error of the input"),
+        CLI_INTS("layers", &c->layers, "N,N,...", 1, 1e6,
+                 "units of every layer, input first (default: input,512,512,512,output)"),
+        CLI_CHOICE("task", &c->task, "classify|autoencode",
+                   "softmax cross-entropy, or mean squared error of the input"),
         CLI_CHOICE("norm", &c->norm, "none|batch", "BatchNorm after every hidden linear layer"),
         CLI_NO_FLAG("no-bias", &c->bias, "linear layers without bias"),
-        CLI_CHOICE("init", &c->init, "kaiming-uniform|kaiming-normal", "nn.Linear's default, or normal weights and zero biases"),
+        CLI_CHOICE("init", &c->init, "kaiming-uniform|kaiming-normal",
+                   "nn.Linear's default, or normal weights and zero biases"),
         TRAIN_INIT_SCALE_ROW(&c->train),
         TRAIN_RESCALING_ROWS(&c->train),
         TRAIN_OPTIMIZER_ROWS(&c->train),
@@ -468,25 +552,32 @@ static void parse_command_line(config *c, int argc, char **argv) {
         TRAIN_OUTPUT_ROWS(&c->train),
     };
     const int n = sizeof options / sizeof *options;
-    train_parse("train_mlp", "Trains a ReLU MLP, rescaled after initialisation so that it trains faster.", VERSION, &c->train, options, n,
-                argc, argv);
+    train_parse("train_mlp",
+                "Trains a ReLU MLP, rescaled after initialisation so that it trains faster.",
+                VERSION, &c->train, options, n, argc, argv);
     train_check_options("train_mlp", &c->train, options, n);
     if (c->layers.n == 1 || c->layers.n > MAX_LAYERS + 1)
-        cli_usage_error("train_mlp", "--layers: expected 2 to %d layer sizes, got %d", MAX_LAYERS + 1, c->layers.n);
+        cli_usage_error("train_mlp", "--layers: expected 2 to %d layer sizes, got %d",
+                        MAX_LAYERS + 1, c->layers.n);
 }
 
-// Layer sizes from --layers or the default, checked against the data. Returns the number of linear layers, or 0 with err.
+// Layer sizes from --layers or the default, checked against the data. Returns the number of linear
+// layers, or 0 with err.
 static int layer_sizes(const config *c, const dataset *d, int *dim, char *err, size_t n) {
-    const int out = c->task == TASK_CLASSIFY ? d->classes : d->features, standard[5] = {d->features, 512, 512, 512, out};
+    const int out = c->task == TASK_CLASSIFY ? d->classes : d->features,
+              standard[5] = {d->features, 512, 512, 512, out};
     const int layers = c->layers.n ? c->layers.n : 5;
     double parameters = 0;  // at most; with the padding of small tensors
     for (int i = 0; i < layers; i++) dim[i] = c->layers.n ? c->layers.v[i] : standard[i];
-    for (int i = 1; i < layers; i++) parameters += ((double)dim[i - 1] + 3) * dim[i] + 4 * TRAIN_ALIGN;
+    for (int i = 1; i < layers; i++)
+        parameters += ((double)dim[i - 1] + 3) * dim[i] + 4 * TRAIN_ALIGN;
     if (dim[0] != d->features)
-        snprintf(err, n, "--layers: the first layer has %d units, but a sample of %s has %d features", dim[0], d->name, d->features);
+        snprintf(err, n,
+                 "--layers: the first layer has %d units, but a sample of %s has %d features",
+                 dim[0], d->name, d->features);
     else if (dim[layers - 1] != out)
-        snprintf(err, n, "--layers: the last layer has %d units, but %s has %d %s", dim[layers - 1], d->name, out,
-                 c->task == TASK_CLASSIFY ? "classes" : "features to reconstruct");
+        snprintf(err, n, "--layers: the last layer has %d units, but %s has %d %s", dim[layers - 1],
+                 d->name, out, c->task == TASK_CLASSIFY ? "classes" : "features to reconstruct");
     else if (parameters > INT_MAX)
         snprintf(err, n, "--layers: %.3g parameters, expected at most %d", parameters, INT_MAX);
     else
@@ -506,7 +597,8 @@ static int run(config *c) {
     t.c = c;
     t.ordered = -1;
     train_run_init(&t.run, "train_mlp", VERSION, o);
-    if (dataset_load(o->data, o->data_dir, &train, &test, err, sizeof err)) return train_fail(&t.run, err);
+    if (dataset_load(o->data, o->data_dir, &train, &test, err, sizeof err))
+        return train_fail(&t.run, err);
     if (o->limit) dataset_limit(&train, o->limit);
     if (o->limit_test) dataset_limit(&test, o->limit_test);
     const int n_layers = layer_sizes(c, &train, dim, err, sizeof err);
@@ -525,8 +617,9 @@ static int run(config *c) {
     for (int i = 0; i <= n_layers && used < sizeof layers; i++)
         used += (size_t)snprintf(layers + used, sizeof layers - used, i ? "-%d" : "%d", dim[i]);
     log_progress_line(&t.run.progress, "%s, %s", device, gemm_backend());
-    log_progress_line(&t.run.progress, "%s: %d training and %d test samples; MLP %s, %lld parameters", train.name, train.n, test.n,
-                      layers, (long long)train_parameter_count(&t.m.net));
+    log_progress_line(&t.run.progress,
+                      "%s: %d training and %d test samples; MLP %s, %lld parameters", train.name,
+                      train.n, test.n, layers, (long long)train_parameter_count(&t.m.net));
     t.run.data = data_fingerprint(&train, &test);
     dataset_free(&train);
     dataset_free(&test);

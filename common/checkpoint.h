@@ -5,14 +5,15 @@
 //
 // A checkpoint is a folder LOGDIR/checkpoint-STEP with model.safetensors and, written after it, state.safetensors:
 //     model       the weights; metadata state_checksum names the state
-//     state       a scalar step, equal to the folder's number; the optimizer's moments; and what names the run, in tensors,
+//     state       a scalar step, equal to the folder's number; the optimizer's moments; and what names the run, in
+//     tensors,
 //                 because the checksum covers tensors and not the metadata:
 //                 run.id [16] U8 hex digits, run.total_steps I64, run.data U64 (fingerprint of the data), run.model U64
 //                 (checksum of the model's payload), run.options U8 (words of a command line, each with a closing 0)
 // It is complete when both files are good and name each other. Older checkpoints lack the run.* tensors and the names.
 //
-// Folders whose name is not exactly checkpoint-STEP are nobody's business here. Symbolic links are read, never removed or
-// followed by what removes.
+// Folders whose name is not exactly checkpoint-STEP are nobody's business here. Symbolic links are read, never removed
+// or followed by what removes.
 //
 // Contents
 //     checkpoint_path, checkpoint_find        the folders, newest first
@@ -62,8 +63,8 @@ static inline int64_t checkpoint_step(const char *name) {
     return !errno && step <= CHECKPOINT_MAX_STEP && !strcmp(name, again) ? (int64_t)step : -1;
 }
 
-// The steps of all checkpoint folders, complete or not, newest first. *steps: memory that the caller frees. Returns how many;
-// none where the folder cannot be read.
+// The steps of all checkpoint folders, complete or not, newest first. *steps: memory that the caller frees. Returns how
+// many; none where the folder cannot be read.
 static inline int checkpoint_find(const char *log_dir, int64_t **steps) {
     DIR *d = opendir(log_dir);
     int n = 0, room = 0;
@@ -89,7 +90,8 @@ static inline int checkpoint_find(const char *log_dir, int64_t **steps) {
     return n;
 }
 
-// Opens the state of a checkpoint; its step has to be the folder's. 0: close f. -1: damaged or not there, and f is closed.
+// Opens the state of a checkpoint; its step has to be the folder's. 0: close f. -1: damaged or not there, and f is
+// closed.
 static inline int checkpoint_open_state(safetensors_file *f, const char *log_dir, int64_t step, char *err, size_t n) {
     char path[CHECKPOINT_PATH];
     int64_t found = -1;
@@ -97,13 +99,15 @@ static inline int checkpoint_open_state(safetensors_file *f, const char *log_dir
     if (safetensors_open(f, path, err, n)) return -1;
     int status = safetensors_read(f, "step", SAFETENSORS_I64, 0, NULL, &found, err, n);
     if (!status && found != step)
-        status = log_error(err, n, "%s: expected step %lld as in the folder's name, found %lld", path, (long long)step, (long long)found);
+        status = log_error(err, n, "%s: expected step %lld as in the folder's name, found %lld", path, (long long)step,
+                           (long long)found);
     if (status) safetensors_close(f);
     return status;
 }
 
 // Whether model and state name each other's checksum. Of an older checkpoint neither does.
-static inline int checkpoint_check_pair(const safetensors_file *model, const safetensors_file *state, char *err, size_t n) {
+static inline int checkpoint_check_pair(const safetensors_file *model, const safetensors_file *state, char *err,
+                                        size_t n) {
     const char *named = safetensors_metadata(model, CHECKPOINT_STATE_KEY);
     const char *of_model = safetensors_metadata(model, SAFETENSORS_CHECKSUM_KEY);
     const char *of_state = safetensors_metadata(state, SAFETENSORS_CHECKSUM_KEY);
@@ -137,8 +141,8 @@ static inline int checkpoint_is_complete(const char *log_dir, int64_t step) {
     return complete;
 }
 
-// Removes what a killed run left half-written in a checkpoint folder; with everything = 1 the checkpoint too. Nothing is done
-// where the folder is a symbolic link. What cannot be removed stays.
+// Removes what a killed run left half-written in a checkpoint folder; with everything = 1 the checkpoint too. Nothing
+// is done where the folder is a symbolic link. What cannot be removed stays.
 static inline void checkpoint_clear(const char *dir, int everything) {
     const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) return;
@@ -169,9 +173,9 @@ static inline void checkpoint_sweep(const char *log_dir) {
     free(steps);
 }
 
-// Keeps the two newest complete checkpoints up to `newest`, and removes the others: older, incomplete, of later steps. good[]:
-// steps of checkpoints that this process has written or read, which need no second look. The log folder is synced before
-// anything goes, so that a power loss cannot take both the old and the new.
+// Keeps the two newest complete checkpoints up to `newest`, and removes the others: older, incomplete, of later steps.
+// good[]: steps of checkpoints that this process has written or read, which need no second look. The log folder is
+// synced before anything goes, so that a power loss cannot take both the old and the new.
 static inline int checkpoint_retain(const char *log_dir, int64_t newest, const int64_t *good, int n_good, char *err,
                                     size_t n) {
     char dir[CHECKPOINT_PATH];
@@ -209,8 +213,8 @@ static inline void checkpoint_run_id(char id[CHECKPOINT_ID + 1]) {
     cli_format(id, CHECKPOINT_ID + 1, "%016llx", (unsigned long long)bits);
 }
 
-// All options of a table that are set, as words --NAME=VALUE with a closing 0 each, in memory that the caller frees; *size
-// bytes. NULL when out of memory.
+// All options of a table that are set, as words --NAME=VALUE with a closing 0 each, in memory that the caller frees;
+// *size bytes. NULL when out of memory.
 static inline char *checkpoint_words(const cli_option *table, int n, size_t *size) {
     char *text = (char *)malloc(1);
     *size = 0;

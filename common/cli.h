@@ -127,7 +127,7 @@ enum { CLI_TYPED = 1, CLI_STORED = 2 };
 #define CLI_EVERY(name, ptr, help) {name, CLI_KIND_EVERY, ptr, 0, 0, 0, NULL, "Nsteps|Nepochs", help, 0}
 #define CLI_REST(ptr, arg, min, max, help) {"", CLI_KIND_REST, ptr, (double)(min), (double)(max), 0, NULL, arg, help, 0}
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Text
 
 #ifdef __GNUC__
@@ -183,7 +183,9 @@ static inline int cli_choice_word(const char *choices, int index, char *out, siz
 static inline void cli_bound(char *out, size_t size, double v, int integer) {
     const double limit = 9223372036854775808.0;        // 2^63
     if (!integer) cli_number(out, size, v);
-    else cli_format(out, size, "%lld", v >= limit ? LLONG_MAX : v < -limit ? LLONG_MIN : (long long)v);
+    else if (v >= limit) cli_format(out, size, "%lld", LLONG_MAX);
+    else if (v < -limit) cli_format(out, size, "%lld", LLONG_MIN);
+    else cli_format(out, size, "%lld", (long long)v);
 }
 
 // The words of a range: "a number > 0", "an integer between 1 and 10". lo and hi are the bounds to name.
@@ -193,7 +195,8 @@ static inline void cli_range_text(char *out, size_t size, const char *what, doub
     cli_bound(a, sizeof a, lo, integer);
     cli_bound(b, sizeof b, hi, integer);
     const int has_lo = lo > CLI_NO_MIN, has_hi = hi < CLI_NO_MAX;
-    const char *above = flags & CLI_ABOVE_MIN ? ">" : ">=", *below = flags & CLI_BELOW_MAX ? "<" : "<=";
+    const char *above = flags & CLI_ABOVE_MIN ? ">" : ">=";
+    const char *below = flags & CLI_BELOW_MAX ? "<" : "<=";
     if (has_lo && has_hi && !(flags & (CLI_ABOVE_MIN | CLI_BELOW_MAX))) {
         cli_format(out, size, "%s between %s and %s", what, a, b);
     } else if (has_lo && has_hi) {
@@ -212,8 +215,10 @@ static inline void cli_expected(char *out, size_t size, const cli_option *o, int
     double lo = o->min, hi = o->max;
     if (overflow && o->kind != CLI_KIND_DOUBLE) {
         const int wide = o->kind == CLI_KIND_INT64;
-        if (lo < (wide ? (double)INT64_MIN : INT_MIN)) lo = wide ? (double)INT64_MIN : INT_MIN;
-        if (hi > (wide ? (double)INT64_MAX : INT_MAX)) hi = wide ? (double)INT64_MAX : INT_MAX;
+        const double least = wide ? (double)INT64_MIN : INT_MIN;
+        const double largest = wide ? (double)INT64_MAX : INT_MAX;
+        if (lo < least) lo = least;
+        if (hi > largest) hi = largest;
     }
     switch (o->kind) {
     case CLI_KIND_INT:
@@ -254,7 +259,7 @@ static inline const char *cli_nearest(const cli_option *options, int n, const ch
     return best;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Values
 
 enum { CLI_OK = 0, CLI_BAD = -1, CLI_OVERFLOW = -2 };
@@ -286,7 +291,7 @@ static inline int cli_read_double(const char *text, int allow_nonfinite, double 
 
 // Whether v lies within the option's bounds (nan does when it was allowed).
 static inline int cli_in_range(const cli_option *o, double v) {
-    if (v != v) return o->flags & CLI_ALLOW_NONFINITE ? 1 : 0;
+    if (v != v) return (o->flags & CLI_ALLOW_NONFINITE) != 0;
     if (o->flags & CLI_ABOVE_MIN ? v <= o->min : v < o->min) return 0;
     return o->flags & CLI_BELOW_MAX ? v < o->max : v <= o->max;
 }
@@ -381,7 +386,7 @@ static inline int cli_store(const cli_option *o, const char *text) {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Parsing
 
 enum { CLI_WANT_HELP = 1, CLI_WANT_VERSION = 2, CLI_ERROR = -1 };    // besides CLI_OK, what cli_try returns
@@ -561,7 +566,7 @@ static inline int cli_given(const cli_option *options, int n, const char *name) 
     return options[at].given;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Help
 
 enum { CLI_WIDTH = 100, CLI_INDENT = 30 };
@@ -622,7 +627,7 @@ static inline void cli_default_text(const cli_option *o, char *out, size_t size)
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Stored options: a run's values as words of a command line, read again by the same table
 
 enum { CLI_TEXT = 4096 };    // room for the value of any option but a string
@@ -676,7 +681,8 @@ static inline int cli_restore(cli_option *options, int n, const char *word, char
 // One option of the help: name and value on the left, text and default on the right.
 static inline void cli_help_line(FILE *out, const char *name, const char *arg, const char *text, const char *preset) {
     char right[1024];
-    int column = fprintf(out, "  %s%s%s%s", *name ? "--" : "", name, *name && arg ? " " : "", arg ? arg : "");
+    int column = fprintf(out, "  %s%s", *name ? "--" : "", name);
+    if (arg) column += fprintf(out, "%s%s", *name ? " " : "", arg);
     if (column >= CLI_INDENT - 1) {
         fputc('\n', out);
         column = 0;
@@ -693,7 +699,9 @@ static inline void cli_help(FILE *out, const char *program, const char *synopsis
     for (int i = 0; i < n; i++) {
         if (options[i].kind == CLI_KIND_REST) rest = options[i].arg;
     }
-    fprintf(out, "Usage: %s [--option value ...]%s%s\n\n", program, rest ? " " : "", rest ? rest : "");
+    fprintf(out, "Usage: %s [--option value ...]", program);
+    if (rest) fprintf(out, " %s", rest);
+    fputs("\n\n", out);
     cli_wrap(out, synopsis, 0, 0);
     int in_group = 0;
     for (int i = 0; i < n; i++) {
@@ -727,8 +735,8 @@ CLI_PRINTF(2, 3) static inline void cli_usage_error(const char *program, const c
     exit(2);
 }
 
-// Fills the variables of the table from the command line. Exits 0 after --help and --version, 2 after a usage error. From here on
-// the program ends with status 1 when standard output cannot be written (message_guard).
+// Fills the variables of the table from the command line. Exits 0 after --help and --version, 2 after a usage error.
+// From here on the program ends with status 1 when standard output cannot be written (message_guard).
 static inline void cli_parse(const char *program, const char *synopsis, const char *version, cli_option *options, int n,
                              int argc, char **argv) {
     char err[1024];

@@ -435,6 +435,12 @@ static inline void softmax_cross_entropy(double *totals, float *mean_loss, float
     CUDA_CHECK_LAUNCH();
 }
 
+// v[i] = value for n floats.
+static __global__ void fill_kernel(float *__restrict__ v, float value, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) v[i] = value;
+}
+
 // ---------------------------------------------------------------------------------------------------------- optimizer
 
 // part[block] = sum of squares of a contiguous share of v[n]; for the gradient norm.

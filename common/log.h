@@ -8,13 +8,16 @@
 //     log_progress_line(&p, "epoch %d: train %.4f test %.4f", epoch, train, test);
 //   update: on a terminal one line that is refreshed at most 10 times a second, cut to the terminal's width and dim
 //   unless NO_COLOR is set; in a pipe or file a plain line at most every 10 seconds. line: always a line of its own.
-//   With quiet both print nothing. Text is cleaned (message.h). Call log_progress_clear before anything else writes to the terminal.
+//   With quiet both print nothing. Text is cleaned (message.h). Call log_progress_clear before anything else writes to
+//   the terminal.
 //
 // Log folder, of one run at a time:
 //     int lock = log_claim("out/run1", LOG_NEW, err, sizeof err);             // or LOG_OVERWRITE, LOG_RESUME
-//   makes the folder and locks it until the descriptor is closed or the process is gone, however it ends. Another process that
-//   claims it meanwhile gets an error; so does LOG_NEW where the folder holds a run. LOG_OVERWRITE removes nothing yet:
-//     log_remove_run("out/run1", err, sizeof err);                            // its checkpoints; log_open replaces the log
+//   makes the folder and locks it until the descriptor is closed or the process is gone, however it ends. Another
+//   process that claims it meanwhile gets an error; so does LOG_NEW where the folder holds a run. LOG_OVERWRITE removes
+//   nothing yet:
+//     log_remove_run("out/run1", err, sizeof err);                            // its checkpoints; log_open replaces the
+//     log
 //
 // CSV log, columns LOG_CSV_HEADER:
 //     log_csv log;
@@ -81,7 +84,7 @@ enum { LOG_PATH = 4096, LOG_DURATION = 32 };     // sizes of path and duration b
 #define LOG_PRINTF(text, args)
 #endif
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Clock
 
 // Seconds on a clock that never jumps. Only differences mean something.
@@ -121,7 +124,7 @@ static inline long log_peak_mib(void) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Interruption
 
 static volatile sig_atomic_t log_interrupted;    // 0, or the signal that asked the run to end
@@ -135,8 +138,8 @@ static inline void log_on_signal(int number) {
     log_interrupted = number;
 }
 
-// From here on SIGINT, SIGTERM and SIGHUP set log_interrupted. Interrupted system calls are restarted. A signal that the
-// parent process had set to be ignored (nohup, a shell's background job) stays ignored.
+// From here on SIGINT, SIGTERM and SIGHUP set log_interrupted. Interrupted system calls are restarted. A signal that
+// the parent process had set to be ignored (nohup, a shell's background job) stays ignored.
 static inline void log_signal_install(void) {
     const int signals[3] = {SIGINT, SIGTERM, SIGHUP};
     log_interrupted = 0;
@@ -156,7 +159,7 @@ static inline int log_interrupt_status(void) {
     return log_interrupted ? 128 + (int)log_interrupted : 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Files
 
 // Fills err with one clean line and returns -1.
@@ -219,8 +222,9 @@ static inline int log_temp_name(char *temp, const char *path, char *err, size_t 
     return n < LOG_PATH ? 0 : log_error(err, err_size, "%.200s: path too long", path);
 }
 
-// Makes a temporary file and opens it for writing. One of that name, left by a process of the same number or a link that somebody
-// put there, is removed first; what a link points to stays as it is. Returns the descriptor, or -1 with errno.
+// Makes a temporary file and opens it for writing. One of that name, left by a process of the same number or a link
+// that somebody put there, is removed first; what a link points to stays as it is. Returns the descriptor, or -1 with
+// errno.
 static inline int log_open_temp(const char *temp) {
     if (unlink(temp) && errno != ENOENT) return -1;
     return open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -236,8 +240,8 @@ static inline int log_standard_stream(const char *path) {
     return 0;
 }
 
-// What stands at a path where a file is to be written: 0 nothing or a regular file, which is replaced; 1 something else, which is
-// written directly; -1 with an error for a folder, and for what no file can be.
+// What stands at a path where a file is to be written: 0 nothing or a regular file, which is replaced; 1 something
+// else, which is written directly; -1 with an error for a folder, and for what no file can be.
 static inline int log_file_kind(const char *path, char *err, size_t err_size) {
     struct stat info;
     if (!*path) return log_error(err, err_size, "empty file name");
@@ -268,8 +272,8 @@ static inline int log_file_open(log_file *file, const char *path, char *err, siz
     return file->f ? 0 : log_errno(err, err_size, path, "cannot write");
 }
 
-// Whether a file could be written at the end of a long run: makes the folders above it, and a temporary file beside it that is
-// removed again. What stands at the path is not touched. Returns 0, or -1 with an error.
+// Whether a file could be written at the end of a long run: makes the folders above it, and a temporary file beside it
+// that is removed again. What stands at the path is not touched. Returns 0, or -1 with an error.
 static inline int log_file_try(const char *path, char *err, size_t err_size) {
     char temp[LOG_PATH];
     const int kind = log_file_kind(path, err, err_size);
@@ -311,7 +315,7 @@ static inline int log_file_close(log_file *file, char *err, size_t err_size) {
     return bad ? log_errno(err, err_size, file->path, "cannot write") : 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Log folder
 
 enum { LOG_NEW, LOG_OVERWRITE, LOG_RESUME };     // what log_claim wants a folder for
@@ -335,8 +339,8 @@ static inline int log_holds_run(const char *dir) {
     return info.st_size > (off_t)strlen(LOG_CSV_HEADER "\r\n");
 }
 
-// Locks DIR/.lock without waiting. Returns its descriptor, or -1 with an error. A file system that knows no locks lets the run go on
-// without one.
+// Locks DIR/.lock without waiting. Returns its descriptor, or -1 with an error. A file system that knows no locks lets
+// the run go on without one.
 static inline int log_lock(const char *dir, char *err, size_t err_size) {
     char path[LOG_PATH + 16], owner[32] = "";
     snprintf(path, sizeof path, "%s/.lock", dir);
@@ -366,8 +370,8 @@ static inline void log_remove_debris(const char *dir) {
     if (d) closedir(d);
 }
 
-// Takes a log folder for this process. LOG_NEW and LOG_OVERWRITE make it where it is missing. Returns the lock, a descriptor that gives
-// the folder back when it is closed, or -1 with an error.
+// Takes a log folder for this process. LOG_NEW and LOG_OVERWRITE make it where it is missing. Returns the lock, a
+// descriptor that gives the folder back when it is closed, or -1 with an error.
 static inline int log_claim(const char *dir, int purpose, char *err, size_t err_size) {
     if (strlen(dir) >= LOG_PATH) return log_error(err, err_size, "%.200s: path too long", dir);
     if (purpose != LOG_RESUME && log_make_dirs(dir, err, err_size)) return -1;
@@ -375,12 +379,14 @@ static inline int log_claim(const char *dir, int purpose, char *err, size_t err_
     if (lock >= 0) log_remove_debris(dir);
     if (lock < 0 || purpose != LOG_NEW || !log_holds_run(dir)) return lock;
     close(lock);
-    return log_error(err, err_size, "--log-dir: %s holds a run: continue it with --resume, replace it with --overwrite, or name "
-                     "another folder", dir);
+    return log_error(err, err_size,
+                     "--log-dir: %s holds a run: continue it with --resume, replace it with --overwrite, or name "
+                     "another folder",
+                     dir);
 }
 
-// Removes the checkpoint `name` of a log folder: its files, then the folder itself. A symbolic link is removed, not followed. What
-// else the folder holds stays, and so does the folder then. Returns 0, or -1 with errno.
+// Removes the checkpoint `name` of a log folder: its files, then the folder itself. A symbolic link is removed, not
+// followed. What else the folder holds stays, and so does the folder then. Returns 0, or -1 with errno.
 static inline int log_remove_checkpoint(const char *dir, const char *name) {
     static const char *const files[] = {"state.safetensors", "model.safetensors"};
     struct stat info;
@@ -418,7 +424,7 @@ static inline int log_remove_run(const char *dir, char *err, size_t err_size) {
     return status;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // CSV log
 
 typedef struct {
@@ -452,10 +458,10 @@ static inline int64_t log_row_step(const char *line) {
 }
 
 // Copies the rows up to resume_step of an earlier log. A last line without its end of line was cut off when the run
-// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR LF,
-// as an editor may have left them. *evaluated: see log_csv.
-static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, int64_t *evaluated, char *err,
-                                size_t err_size) {
+// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR
+// LF, as an editor may have left them. *evaluated: see log_csv.
+static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, int64_t *evaluated,
+                                char *err, size_t err_size) {
     char line[1024];
     for (int64_t number = 1; fgets(line, sizeof line, from); number++) {
         size_t len = strlen(line);
@@ -504,7 +510,8 @@ static inline int log_open(log_csv *log, const char *dir, int64_t resume_step, c
     return status;
 }
 
-// One number of a CSV row, with its leading comma. NaN has no sign there: some libraries print -nan, which few readers know.
+// One number of a CSV row, with its leading comma. NaN has no sign there: some libraries print -nan, which few readers
+// know.
 static inline void log_field(FILE *f, double v) {
     if (v == LOG_NA) fputs(",n/a", f);
     else if (isnan(v)) fputs(",nan", f);
@@ -543,7 +550,7 @@ static inline int log_close(log_csv *log, char *err, size_t err_size) {
     return bad ? log_errno(err, err_size, log->file.path, "cannot write") : 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // JSON
 
 typedef struct {
@@ -647,7 +654,7 @@ static inline int log_json_close(log_json *j, char *err, size_t err_size) {
     return log_file_close(&j->file, err, err_size);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Progress
 
 typedef struct {
@@ -711,7 +718,9 @@ LOG_PRINTF(2, 3) static inline void log_progress_update(log_progress *p, const c
     if (ioctl(fileno(p->out), TIOCGWINSZ, &size) == 0 && size.ws_col > 1) width = size.ws_col;
     if ((size_t)width <= sizeof text) text[width - 1] = 0;      // the last column stays free, else the line wraps
     const int len = (int)strlen(text), rest = p->shown > len ? p->shown - len : 0;
-    fprintf(p->out, "\r%s%s%s%*s", p->color ? "\033[2m" : "", text, p->color ? "\033[0m" : "", rest, "");
+    const char *const dim = p->color ? "\033[2m" : "";
+    const char *const normal = p->color ? "\033[0m" : "";
+    fprintf(p->out, "\r%s%s%s%*s", dim, text, normal, rest, "");
     fflush(p->out);
     p->shown = len;
 }

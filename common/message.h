@@ -1,12 +1,13 @@
-// message.h -- what a program says to a person: clean text, one line per error, suggestions, a standard output that is checked.
+// message.h -- what a program says to a person: clean text, one line per error, suggestions, a standard output that is
+// checked.
 //
 //     message_clean(text)                    in place; what could steer a terminal becomes '?'
 //     message_print("train_mlp", "...", ...) `train_mlp: ...` on stderr, one clean line
 //     message_nearest(word, "a|b|c", near)   the choice that a mistyped word may have meant, in near[MESSAGE_WORD]
 //     message_guard("train_mlp")             first thing in main: output that is lost is a failure
 //
-// Every text that holds a name from outside (a path, a tensor's name, a value of the command line) passes through message_clean
-// before it is printed. Files are not cleaned: JSON and CSV have their own escapes.
+// Every text that holds a name from outside (a path, a tensor's name, a value of the command line) passes through
+// message_clean before it is printed. Files are not cleaned: JSON and CSV have their own escapes.
 //
 // C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
 #pragma once
@@ -26,14 +27,14 @@ enum { MESSAGE_LINE = 16384, MESSAGE_WORD = 64 };    // sizes of a line and of a
 #define MESSAGE_PRINTF(text, args)
 #endif
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Clean text
 
 // Bytes of the UTF-8 character at s, 0 when it is not one (overlong forms and surrogates are not).
 static inline int message_utf8(const char *s) {
     const unsigned char *u = (const unsigned char *)s;
     int n = 0;
-    if (u[0] < 0x80) return u[0] ? 1 : 0;
+    if (u[0] < 0x80) return u[0] != 0;
     if (u[0] >= 0xC2 && u[0] <= 0xDF) n = 2;
     if ((u[0] & 0xF0) == 0xE0) n = 3;
     if (u[0] >= 0xF0 && u[0] <= 0xF4) n = 4;
@@ -45,8 +46,9 @@ static inline int message_utf8(const char *s) {
     return n;
 }
 
-// Whether the character of n bytes at s could steer a terminal or hide what a line says: control characters (C0, DEL and C1,
-// which some terminals obey as they obey escape codes), line separators, marks that change the direction of writing.
+// Whether the character of n bytes at s could steer a terminal or hide what a line says: control characters (C0, DEL
+// and C1, which some terminals obey as they obey escape codes), line separators, marks that change the direction of
+// writing.
 static inline int message_is_control(const char *s, int n) {
     const unsigned char *u = (const unsigned char *)s;
     if (n == 1) return u[0] < 0x20 || u[0] == 0x7F;
@@ -83,10 +85,11 @@ MESSAGE_PRINTF(2, 3) static inline void message_print(const char *program, const
     fprintf(stderr, "%s: %s\n", program, text);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Suggestions
 
-// The edit distance of two words (insert, delete, replace, swap of neighbours), a of length na. Words are cut to 63 characters.
+// The edit distance of two words (insert, delete, replace, swap of neighbours), a of length na. Words are cut to 63
+// characters.
 static inline int message_distance(const char *a, size_t na, const char *b) {
     int d[MESSAGE_WORD][MESSAGE_WORD];
     size_t nb = strlen(b);
@@ -110,8 +113,8 @@ static inline int message_distance(const char *a, size_t na, const char *b) {
     return d[na][nb];
 }
 
-// How far a candidate is from a mistyped word of length len, at most `limit`; `limit` or more when it is no suggestion. 0: the
-// candidate starts with the word. 1: the word starts with the candidate.
+// How far a candidate is from a mistyped word of length len, at most `limit`; `limit` or more when it is no suggestion.
+// 0: the candidate starts with the word. 1: the word starts with the candidate.
 static inline int message_misses(const char *word, size_t len, const char *candidate, int limit) {
     const size_t size = strlen(candidate);
     if (len >= 2 && !strncmp(candidate, word, len)) return 0;
@@ -120,8 +123,9 @@ static inline int message_misses(const char *word, size_t len, const char *candi
     return distance < limit ? distance : limit;
 }
 
-// Finds the word of "a|b|c" that a mistyped one may have meant: one that starts with it, else one that it starts with, or within a
-// third of its length in edits. Writes it to near[MESSAGE_WORD] and returns 1; returns 0 when nothing is near.
+// Finds the word of "a|b|c" that a mistyped one may have meant: one that starts with it, else one that it starts with,
+// or within a third of its length in edits. Writes it to near[MESSAGE_WORD] and returns 1; returns 0 when nothing is
+// near.
 static inline int message_nearest(const char *word, const char *choices, char *near) {
     const size_t len = strlen(word);
     int best = (int)len / 3 + 1;
@@ -142,7 +146,7 @@ static inline int message_nearest(const char *word, const char *choices, char *n
     return found;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Standard output
 
 // Where the program's name is kept for message_at_exit; empty before message_guard.
@@ -157,13 +161,14 @@ static inline void message_at_exit(void) {
     errno = 0;
     const int closed = fclose(stdout);
     if (!lost && !closed) return;
-    fprintf(stderr, "%s: cannot write to standard output: %s\n", *message_program(), errno ? strerror(errno) : "an earlier error");
+    fprintf(stderr, "%s: cannot write to standard output: %s\n", *message_program(),
+            errno ? strerror(errno) : "an earlier error");
     fflush(stderr);
     _exit(1);
 }
 
-// Watches standard output from here to the end of the program, however it ends by exit or return. A standard stream that is closed
-// gets /dev/null the wrong way round: no file takes its place, and its use fails as it should.
+// Watches standard output from here to the end of the program, however it ends by exit or return. A standard stream
+// that is closed gets /dev/null the wrong way round: no file takes its place, and its use fails as it should.
 static inline void message_guard(const char *program) {
     const int known = **message_program() != 0;
     *message_program() = program;

@@ -16,7 +16,7 @@
 #include "version.h"
 #include "weights.h"  // train_alloc
 
-// ------------------------------------------------------------------------------------------------------------ options
+// ------------------------------------------------------------------------------------------------------------- options
 
 enum { RESCALE_OFF, RESCALE_BY_PATHCOND, RESCALE_BY_ENORM };
 enum { OPTIMIZER_SGD, OPTIMIZER_MOMENTUM, OPTIMIZER_ADAMW };
@@ -43,8 +43,10 @@ typedef struct train_options {
     int overwrite;               // --log-dir may hold a run, which is replaced
     int quiet;
     // Not on the command line
-    const char *fixed;           // "layers,norm": the trainer's own options that make the function, the data or the loss
-    cli_option *table;           // [n_table] copy of the option table, by train_check_options; NULL: options are unknown
+    // "layers,norm": the trainer's own options that make the function, the data or the loss
+    const char *fixed;
+    // [n_table] copy of the option table, by train_check_options; NULL: options are unknown
+    cli_option *table;
     int n_table, argc;
     char **argv;                 // [argc] the command line
     char *stored;                // words of the run that --resume continues, where the strings of its options live
@@ -73,56 +75,66 @@ static inline train_options train_default_options(void) {
     return o;
 }
 
-// Rows of a trainer's option table, in the order of --help; o is a train_options *. Groups begin with their CLI_GROUP, and a
-// trainer puts its own rows between them. names: the data sets it knows.
-#define TRAIN_DATA_ROWS(o, names)                                                                                           \
-    CLI_GROUP("Data"), CLI_STRING("data", &(o)->data, "NAME|DIR", names),                                                   \
-        CLI_STRING("data-dir", &(o)->data_dir, "DIR", "where data/get_data.sh puts the named sets"),                        \
+// Rows of a trainer's option table, in the order of --help; o is a train_options *. Groups begin with their CLI_GROUP,
+// and a trainer puts its own rows between them. names: the data sets it knows.
+#define TRAIN_DATA_ROWS(o, names)                                                                                      \
+    CLI_GROUP("Data"), CLI_STRING("data", &(o)->data, "NAME|DIR", names),                                              \
+        CLI_STRING("data-dir", &(o)->data_dir, "DIR", "where data/get_data.sh puts the named sets"),                   \
         CLI_INT("limit", &(o)->limit, "N", 0, INT_MAX, "use only the first N training samples (0: all)")
-#define TRAIN_INIT_SCALE_ROW(o) /* the last of group Model */                                                               \
-    CLI_DOUBLE("init-scale", &(o)->init_scale, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "multiplies the initial weights and biases")
-#define TRAIN_RESCALING_ROWS(o)                                                                                             \
-    CLI_GROUP("Rescaling"),                                                                                                 \
-        CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),                \
-        CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps|unit-sweeps",                                     \
-                   "to the optimum; layer by layer; unit by unit, as published"),                                           \
-        CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "how many of --rescale-solver's sweeps"),           \
-        CLI_DOUBLE("rescale-max-log", &(o)->rescale_max_log, "X", 0, CLI_NO_MAX, 0, "bound on |log lambda| (0: none)"),     \
-        CLI_DOUBLE("rescale-max-trace", &(o)->rescale_max_trace, "X", 0, CLI_NO_MAX, 0,                                     \
-                   "bound on the growth of the sum of diag(G), 1 or more (0: none)"),                                       \
-        CLI_DOUBLE("rescale-strength", &(o)->rescale_strength, "X", 0, 1, 0, "the part of log lambda that is applied"),     \
-        CLI_FLAG("rescale-within", &(o)->rescale_within, "only differences within a layer: the mean log lambda is 0"),      \
-        CLI_CHOICE("rescale-paths", &(o)->rescale_paths, "all|weights", "of PathCond; weights: none that a bias begins"),   \
-        CLI_EVERY("rescale-every", &(o)->rescale_every, "rescale again during training (0: only at init)"),                 \
+#define TRAIN_INIT_SCALE_ROW(o) /* the last of group Model */                                                          \
+    CLI_DOUBLE("init-scale", &(o)->init_scale, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN,                                      \
+               "multiplies the initial weights and biases")
+#define TRAIN_RESCALING_ROWS(o)                                                                                        \
+    CLI_GROUP("Rescaling"),                                                                                            \
+        CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),           \
+        CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps|unit-sweeps",                                \
+                   "to the optimum; layer by layer; unit by unit, as published"),                                      \
+        CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "how many of --rescale-solver's sweeps"),     \
+        CLI_DOUBLE("rescale-max-log", &(o)->rescale_max_log, "X", 0, CLI_NO_MAX, 0,                                    \
+                   "bound on |log lambda| (0: none)"),                                                                 \
+        CLI_DOUBLE("rescale-max-trace", &(o)->rescale_max_trace, "X", 0, CLI_NO_MAX, 0,                                \
+                   "bound on the growth of the sum of diag(G), 1 or more (0: none)"),                                  \
+        CLI_DOUBLE("rescale-strength", &(o)->rescale_strength, "X", 0, 1, 0,                                           \
+                   "the part of log lambda that is applied"),                                                          \
+        CLI_FLAG("rescale-within", &(o)->rescale_within, "only differences within a layer: the mean log lambda is 0"), \
+        CLI_CHOICE("rescale-paths", &(o)->rescale_paths, "all|weights",                                                \
+                   "of PathCond; weights: none that a bias begins"),                                                   \
+        CLI_EVERY("rescale-every", &(o)->rescale_every, "rescale again during training (0: only at init)"),            \
         CLI_FLAG("rescale-pow2", &(o)->rescale_pow2, "powers of two only: the function stays the same bit for bit")
-#define TRAIN_OPTIMIZER_ROWS(o)                                                                                             \
-    CLI_GROUP("Training"), CLI_CHOICE("optimizer", &(o)->optimizer, "sgd|momentum|adamw", "as torch.optim.SGD and AdamW"),  \
-        CLI_DOUBLE("lr", &(o)->lr, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "learning rate"),                                     \
-        CLI_DOUBLE("momentum", &(o)->momentum, "X", 0, 1, CLI_BELOW_MAX, "of --optimizer momentum"),                        \
-        CLI_DOUBLE("weight-decay", &(o)->weight_decay, "X", 0, CLI_NO_MAX, 0, "on every parameter; AdamW's is decoupled"),  \
-        CLI_CHOICE("schedule", &(o)->schedule, "constant|cosine|one-cycle",                                                 \
-                   "of the learning rate; cosine ends at zero; one-cycle is PyTorch's OneCycleLR(max_lr=LR, "               \
-                   "cycle_momentum=False)"),                                                                                \
+#define TRAIN_OPTIMIZER_ROWS(o)                                                                                        \
+    CLI_GROUP("Training"), CLI_CHOICE("optimizer", &(o)->optimizer, "sgd|momentum|adamw",                              \
+              "as torch.optim.SGD and AdamW"),                                                                         \
+        CLI_DOUBLE("lr", &(o)->lr, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "learning rate"),                                \
+        CLI_DOUBLE("momentum", &(o)->momentum, "X", 0, 1, CLI_BELOW_MAX, "of --optimizer momentum"),                   \
+        CLI_DOUBLE("weight-decay", &(o)->weight_decay, "X", 0, CLI_NO_MAX, 0,                                          \
+                   "on every parameter; AdamW's is decoupled"),                                                        \
+        CLI_CHOICE("schedule", &(o)->schedule, "constant|cosine|one-cycle",                                            \
+                   "of the learning rate; cosine ends at zero; one-cycle is PyTorch's OneCycleLR(max_lr=LR, "          \
+                   "cycle_momentum=False)"),                                                                           \
         CLI_INT("warmup", &(o)->warmup, "N", 0, INT_MAX, "steps of linear warm-up; one-cycle has its own")
-#define TRAIN_LENGTH_ROWS(o)                                                                                                \
-    CLI_INT("epochs", &(o)->epochs, "N", 0, 1000000, "passes over the training set"),                                       \
-        CLI_INT("steps", &(o)->steps, "N", 0, INT_MAX, "stop after N steps instead (0: initialise, rescale, save, stop)")
-#define TRAIN_SAMPLING_ROWS(o)                                                                                              \
-    CLI_INT("batch-size", &(o)->batch_size, "N", 0, INT_MAX, "samples per step (0: the whole training set)"),               \
-        CLI_INT64("seed", &(o)->seed, "N", 0, 9007199254740992.0, "of initial weights and sample order"),                   \
+#define TRAIN_LENGTH_ROWS(o)                                                                                           \
+    CLI_INT("epochs", &(o)->epochs, "N", 0, 1000000, "passes over the training set"),                                  \
+        CLI_INT("steps", &(o)->steps, "N", 0, INT_MAX,                                                                 \
+                "stop after N steps instead (0: initialise, rescale, save, stop)")
+#define TRAIN_SAMPLING_ROWS(o)                                                                                         \
+    CLI_INT("batch-size", &(o)->batch_size, "N", 0, INT_MAX, "samples per step (0: the whole training set)"),          \
+        CLI_INT64("seed", &(o)->seed, "N", 0, 9007199254740992.0, "of initial weights and sample order"),              \
         CLI_CHOICE("shuffle", &(o)->shuffle, "epoch|none", "a new order of the samples every epoch, or as stored")
-#define TRAIN_PRECISION_ROW(o)                                                                                              \
+#define TRAIN_PRECISION_ROW(o)                                                                                         \
     CLI_CHOICE("precision", &(o)->precision, "fp32|tf32|bf16", "of matrix products (tf32 and bf16 need a GPU)")
-#define TRAIN_OUTPUT_ROWS(o)                                                                                                \
-    CLI_GROUP("Output"), CLI_EVERY("eval-every", &(o)->eval_every, "evaluate on training and test set (0: only at the end)"), \
-        CLI_STRING("load", &(o)->load, "FILE", "initial weights, safetensors with PyTorch's names"),                        \
-        CLI_STRING("save", &(o)->save, "FILE", "write the final weights there"),                                            \
-        CLI_STRING("log-dir", &(o)->log_dir, "DIR", "write log.csv and checkpoints there, in a folder of this run alone"),  \
-        CLI_FLAG("overwrite", &(o)->overwrite, "replace the run that --log-dir holds"),                                     \
-        CLI_EVERY("checkpoint-every", &(o)->checkpoint_every, "checkpoints in --log-dir (0: only at the end)"),             \
-        CLI_STRING("resume", &(o)->resume, "DIR", "continue the run whose checkpoints are in DIR, with its options"),       \
-        CLI_STRING("resume-changes", &(o)->resume_changes, "LIST", "options that may differ from that run's: steps,batch-size"), \
-        CLI_STRING("report", &(o)->report, "FILE", "write a JSON report"),                                                  \
+#define TRAIN_OUTPUT_ROWS(o)                                                                                           \
+    CLI_GROUP("Output"), CLI_EVERY("eval-every", &(o)->eval_every,                                                     \
+              "evaluate on training and test set (0: only at the end)"),                                               \
+        CLI_STRING("load", &(o)->load, "FILE", "initial weights, safetensors with PyTorch's names"),                   \
+        CLI_STRING("save", &(o)->save, "FILE", "write the final weights there"),                                       \
+        CLI_STRING("log-dir", &(o)->log_dir, "DIR",                                                                    \
+                   "write log.csv and checkpoints there, in a folder of this run alone"),                              \
+        CLI_FLAG("overwrite", &(o)->overwrite, "replace the run that --log-dir holds"),                                \
+        CLI_EVERY("checkpoint-every", &(o)->checkpoint_every, "checkpoints in --log-dir (0: only at the end)"),        \
+        CLI_STRING("resume", &(o)->resume, "DIR", "continue the run whose checkpoints are in DIR, with its options"),  \
+        CLI_STRING("resume-changes", &(o)->resume_changes, "LIST",                                                     \
+                   "options that may differ from that run's: steps,batch-size"),                                       \
+        CLI_STRING("report", &(o)->report, "FILE", "write a JSON report"),                                             \
         CLI_FLAG("quiet", &(o)->quiet, "print nothing but errors")
 
 // Whether a name is in a list "a,b,c"; not in NULL.
@@ -143,13 +155,14 @@ static inline void train_check_changes(const char *program, const char *list, co
         char shown[64];
         cli_printable(shown, sizeof shown, p);
         if (cli_find(table, n, p, length) < 0)
-            cli_usage_error(program, "--resume-changes: expected names of options like steps,batch-size, got '%s'", shown);
+            cli_usage_error(program, "--resume-changes: expected names of options like steps,batch-size, got '%s'",
+                            shown);
         p = p[length] ? p + length + 1 : NULL;
     }
 }
 
-// What remains after the command line is parsed: steps = -1 where --steps was not given, options that exclude each other (a
-// usage error ends the program), log_dir = resume, and a copy of the table.
+// What remains after the command line is parsed: steps = -1 where --steps was not given, options that exclude each
+// other (a usage error ends the program), log_dir = resume, and a copy of the table.
 static inline void train_check_options(const char *program, train_options *o, const cli_option *table, int n) {
     if (!cli_given(table, n, "steps")) o->steps = -1;
     if (o->resume && o->load) cli_usage_error(program, "--resume and --load exclude each other");
@@ -159,7 +172,8 @@ static inline void train_check_options(const char *program, train_options *o, co
     if (o->overwrite && !o->log_dir) cli_usage_error(program, "--overwrite needs --log-dir");
     if (o->schedule == SCHEDULE_ONE_CYCLE && o->warmup)
         cli_usage_error(program, "--warmup and --schedule one-cycle exclude each other: one-cycle warms up by itself");
-    if (o->rescale_max_trace != 0 && o->rescale_max_trace < 1) cli_usage_error(program, "--rescale-max-trace: expected 0, or 1 and more");
+    if (o->rescale_max_trace != 0 && o->rescale_max_trace < 1)
+        cli_usage_error(program, "--rescale-max-trace: expected 0, or 1 and more");
     if (o->rescale_max_trace != 0 && (o->rescale == RESCALE_BY_ENORM || o->rescale_solver))
         cli_usage_error(program, "--rescale-max-trace needs --rescale pathcond and --rescale-solver newton");
     if (o->rescale_within && (o->rescale_max_trace != 0 || o->rescale_max_log != 0))
@@ -172,12 +186,12 @@ static inline void train_check_options(const char *program, train_options *o, co
     memcpy(o->table, table, (size_t)n * sizeof *table);
 }
 
-// ----------------------------------------------------------------------------------------------------------- schedule
+// ------------------------------------------------------------------------------------------------------------ schedule
 
-// Learning rate of a step (from 0). constant and cosine: linear warm-up over `warmup` steps, then lr, or a cosine from lr to zero
-// at total_steps. one-cycle: torch.optim.lr_scheduler.OneCycleLR(max_lr = lr, total_steps) with its defaults: a cosine from
-// lr / 25 up to lr over the first 30% of the steps, then a cosine down to lr / 250000 in the last one; but momentum is
-// left alone, as with cycle_momentum = False.
+// Learning rate of a step (from 0). constant and cosine: linear warm-up over `warmup` steps, then lr, or a cosine from
+// lr to zero at total_steps. one-cycle: torch.optim.lr_scheduler.OneCycleLR(max_lr = lr, total_steps) with its
+// defaults: a cosine from lr / 25 up to lr over the first 30% of the steps, then a cosine down to lr / 250000 in the
+// last one; but momentum is left alone, as with cycle_momentum = False.
 static inline double train_learning_rate(const train_options *o, int64_t step, int64_t total_steps) {
     if (o->schedule == SCHEDULE_ONE_CYCLE) {
         const double start = o->lr / 25, end = start / 1e4;                                 // rates

@@ -22,21 +22,32 @@
 #include "safetensors.h"
 #include "weights.h"
 
-// ----------------------------------------------------------------------------------------------------- stored options
-// A run's options are stored with its checkpoints. `--resume DIR` takes them over; what is on the command line beside it
-// comes first, and has to fit: an option that makes the function, the data or the schedule must be that of the run, unless
+// ------------------------------------------------------------------------------------------------------ stored options
+// A run's options are stored with its checkpoints. `--resume DIR` takes them over; what is on the command line beside
+// it comes first, and has to fit: an option that makes the function, the data or the schedule must be that of the run,
+// unless
 // --resume-changes names it. Every other difference is told in a line.
 
-// Not taken over; and told apart by something better than their text (the data, scalars, the total steps), or of no interest.
+// Not taken over; and told apart by something better than their text (the data, scalars, the total steps), or of no
+// interest.
 #define TRAIN_NOT_RESTORED "resume,resume-changes,load,log-dir,overwrite,quiet"
-#define TRAIN_NOT_COMPARED "data,data-dir,val-data,limit,limit-test,seed,batch-size,optimizer,shuffle,epochs,steps,save,report"
+#define TRAIN_NOT_COMPARED                                                                                             \
+    "data,data-dir,val-data,limit,limit-test,seed,batch-size,optimizer,shuffle,epochs,steps,save,report"
 #define TRAIN_FIXED "schedule,warmup"
 
 // What a resumed run must share with the run that wrote the state, and its names in the file and on the command line.
-enum { TRAIN_STATE_STEP, TRAIN_STATE_SEED, TRAIN_STATE_BATCH, TRAIN_STATE_SAMPLES, TRAIN_STATE_OPTIMIZER, TRAIN_STATE_SHUFFLE,
-       TRAIN_N_STATE };
+enum {
+    TRAIN_STATE_STEP,
+    TRAIN_STATE_SEED,
+    TRAIN_STATE_BATCH,
+    TRAIN_STATE_SAMPLES,
+    TRAIN_STATE_OPTIMIZER,
+    TRAIN_STATE_SHUFFLE,
+    TRAIN_N_STATE
+};
 static inline const char *train_state_name(int i) {
-    static const char *const name[TRAIN_N_STATE] = {"step", "seed", "batch_size", "training_samples", "optimizer", "shuffle"};
+    static const char *const name[TRAIN_N_STATE] = {"step",      "seed",   "batch_size", "training_samples",
+                                                    "optimizer", "shuffle"};
     return name[i];
 }
 static inline const char *train_state_option(int i) {
@@ -66,7 +77,8 @@ typedef struct train_saved {
 } train_saved;
 
 static inline void train_list_scalars(train_list *l, const train_saved *s) {
-    for (int i = 0; i < TRAIN_N_STATE; i++) train_list_add(l, "", train_state_name(i), SAFETENSORS_I64, 0, NULL, s->scalar + i);
+    for (int i = 0; i < TRAIN_N_STATE; i++)
+        train_list_add(l, "", train_state_name(i), SAFETENSORS_I64, 0, NULL, s->scalar + i);
 }
 static inline void train_list_run(train_list *l, const train_saved *s) {
     const int length = CHECKPOINT_ID;
@@ -92,7 +104,8 @@ static inline int train_read_saved(const safetensors_file *f, train_saved *s, ch
     const int has_sum = safetensors_metadata(f, SAFETENSORS_CHECKSUM_KEY) != NULL;
     if (!status && s->known && (!has_sum || s->scalar[TRAIN_STATE_STEP] > s->total_steps))
         status = log_error(err, n, "%s: its header is damaged", f->path);
-    if (!status && s->n_words && s->words[s->n_words - 1]) status = log_error(err, n, "%s: its options are damaged", f->path);
+    if (!status && s->n_words && s->words[s->n_words - 1])
+        status = log_error(err, n, "%s: its options are damaged", f->path);
     return status;
 }
 
@@ -125,7 +138,8 @@ static inline void train_restore(const char *program, train_options *o, cli_opti
     }
 }
 
-// Fills the variables of the table from the command line and, with --resume, from the run that is continued. Exits as cli_parse.
+// Fills the variables of the table from the command line and, with --resume, from the run that is continued. Exits as
+// cli_parse.
 static inline void train_parse(const char *program, const char *synopsis, const char *version, train_options *o,
                                cli_option *table, int n, int argc, char **argv) {
     cli_parse(program, synopsis, version, table, n, argc, argv);
@@ -155,7 +169,8 @@ static inline char *train_command(const train_options *o) {
     return text;
 }
 
-// An option whose value differs from the stored one: "--lr was 0.1 in that run, here it is 0.2" to text. Returns 0 when they agree.
+// An option whose value differs from the stored one: "--lr was 0.1 in that run, here it is 0.2" to text. Returns 0 when
+// they agree.
 static inline int train_differs(const cli_option *option, const train_saved *s, char *text, size_t n) {
     char here[CLI_TEXT], a[80], b[80];
     if (option->kind == CLI_KIND_GROUP || option->kind == CLI_KIND_REST) return 0;
@@ -190,24 +205,28 @@ static inline int train_compare_run(const train_run *r, const char *dir, const t
     for (int k = 1; k < TRAIN_N_STATE; k++) {
         const int named = k != TRAIN_STATE_OPTIMIZER && train_listed(changes, train_state_option(k) + 2);
         if (s->scalar[k] == mine[k] || named || (k == TRAIN_STATE_SAMPLES && new_data)) continue;
-        log_error(err, n, "%s: %s was %lld in that run, here it is %lld: resume with the same %s", dir, train_state_name(k),
-                  (long long)s->scalar[k], (long long)mine[k], train_state_option(k));
+        log_error(err, n, "%s: %s was %lld in that run, here it is %lld: resume with the same %s", dir,
+                  train_state_name(k), (long long)s->scalar[k], (long long)mine[k], train_state_option(k));
         return 1;
     }
     if (s->known && s->data && r->data && s->data != r->data && !new_data) {
-        log_error(err, n, "%s: the samples or labels are not those of that run: give it the same --data, or allow others by "
-                  "--resume-changes data", dir);
+        log_error(err, n,
+                  "%s: the samples or labels are not those of that run: give it the same --data, or allow others by "
+                  "--resume-changes data",
+                  dir);
         return 1;
     }
     if (s->scalar[TRAIN_STATE_STEP] > r->total_steps) {
-        log_error(err, n, "%s: is beyond the %lld steps of this command: raise --steps or --epochs", dir, (long long)r->total_steps);
+        log_error(err, n, "%s: is beyond the %lld steps of this command: raise --steps or --epochs", dir,
+                  (long long)r->total_steps);
         return 1;
     }
     const int longer = train_listed(changes, "steps") || train_listed(changes, "epochs");
     if (s->known && o->schedule != SCHEDULE_CONSTANT && s->total_steps != r->total_steps && !longer) {
-        log_error(err, n, "%s: %lld steps in all in that run, here %lld, and the schedule of the learning rate follows them: "
-                  "leave --steps and --epochs out, or allow it by --resume-changes steps", dir, (long long)s->total_steps,
-                  (long long)r->total_steps);
+        log_error(err, n,
+                  "%s: %lld steps in all in that run, here %lld, and the schedule of the learning rate follows them: "
+                  "leave --steps and --epochs out, or allow it by --resume-changes steps",
+                  dir, (long long)s->total_steps, (long long)r->total_steps);
         return 1;
     }
     return 0;
@@ -239,11 +258,13 @@ static inline void train_tell_differences(train_run *r, const char *dir, const t
                 (long long)r->total_steps);
 }
 
-// -------------------------------------------------------------------------------------------------------- checkpoints
+// --------------------------------------------------------------------------------------------------------- checkpoints
 // Folders LOGDIR/checkpoint-STEP, as checkpoint.h describes them.
 
-// Lists the state: scalars, what names the run (unless it is unknown), and the optimizer's moments (host copies, or NULL).
-static inline train_list train_list_state(const train_net *net, const train_saved *s, const float *moment1, const float *moment2) {
+// Lists the state: scalars, what names the run (unless it is unknown), and the optimizer's moments (host copies, or
+// NULL).
+static inline train_list train_list_state(const train_net *net, const train_saved *s, const float *moment1,
+                                          const float *moment2) {
     train_list l = train_list_create(TRAIN_N_STATE + TRAIN_N_RUN + 2 * net->n_tensors);
     train_list_scalars(&l, s);
     if (s->known) train_list_run(&l, s);
@@ -287,7 +308,8 @@ static inline int train_write_checkpoint(train_run *r, char *err, size_t n) {
     train_list model = train_list_weights(net, params, stats, net->counts);
     s.model = safetensors_payload_checksum(model.tensors, (size_t)model.n);
     train_list state = train_list_state(net, &s, moment1, moment2);
-    snprintf(sum, sizeof sum, "xxh64:%016llx", (unsigned long long)safetensors_payload_checksum(state.tensors, (size_t)state.n));
+    snprintf(sum, sizeof sum, "xxh64:%016llx",
+             (unsigned long long)safetensors_payload_checksum(state.tensors, (size_t)state.n));
     const safetensors_pair more[] = {{"run_id", r->id}, {CHECKPOINT_STATE_KEY, sum}};
     checkpoint_path(path, log_dir, r->step, "/model.safetensors");
     int status = train_write_weights(net, &model, path, more, 2, err, n);
@@ -311,7 +333,8 @@ static inline void train_know_good(train_run *r, const char *dir) {
     snprintf(r->last_checkpoint, sizeof r->last_checkpoint, "%s", dir);
 }
 
-// Writes LOGDIR/checkpoint-STEP and removes all but the two newest complete ones, and those of later steps: they are damaged
+// Writes LOGDIR/checkpoint-STEP and removes all but the two newest complete ones, and those of later steps: they are
+// damaged
 // (--resume skipped them) or of an earlier run in this folder. Returns 0, or 1 after a message.
 static inline int train_save_checkpoint(train_run *r) {
     const char *log_dir = r->options->log_dir;
@@ -333,8 +356,8 @@ static inline int train_save_checkpoint(train_run *r) {
     return 0;
 }
 
-// Takes moments and weights of a checkpoint whose files are open and of this run. What does not fit in an intact file is damage in
-// its header where the options are known to be the same (-1), else another network (1).
+// Takes moments and weights of a checkpoint whose files are open and of this run. What does not fit in an intact file
+// is damage in its header where the options are known to be the same (-1), else another network (1).
 static inline int train_take_checkpoint(train_run *r, const safetensors_file *state, const safetensors_file *model,
                                         const train_saved *s, char *err, size_t n) {
     train_net *net = r->net;

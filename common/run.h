@@ -7,8 +7,8 @@
 //     train_rescale_options, train_relative_difference
 //     train_fail, train_diverged                messages
 //
-// Functions of a run print `program: message` on stderr and return 1, the exit status of a failure. A usage error exits 2.
-// C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
+// Functions of a run print `program: message` on stderr and return 1, the exit status of a failure. A usage error
+// exits 2. C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -23,7 +23,7 @@
 #include "options.h"
 #include "weights.h"
 
-// ---------------------------------------------------------------------------------------------------------- rescaling
+// ----------------------------------------------------------------------------------------------------------- rescaling
 
 // The options of rescale.cuh that the command line sets.
 static inline rescale_options train_rescale_options(const train_options *o) {
@@ -46,7 +46,8 @@ static inline void train_count_paths(const train_options *o, rescale_tensor *t, 
         if (o->rescale_paths && t[i].role == RESCALE_BIAS) t[i].flags |= RESCALE_UNCOUNTED;
 }
 
-// Largest |after - before| relative to the largest |before|, n outputs in host memory; infinity where one of them is NaN.
+// Largest |after - before| relative to the largest |before|, n outputs in host memory; infinity where one of them is
+// NaN.
 static inline double train_relative_difference(const float *before, const float *after, size_t n) {
     double difference = 0, largest = 0;
     for (size_t i = 0; i < n; i++) {
@@ -58,7 +59,7 @@ static inline double train_relative_difference(const float *before, const float 
     return difference > 0 ? difference / largest : 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- run
+// ----------------------------------------------------------------------------------------------------------------- run
 
 enum { TRAIN_LOSS_RING = 64 };  // step losses kept beside the network before they are fetched
 
@@ -67,10 +68,11 @@ typedef struct train_hooks {
     // Mean loss over the training set (test = 0) or the test set (1), and the accuracy as a fraction, or LOG_NA. Asks
     // train_pause for every batch.
     void (*evaluate)(void *trainer, int test, double *loss, double *accuracy);
-    // Rescales the network; *moved: how far its outputs moved, as train_relative_difference; moved may be NULL. 0, or -1
-    // with report->message.
+    // Rescales the network; *moved: how far its outputs moved, as train_relative_difference; moved may be NULL. 0, or
+    // -1 with report->message.
     int (*rescale)(void *trainer, rescale_report *report, double *moved);
-    // Outputs [n] on fixed inputs, in evaluation mode, in host memory that is freed here: to see whether they are finite.
+    // Outputs [n] on fixed inputs, in evaluation mode, in host memory that is freed here: to see whether they are
+    // finite.
     float *(*outputs)(void *trainer, size_t *n);
     // Euclidean norm of params, grads, moment1 or moment2.
     double (*norm)(void *trainer, const float *array);
@@ -88,12 +90,15 @@ typedef struct train_run {
     int64_t steps_per_epoch, total_steps;
     // By the trainer
     train_net *net;
-    const float *step_loss;      // [TRAIN_LOSS_RING] beside the network's arrays: mean loss of step s in train_loss_slot
+    // [TRAIN_LOSS_RING] beside the network's arrays: mean loss of step s in train_loss_slot
+    const float *step_loss;
     const char *backend;         // of matrix products, for the report; or NULL
-    const char *unit;            // what throughput counts: "samples", or "tokens" with units_per_sample = context length
+    // what throughput counts: "samples", or "tokens" with units_per_sample = context length
+    const char *unit;
     double units_per_sample;     // 1
     double flops_per_sample;     // of a training step, for GFLOP/s in the progress line; 0: no throughput there
-    const char *test_name;       // how lines call the second data set: "test", or "val"; log.csv and the report say test
+    // how lines call the second data set: "test", or "val"; log.csv and the report say test
+    const char *test_name;
     uint64_t data;               // fingerprint of training and test data; 0: unknown
     void *trainer;               // for the hooks
     train_hooks hooks;
@@ -107,7 +112,8 @@ typedef struct train_run {
     int64_t first_step;          // where this process started (resume)
     int64_t fetched;             // steps whose loss has been fetched and logged
     double step_seconds, mark;   // time spent in steps; clock at the last mark
-    double first_loss;           // of the first step fetched here; 0: not yet. -1: it has been said that the loss exploded
+    // of the first step fetched here; 0: not yet. -1: it has been said that the loss exploded
+    double first_loss;
     double loss, train_loss, test_loss, test_accuracy;
     rescale_report first_rescaling;  // right after initialisation
     double output_moved;         // by it
@@ -193,15 +199,18 @@ static inline int train_fail(train_run *r, const char *message) {
     return 1;
 }
 
-// What else than a smaller learning rate may help: in dev/paper, rescaling fails where the baseline trains only beyond |log lambda| = 1.
+// What else than a smaller learning rate may help: in dev/paper, rescaling fails where the baseline trains only beyond
+// |log lambda| = 1.
 static inline void train_hint(const train_run *r, char *hint, size_t size) {
     *hint = '\0';
     if (r->first_rescaling.max_abs_log_lambda > 1.001)
-        snprintf(hint, size, ", or --rescale-max-log 1 (rescaling went to |log lambda| = %.2g)", r->first_rescaling.max_abs_log_lambda);
+        snprintf(hint, size, ", or --rescale-max-log 1 (rescaling went to |log lambda| = %.2g)",
+                 r->first_rescaling.max_abs_log_lambda);
 }
 
-// Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper, explosions) 75 runs that learned stayed
-// below six times, and of 15 that did not 14 exceeded 36 times. Trained weights have small and scattered losses: not watched.
+// Warns once when the loss of a step is ten times that of the first: on two moons (dev/paper, explosions) 75 runs that
+// learned stayed below six times, and of 15 that did not 14 exceeded 36 times. Trained weights have small and scattered
+// losses: not watched.
 static inline void train_watch(train_run *r, int64_t step) {
     char hint[128];
     if (r->options->load || r->options->resume) return;
@@ -209,8 +218,10 @@ static inline void train_watch(train_run *r, int64_t step) {
     if (r->first_loss < 0 || r->loss <= 10 * r->first_loss) return;
     train_hint(r, hint, sizeof hint);
     if (!r->options->quiet)
-        message_print(r->program, "warning: loss %.3g at step %lld, %.2g times the first: few runs recover, try a smaller --lr than %g%s",
-                      r->loss, (long long)step, r->loss / r->first_loss, r->options->lr, hint);
+        message_print(
+            r->program,
+            "warning: loss %.3g at step %lld, %.2g times the first: few runs recover, try a smaller --lr than %g%s",
+            r->loss, (long long)step, r->loss / r->first_loss, r->options->lr, hint);
     r->first_loss = -1;
 }
 
@@ -222,29 +233,33 @@ static inline int train_diverged(train_run *r, const char *what, int64_t step) {
         snprintf(text, sizeof text, "%s is not finite before the first step: the %s weights are too large", what,
                  r->options->load ? "loaded" : "initial");
     else
-        snprintf(text, sizeof text, "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s%s", what,
-                 (long long)step, r->options->lr, hint, r->last_checkpoint[0] ? "; last good checkpoint: " : "", r->last_checkpoint);
+        snprintf(text, sizeof text,
+                 "%s is not finite at step %lld: training diverged, try a smaller --lr than %g%s%s%s", what,
+                 (long long)step, r->options->lr, hint, r->last_checkpoint[0] ? "; last good checkpoint: " : "",
+                 r->last_checkpoint);
     return train_fail(r, text);
 }
 
-// Number of steps an option like 2epochs or 100steps stands for; 0: never. More steps than can be counted are as many as can.
+// Number of steps an option like 2epochs or 100steps stands for; 0: never. More steps than can be counted are as many
+// as can.
 static inline int64_t train_every(const train_run *r, cli_every e) {
     if (e.unit != CLI_EPOCHS) return e.n;
     return e.n > INT64_MAX / r->steps_per_epoch ? INT64_MAX : e.n * r->steps_per_epoch;
 }
 
-// For long loops (over the batches of an evaluation, the passes of one step, the tokens of a sample): shows that `what` has come to
-// done of total, when an update is due. Returns 1 when the run was interrupted: the caller then leaves its loop, and what the loop
-// would have given is dropped.
+// For long loops (over the batches of an evaluation, the passes of one step, the tokens of a sample): shows that `what`
+// has come to done of total, when an update is due. Returns 1 when the run was interrupted: the caller then leaves its
+// loop, and what the loop would have given is dropped.
 static inline int train_pause(train_run *r, const char *what, int64_t done, int64_t total) {
     if (r->progress.out && log_progress_due(&r->progress))
-        log_progress_update(&r->progress, "step %lld  %s: %.0f%%", (long long)r->step, what, 100.0 * (double)done / (double)total);
+        log_progress_update(&r->progress, "step %lld  %s: %.0f%%", (long long)r->step, what,
+                            100.0 * (double)done / (double)total);
     if (log_interrupted) r->stopped = 1;
     return r->stopped;
 }
 
-// Fetches the losses of the steps since the last call, logs them, and stops the clock of the steps. Returns 0; 1 when the
-// loss is no longer finite.
+// Fetches the losses of the steps since the last call, logs them, and stops the clock of the steps. Returns 0; 1 when
+// the loss is no longer finite.
 static inline int train_fetch_losses(train_run *r) {
     float ring[TRAIN_LOSS_RING];
     char err[LOG_PATH + 256];
@@ -270,8 +285,8 @@ static inline int train_fetch_losses(train_run *r) {
     return 0;
 }
 
-// Evaluates on both sets, logs two rows (unless a resumed log has them) and prints a line. Returns 0, or 1 when the training loss is
-// not finite. Interrupted, it sets stopped and tells nothing: a resumed run evaluates anew.
+// Evaluates on both sets, logs two rows (unless a resumed log has them) and prints a line. Returns 0, or 1 when the
+// training loss is not finite. Interrupted, it sets stopped and tells nothing: a resumed run evaluates anew.
 static inline int train_evaluate(train_run *r) {
     char err[LOG_PATH + 256];
     double loss[2] = {LOG_NA, LOG_NA}, accuracy[2] = {LOG_NA, LOG_NA};
@@ -282,28 +297,30 @@ static inline int train_evaluate(train_run *r) {
     r->test_loss = loss[1];
     r->test_accuracy = accuracy[1];
     for (int k = 0; k < 2 && r->csv.file.f && r->csv.evaluated != r->step; k++) {
-        log_row row = log_row_make(r->step, epoch, k ? "test" : "train", k ? r->test_loss : r->train_loss);
+        log_row row = log_row_make(r->step, epoch, k ? "test" : "train", loss[k]);
         row.accuracy = accuracy[k];
         row.lr = train_learning_rate(r->options, r->step, r->total_steps);
         if (log_write(&r->csv, &row, err, sizeof err)) train_fail(r, err);
     }
     if (r->test_accuracy == LOG_NA)
-        log_progress_line(&r->progress, "epoch %6.2f  train loss %.6f  %s loss %.6f", epoch, r->train_loss, r->test_name,
-                          r->test_loss);
+        log_progress_line(&r->progress, "epoch %6.2f  train loss %.6f  %s loss %.6f", epoch, r->train_loss,
+                          r->test_name, r->test_loss);
     else
-        log_progress_line(&r->progress, "epoch %6.2f  train loss %.4f  %s loss %.4f  %s accuracy %.2f%%", epoch, r->train_loss,
-                          r->test_name, r->test_loss, r->test_name, 100 * r->test_accuracy);
+        log_progress_line(&r->progress, "epoch %6.2f  train loss %.4f  %s loss %.4f  %s accuracy %.2f%%", epoch,
+                          r->train_loss, r->test_name, r->test_loss, r->test_name, 100 * r->test_accuracy);
     r->mark = log_seconds();
     return isfinite(r->train_loss) ? 0 : train_diverged(r, "the training loss", r->step);
 }
 
-// Rescales now and prints what it did; the report tells about the first one, right after initialisation. Returns 0, or 1 after a
-// message.
+// Rescales now and prints what it did; the report tells about the first one, right after initialisation. Returns 0, or
+// 1 after a message.
 static inline int train_rescale(train_run *r, int first) {
     rescale_report report;
-    double moved = 0;  // measured where it is told: four passes, which a quiet run that rescales at every step would notice
+    // measured where it is told: four passes, which a quiet run that rescales at every step would notice
+    double moved = 0;
     if (r->hooks.rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) {
-        const int diverged = !first && (report.status == RESCALE_ERROR_NON_FINITE || report.status == RESCALE_ERROR_RANGE);
+        const int diverged = !first &&
+                             (report.status == RESCALE_ERROR_NON_FINITE || report.status == RESCALE_ERROR_RANGE);
         const int extreme = report.status == RESCALE_ERROR_RANGE || report.status == RESCALE_ERROR_CONVERGENCE;
         char text[sizeof report.message + 64];
         snprintf(text, sizeof text, "%s%s", report.message, extreme ? "; --rescale-max-log X bounds |log lambda|" : "");
@@ -321,14 +338,14 @@ static inline int train_rescale(train_run *r, int first) {
     r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
     char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION], trace[48] = "";
     if (report.trace_ratio > 0) snprintf(trace, sizeof trace, ", trace of G times %.2f", report.trace_ratio);
-    log_progress_line(&r->progress,
-                      "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
-                      "solve %s, apply %s; max |log lambda| %.2f%s, %d of %d units pinned; outputs moved by %.1e",
-                      r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report.objective_before,
-                      report.objective_after, report.grad_inf, report.iterations, report.sweeps,
-                      log_duration(diag, report.seconds_diag_g), log_duration(solve, report.seconds_solve),
-                      log_duration(apply, report.seconds_apply), report.max_abs_log_lambda, trace, report.pinned_units, report.units,
-                      moved);
+    log_progress_line(
+        &r->progress,
+        "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
+        "solve %s, apply %s; max |log lambda| %.2f%s, %d of %d units pinned; outputs moved by %.1e",
+        r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report.objective_before, report.objective_after,
+        report.grad_inf, report.iterations, report.sweeps, log_duration(diag, report.seconds_diag_g),
+        log_duration(solve, report.seconds_solve), log_duration(apply, report.seconds_apply), report.max_abs_log_lambda,
+        trace, report.pinned_units, report.units, moved);
     r->mark = log_seconds();
     return 0;
 }

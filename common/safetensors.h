@@ -152,7 +152,9 @@ static inline const char *safetensors_dtype_name(safetensors_dtype dtype) {
 
 // Bytes per element: 1, 2, 4 or 8.
 static inline size_t safetensors_dtype_size(safetensors_dtype dtype) {
-    return dtype <= SAFETENSORS_F8_E8M0 ? 1 : dtype <= SAFETENSORS_BF16 ? 2 : dtype <= SAFETENSORS_F32 ? 4 : 8;
+    if (dtype <= SAFETENSORS_F8_E8M0) return 1;
+    if (dtype <= SAFETENSORS_BF16) return 2;
+    return dtype <= SAFETENSORS_F32 ? 4 : 8;
 }
 
 // Fills in numel and n_bytes. Returns -1 if the size is negative or does not fit.
@@ -185,7 +187,10 @@ static inline const char *safetensors_shape_text(char *buf, size_t n, int ndim, 
 // Length of the UTF-8 sequence at s, which ends at end: 1 to 4, or 0 if there is no well-formed one.
 static inline int safetensors_utf8_length(const unsigned char *s, const unsigned char *end) {
     if (s[0] < 0x80) return 1;
-    const int n = s[0] >= 0xC2 && s[0] < 0xE0 ? 2 : (s[0] & 0xF0) == 0xE0 ? 3 : s[0] >= 0xF0 && s[0] < 0xF5 ? 4 : 0;
+    int n = 0;
+    if (s[0] >= 0xC2 && s[0] < 0xE0) n = 2;
+    if ((s[0] & 0xF0) == 0xE0) n = 3;
+    if (s[0] >= 0xF0 && s[0] < 0xF5) n = 4;
     if (n == 0 || end - s < n) return 0;
     for (int i = 1; i < n; i++)
         if ((s[i] & 0xC0) != 0x80) return 0;
@@ -363,7 +368,7 @@ static inline int safetensors_escape(safetensors_parser *s) {
         *s->text++ = (char)code;
         return 0;
     }
-    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;  // continuation bytes
+    const int more = 1 + (code >= 0x800) + (code >= 0x10000);  // continuation bytes
     *s->text++ = (char)((0xFF00 >> (more + 1) & 0xFF) | code >> 6 * more);  // 110xxxxx, 1110xxxx, 11110xxx
     for (int i = more - 1; i >= 0; i--) *s->text++ = (char)(0x80 | (code >> 6 * i & 0x3F));
     return 0;
@@ -582,7 +587,7 @@ static inline int safetensors_compare_names(const void *a, const void *b) {
 static inline int safetensors_compare_positions(const void *a, const void *b) {
     const safetensors_tensor *const s = *(safetensors_tensor *const *)a, *const t = *(safetensors_tensor *const *)b;
     if (s->offset != t->offset) return s->offset < t->offset ? -1 : 1;
-    return s->n_bytes != t->n_bytes ? (s->n_bytes < t->n_bytes ? -1 : 1) : 0;
+    return (s->n_bytes > t->n_bytes) - (s->n_bytes < t->n_bytes);
 }
 
 static inline int safetensors_compare_keys(const void *a, const void *b) {
@@ -1091,7 +1096,9 @@ static inline int safetensors_write_parts(int fd, const safetensors_file *f, con
 // Syncs the folder that holds path, so that a rename in it survives a power loss. Some file systems cannot (EINVAL).
 static inline int safetensors_sync_folder(char *path) {
     char *const slash = strrchr(path, '/');
-    const char *const folder = !slash ? "." : slash == path ? "/" : path;
+    const char *folder = path;
+    if (!slash) folder = ".";
+    if (slash == path) folder = "/";
     const char kept = slash ? *slash : 0;
     if (slash && slash != path) *slash = 0;
     const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -1144,7 +1151,8 @@ static inline uint64_t safetensors_payload_checksum(const safetensors_tensor *te
     for (size_t size = 8; size > 0; size /= 2)
         for (size_t i = 0; i < n_tensors; i++) {
             safetensors_tensor t = tensors[i];
-            if (safetensors_dtype_size(t.dtype) == size && !safetensors_measure(&t)) safetensors_xxh64_update(&h, t.data, t.n_bytes);
+            if (safetensors_dtype_size(t.dtype) == size && !safetensors_measure(&t))
+                safetensors_xxh64_update(&h, t.data, t.n_bytes);
         }
     return safetensors_xxh64_digest(&h);
 }

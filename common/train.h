@@ -18,9 +18,9 @@
 //         return train_end(&t.run);                 // last evaluation, checkpoint, weights, report
 //     }
 //
-// Below it, each by itself: options.h (the command line), weights.h (tensors and their files), run.h (losses, evaluation,
-// rescaling), checkpoint.h and resume.h.
-// C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
+// Below it, each by itself: options.h (the command line), weights.h (tensors and their files), run.h (losses,
+// evaluation, rescaling), checkpoint.h and resume.h. C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or
+// -std=gnu11).
 #pragma once
 #include <errno.h>
 #include <math.h>
@@ -36,7 +36,7 @@
 #include "run.h"
 #include "weights.h"
 
-// ------------------------------------------------------------------------------------------------------ what is written
+// ----------------------------------------------------------------------------------------------------- what is written
 
 // Fills text with the rate of the last steps and the time that the others will take, for the progress line.
 static inline void train_show_rate(const train_run *r, char *text, size_t size) {
@@ -53,7 +53,8 @@ static inline void train_show_rate(const train_run *r, char *text, size_t size) 
 static inline int train_interrupted(train_run *r) {
     char text[LOG_PATH + 128];
     snprintf(text, sizeof text, "interrupted after step %lld%s%s", (long long)r->step,
-             r->last_checkpoint[0] ? "; continue with --resume " : "", r->last_checkpoint[0] ? r->options->log_dir : "");
+             r->last_checkpoint[0] ? "; continue with --resume " : "",
+             r->last_checkpoint[0] ? r->options->log_dir : "");
     train_fail(r, text);
     return log_interrupt_status();
 }
@@ -87,7 +88,8 @@ static inline void train_report_run(log_json *j, const train_run *r) {
 static inline int train_write_report(train_run *r) {
     const rescale_report *first = &r->first_rescaling;
     const int rescaled = first->units > 0;
-    static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps", "unit-sweeps"};
+    static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps",
+                                                                                          "unit-sweeps"};
     const double seconds = log_seconds() - r->started;
     char err[LOG_PATH + 256], device[256], rate[64];
     log_json j;
@@ -97,7 +99,8 @@ static inline int train_write_report(train_run *r) {
     log_json_string(&j, "solver", solver[r->options->rescale_solver]);
     log_json_number(&j, "objective_before", rescaled ? first->objective_before : LOG_NA);
     log_json_number(&j, "objective_after", rescaled ? first->objective_after : LOG_NA);
-    log_json_number(&j, "trace_ratio", rescaled && r->options->rescale == RESCALE_BY_PATHCOND ? first->trace_ratio : LOG_NA);
+    log_json_number(&j, "trace_ratio",
+                    rescaled && r->options->rescale == RESCALE_BY_PATHCOND ? first->trace_ratio : LOG_NA);
     log_json_number(&j, "grad_inf", rescaled ? first->grad_inf : LOG_NA);
     log_json_number(&j, "grad_tolerance", rescaled ? first->grad_tolerance : LOG_NA);
     log_json_int(&j, "iterations", first->iterations);
@@ -123,7 +126,8 @@ static inline int train_write_report(train_run *r) {
     const double samples = (double)(r->step - r->first_step) * (double)r->samples / (double)r->steps_per_epoch;
     log_json_number(&j, "samples_per_second", r->step_seconds > 0 ? samples / r->step_seconds : LOG_NA);
     snprintf(rate, sizeof rate, "%s_per_second", r->unit);
-    if (strcmp(r->unit, "samples")) log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
+    if (strcmp(r->unit, "samples"))
+        log_json_number(&j, rate, r->step_seconds > 0 ? samples * r->units_per_sample / r->step_seconds : LOG_NA);
     log_json_end(&j);
     log_json_int(&j, "peak_memory_mib", log_peak_mib());
     device_describe(device, sizeof device);
@@ -135,7 +139,8 @@ static inline int train_write_report(train_run *r) {
     return log_json_close(&j, err, sizeof err) ? train_fail(r, err) : 0;
 }
 
-// Takes the log folder, and tries what will be written at the end of the run, before it begins. Returns 0, or 1 after a message.
+// Takes the log folder, and tries what will be written at the end of the run, before it begins. Returns 0, or 1 after a
+// message.
 static inline int train_take_outputs(train_run *r) {
     const train_options *o = r->options;
     char err[2 * LOG_PATH];
@@ -163,7 +168,8 @@ static inline int train_open(train_run *r) {
     if (!r->id[0]) checkpoint_run_id(r->id);
     if (o->overwrite) checkpoint_sweep(o->log_dir);
     if (o->overwrite && log_remove_run(o->log_dir, err, sizeof err)) return train_fail(r, err);
-    if (o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err)) return train_fail(r, err);
+    if (o->log_dir && log_open(&r->csv, o->log_dir, o->resume ? r->step : -1, err, sizeof err))
+        return train_fail(r, err);
     return 0;
 }
 
@@ -215,7 +221,8 @@ static inline void train_begin(train_run *r) {
     r->mark = log_seconds();
     // At the start; and where a run that is resumed was interrupted in an evaluation.
     const int first = r->step == 0 || o->resume;
-    if (!r->status && first && train_is_due(r, r->eval_every) && r->csv.evaluated != r->step) r->status = train_evaluate_now(r);
+    if (!r->status && first && train_is_due(r, r->eval_every) && r->csv.evaluated != r->step)
+        r->status = train_evaluate_now(r);
 }
 
 // Ends a step and says whether there is another one: 1, the trainer makes step r->step now; 0, train_end comes next. A
@@ -238,8 +245,8 @@ static inline int train_close(train_run *r) {
     return log_interrupted ? train_interrupted(r) : 0;
 }
 
-// Ends the run: last evaluation and checkpoint, weights (also after an interruption), report. Returns the exit status of
-// the program. What the trainer allocated stays.
+// Ends the run: last evaluation and checkpoint, weights (also after an interruption), report. Returns the exit status
+// of the program. What the trainer allocated stays.
 static inline int train_end(train_run *r) {
     const train_options *o = r->options;
     char err[2 * LOG_PATH];

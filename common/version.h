@@ -1,3 +1,3 @@
-// version.h -- the version of the programs: in --version, in report.json and in CITATION.cff. CHANGELOG.md says what changed.
+// version.h -- the version of the programs (--version, report.json, CITATION.cff); see CHANGELOG.md.
 #pragma once
 #define VERSION "0.2.0"

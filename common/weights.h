@@ -5,11 +5,11 @@
 //     train_describe                                                    what the function depends on and no shape shows
 //     train_save_weights, train_load_weights                            files
 //
-// A network's arrays are device memory where HAVE_CUDA_API is 1 (CUDA, or its stand-in on a CPU) and host memory in plain
-// C. train_upload and train_download are the only place that knows.
+// A network's arrays are device memory where HAVE_CUDA_API is 1 (CUDA, or its stand-in on a CPU) and host memory in
+// plain C. train_upload and train_download are the only place that knows.
 //
-// Errors: functions with err[n] return 0, or -1 with a one-line message. Being out of memory ends the program, status 1.
-// C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
+// Errors: functions with err[n] return 0, or -1 with a one-line message. Being out of memory ends the program,
+// status 1. C11, C++17, CUDA. POSIX. C programs compile with -D_GNU_SOURCE (or -std=gnu11).
 #pragma once
 #include <errno.h>
 #include <stdarg.h>
@@ -24,7 +24,7 @@
 #include "log.h"
 #include "safetensors.h"
 
-// ------------------------------------------------------------------------------------------------------------- memory
+// -------------------------------------------------------------------------------------------------------------- memory
 
 // Copies bytes from host memory to where the network's arrays are, and back.
 #if HAVE_CUDA_API
@@ -43,9 +43,11 @@ static inline void train_download(void *host, const void *from, size_t bytes) {
 }
 #endif
 
-// Zeroed host memory for n elements of a size, freed with free(); old != NULL: that memory, grown (new elements not zeroed).
+// Zeroed host memory for n elements of a size, freed with free(); old != NULL: that memory, grown (new elements not
+// zeroed).
 static inline void *train_alloc(void *old, size_t n, size_t size) {
-    void *p = old ? realloc(old, (n ? n : 1) * size) : calloc(n ? n : 1, size);
+    if (n == 0) n = 1;
+    void *p = old ? realloc(old, n * size) : calloc(n, size);
     if (p) return p;
     message_print("train.h", "out of memory: %zu elements of %zu bytes", n, size);
     exit(1);
@@ -58,7 +60,7 @@ static inline float *train_host_copy(const float *from, size_t n) {
     return host;
 }
 
-// ------------------------------------------------------------------------------------------------------------ tensors
+// ------------------------------------------------------------------------------------------------------------- tensors
 
 enum { TRAIN_NAME = 80, TRAIN_MAX_DIMS = 4 };
 enum { TRAIN_ALIGN = 64 };                             // floats; every tensor starts on a 256-byte boundary
@@ -66,16 +68,19 @@ enum { TRAIN_STATISTIC = 1000, TRAIN_COUNTER = 1001 };  // roles of buffers; tho
 
 // A named piece of a network's arrays.
 typedef struct train_tensor {
-    char name[TRAIN_NAME];         // PyTorch's: fc1.weight, layer1.0.bn1.running_mean, transformer.h.0.attn.c_attn.weight
-    size_t offset;                 // in floats, into params, grads, moment1, moment2 or stats; of a counter its index in counts
+    // PyTorch's: fc1.weight, layer1.0.bn1.running_mean, transformer.h.0.attn.c_attn.weight
+    char name[TRAIN_NAME];
+    // in floats, into params, grads, moment1, moment2 or stats; of a counter its index in counts
+    size_t offset;
     int n_dims, dim[TRAIN_MAX_DIMS];  // shape as in the file, [out][in][kh][kw]; a counter has none
     int rows, cols;                // the same as a matrix: dim[0] and the product of the others, 1 for a vector
     int role;                      // RESCALE_WEIGHT, RESCALE_BIAS, RESCALE_GAIN; TRAIN_STATISTIC, TRAIN_COUNTER
     int layer;                     // what the trainer numbers its layers by
 } train_tensor;
 
-// What is saved of a network. The tables come first (train_add_...); then the trainer allocates the arrays, zeroed, of the sizes
-// found here (padding between tensors has to stay finite: norms and optimizers run over it), and frees them itself.
+// What is saved of a network. The tables come first (train_add_...); then the trainer allocates the arrays, zeroed, of
+// the sizes found here (padding between tensors has to stay finite: norms and optimizers run over it), and frees them
+// itself.
 typedef struct train_net {
     int n_tensors, n_buffers;
     train_tensor *tensors;         // [n_tensors] parameters, in the order of the files
@@ -90,12 +95,13 @@ typedef struct train_net {
     int n_about;                   // what the function depends on and no shape shows, by train_describe
     struct { char key[24], value[24]; } about[4];
     const char *prefix;            // that names in a file may lack: "transformer."; or NULL
-    const char *tied, *tied_to;    // another name of a tensor in files, lm_head.weight for transformer.wte.weight; or NULL
+    // another name of a tensor in files, lm_head.weight for transformer.wte.weight; or NULL
+    const char *tied, *tied_to;
 } train_net;
 
 // Appends a zeroed tensor to a table, which doubles when it is full.
-LOG_PRINTF(4, 0) static inline train_tensor *train_new_tensor(train_tensor **table, int *n, int role, const char *format,
-                                                              va_list args) {
+LOG_PRINTF(4, 0)
+static inline train_tensor *train_new_tensor(train_tensor **table, int *n, int role, const char *format, va_list args) {
     if ((*n & (*n - 1)) == 0) *table = (train_tensor *)train_alloc(*table, *n ? 2 * (size_t)*n : 1, sizeof **table);
     train_tensor *t = &(*table)[(*n)++];
     memset(t, 0, sizeof *t);
@@ -108,10 +114,11 @@ LOG_PRINTF(4, 0) static inline train_tensor *train_new_tensor(train_tensor **tab
     return t;
 }
 
-// Adds a parameter [d0][d1][d2][d3], with 0 for dimensions that it does not have; its name is formatted as by printf. Returns its
-// place in net->tensors (pointers into the table do not survive the next call).
-LOG_PRINTF(8, 9) static inline int train_add_parameter(train_net *net, int role, int layer, int d0, int d1, int d2, int d3,
-                                                       const char *format, ...) {
+// Adds a parameter [d0][d1][d2][d3], with 0 for dimensions that it does not have; its name is formatted as by printf.
+// Returns its place in net->tensors (pointers into the table do not survive the next call).
+LOG_PRINTF(8, 9)
+static inline int train_add_parameter(train_net *net, int role, int layer, int d0, int d1, int d2, int d3,
+                                      const char *format, ...) {
     const int dim[TRAIN_MAX_DIMS] = {d0, d1, d2, d3};
     va_list args;
     va_start(args, format);
@@ -155,8 +162,8 @@ LOG_PRINTF(3, 4) static inline int train_add_counter(train_net *net, int layer, 
     return net->n_buffers - 1;
 }
 
-// Names a number that the network's function depends on and no shape of a tensor shows, by its option: heads. It is stored with
-// the weights, and weights with another number are refused.
+// Names a number that the network's function depends on and no shape of a tensor shows, by its option: heads. It is
+// stored with the weights, and weights with another number are refused.
 static inline void train_describe(train_net *net, const char *option, int64_t value) {
     if (net->n_about == (int)(sizeof net->about / sizeof *net->about)) abort();  // a mistake of the trainer
     snprintf(net->about[net->n_about].key, sizeof net->about->key, "%s", option);
@@ -184,7 +191,7 @@ static inline void train_net_free(train_net *net) {
     memset(net, 0, sizeof *net);
 }
 
-// ------------------------------------------------------------------------------------------------------------ weights
+// ------------------------------------------------------------------------------------------------------------- weights
 
 // Tensors for a file, with the memory of their names.
 typedef struct train_list {
@@ -206,8 +213,8 @@ static inline void train_list_free(train_list *l) {
 }
 
 // Adds prefix + name.
-static inline void train_list_add(train_list *l, const char *prefix, const char *name, safetensors_dtype dtype, int n_dims,
-                                  const int *dim, const void *data) {
+static inline void train_list_add(train_list *l, const char *prefix, const char *name, safetensors_dtype dtype,
+                                  int n_dims, const int *dim, const void *data) {
     int64_t shape[TRAIN_MAX_DIMS] = {0};
     for (int i = 0; i < n_dims; i++) shape[i] = dim[i];
     snprintf(l->names[l->n], sizeof *l->names, "%.15s%.79s", prefix, name);
@@ -233,7 +240,8 @@ static inline void train_list_buffers(train_list *l, const train_net *net, const
 }
 
 // Lists the weights and buffers of a network (host copies).
-static inline train_list train_list_weights(const train_net *net, const float *params, const float *stats, const int64_t *counts) {
+static inline train_list train_list_weights(const train_net *net, const float *params, const float *stats,
+                                            const int64_t *counts) {
     train_list list = train_list_create(net->n_tensors + net->n_buffers);
     train_list_parameters(&list, net, "", params);
     train_list_buffers(&list, net, stats, counts);
@@ -241,8 +249,8 @@ static inline train_list train_list_weights(const train_net *net, const float *p
 }
 
 // Writes listed weights with what train_describe said and more metadata [n_more].
-static inline int train_write_weights(const train_net *net, const train_list *list, const char *path, const safetensors_pair *more,
-                                      int n_more, char *err, size_t n) {
+static inline int train_write_weights(const train_net *net, const train_list *list, const char *path,
+                                      const safetensors_pair *more, int n_more, char *err, size_t n) {
     safetensors_pair pairs[8];
     int n_pairs = 0;
     for (int i = 0; i < net->n_about; i++, n_pairs++) {
@@ -253,9 +261,8 @@ static inline int train_write_weights(const train_net *net, const train_list *li
     return safetensors_write(path, list->tensors, (size_t)list->n, pairs, (size_t)n_pairs, err, n);
 }
 
-
-// Whether weights could be written to path, as log_file_try. A device or pipe there, or standard output, is refused: it would be
-// replaced.
+// Whether weights could be written to path, as log_file_try. A device or pipe there, or standard output, is refused: it
+// would be replaced.
 static inline int train_try_weights(const char *path, char *err, size_t n) {
     struct stat info;
     if ((stat(path, &info) == 0 && !S_ISREG(info.st_mode)) || log_standard_stream(path))
@@ -282,8 +289,9 @@ static inline int train_read_list(const safetensors_file *f, const train_list *l
     for (int i = 0; i < l->n; i++) {
         const safetensors_tensor *t = &l->tensors[i];
         void *out = (void *)(uintptr_t)t->data;
-        const int status = t->dtype == SAFETENSORS_F32 ? safetensors_read_f32(f, t->name, t->ndim, t->shape, (float *)out, err, n)
-                                                       : safetensors_read(f, t->name, t->dtype, t->ndim, t->shape, out, err, n);
+        const int status = t->dtype == SAFETENSORS_F32
+                               ? safetensors_read_f32(f, t->name, t->ndim, t->shape, (float *)out, err, n)
+                               : safetensors_read(f, t->name, t->dtype, t->ndim, t->shape, out, err, n);
         if (status) return status;
     }
     return 0;
@@ -296,7 +304,8 @@ static inline int train_check_about(const train_net *net, const safetensors_file
         char shown[24];
         if (!found || !strcmp(found, net->about[i].value)) continue;
         cli_printable(shown, sizeof shown, found);
-        return log_error(err, n, "%s: was made with --%s %s, here it is %s", f->path, net->about[i].key, shown, net->about[i].value);
+        return log_error(err, n, "%s: was made with --%s %s, here it is %s", f->path, net->about[i].key, shown,
+                         net->about[i].value);
     }
     return 0;
 }
@@ -326,8 +335,8 @@ static inline int train_find_name(const train_net *net, const safetensors_file *
         const safetensors_tensor *const t = &f->tensors[k];
         if (!train_same_name(net, t->name, name)) continue;
         if (*found)
-            return safetensors_error(err, n, f->path, "tensors '%.200s' and '%.200s' both stand for '%s'", (*found)->name,
-                                     t->name, name);
+            return safetensors_error(err, n, f->path, "tensors '%.200s' and '%.200s' both stand for '%s'",
+                                     (*found)->name, t->name, name);
         *found = t;
     }
     return 0;
@@ -354,17 +363,19 @@ static inline int train_read_tensor(const safetensors_file *f, const train_tenso
     for (int i = 0; i < t->n_dims; i++) shape[i] = t->dim[i];
     const int matrices = from && t->n_dims == 2 && from->ndim == 2 && t->rows != t->cols;
     if (matrices && from->shape[0] == t->cols && from->shape[1] == t->rows)
-        return safetensors_error(err, n, f->path,
-                                 "tensor '%.200s': expected shape [%d,%d], found [%d,%d]: it is transposed, [in][out], like "
-                                 "the Conv1D of Hugging Face's GPT-2 (c_attn, c_proj, c_fc); transpose every such weight, "
-                                 "the square ones too",
-                                 from->name, t->rows, t->cols, t->cols, t->rows);
+        return safetensors_error(
+            err, n, f->path,
+            "tensor '%.200s': expected shape [%d,%d], found [%d,%d]: it is transposed, [in][out], like "
+            "the Conv1D of Hugging Face's GPT-2 (c_attn, c_proj, c_fc); transpose every such weight, "
+            "the square ones too",
+            from->name, t->rows, t->cols, t->cols, t->rows);
     if (safetensors_read_f32(f, from ? from->name : t->name, t->n_dims, shape, out, err, n)) return -1;
     if (t->role != TRAIN_STATISTIC || length < 11 || strcmp(t->name + length - 11, "running_var")) return 0;
     for (int i = 0; i < t->rows; i++)
         if (out[i] < 0)
-            return safetensors_error(err, n, f->path, "tensor '%.200s': element [%d] is %g, expected a variance, 0 or more",
-                                     from->name, i, (double)out[i]);
+            return safetensors_error(err, n, f->path,
+                                     "tensor '%.200s': element [%d] is %g, expected a variance, 0 or more", from->name,
+                                     i, (double)out[i]);
     return 0;
 }
 
@@ -385,13 +396,15 @@ static inline int train_check_tied(const train_net *net, const safetensors_file 
     for (size_t i = 0; i < size && !status; i++)
         if (values[i] != params[t->offset + i])
             status = safetensors_error(
-                err, n, f->path, "tensor '%.200s' does not belong to this network: here it is '%s', but they differ (%s)",
-                head->name, t->name, net->hint ? net->hint : "its options differ");
+                err, n, f->path,
+                "tensor '%.200s' does not belong to this network: here it is '%s', but they differ (%s)", head->name,
+                t->name, net->hint ? net->hint : "its options differ");
     free(values);
     return status;
 }
 
-// Whether a tensor is a constant of GPT-2's attention, as old files hold: the causal mask [1][1][T][T], or its fill value.
+// Whether a tensor is a constant of GPT-2's attention, as old files hold: the causal mask [1][1][T][T], or its fill
+// value.
 static inline int train_is_mask(const safetensors_tensor *t) {
     static const char *const ending[] = {".attn.bias", ".attn.masked_bias"};
     const size_t length = strlen(t->name);
