@@ -162,7 +162,7 @@ paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
 tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files
-	@sh dev/tables.sh README.md doc/results.md dev/kernels/README.md dev/paper/README.md
+	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md dev/paper/README.md
 
 gpu-check:                                      ## on a machine with a GPU, in stages: STAGE=build|tests|compare|sanitizer|bench|kernels DIR=out/gpu
 	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)

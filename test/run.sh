@@ -66,6 +66,7 @@ for source in test/test_*.cu; do
 done
 [ $# -eq 0 ] || run dev/kernels sh dev/kernels/run.sh test "$device" "$@"
 run test_scripts sh test/test_scripts.sh
+run test_docs sh test/test_docs.sh "$host/dev/paper/report"
 run test_example sh test/test_example.sh
 run test_get_data sh test/test_get_data.sh
 run test_compare sh test/test_compare.sh "$host/dev/compare"
