@@ -1,17 +1,18 @@
 // bias_relu.cu -- y[r][c] = relu(y[r][c] + b[c]), in place: what follows every matrix product of a ReLU network.
 //
 // Shapes: y [rows][cols], b [cols]; fp32. Bytes that must move: y once in and once out, b once: 4 (2 rows cols + cols).
-// 2 rows cols operations: nothing, so the floor is the copy bandwidth. Everything here is about not disturbing the memory.
+// 2 rows cols operations: nothing, so the floor is the copy bandwidth. Everything here is about not disturbing the
+// memory.
 //
-//  1 flat          One thread per element. The column is i % cols: an integer division per element, which costs more than the
-//                  addition, and on a CPU keeps the loop over the threads from being vectorised.
-//  2 grid          A two-dimensional grid: blockIdx.y is the row, so there is nothing to divide. Neighbouring threads have
-//                  neighbouring elements: coalesced on a GPU, one vector instruction on a CPU.
-//  3 float4        Four elements per thread in 16-byte accesses: a quarter of the instructions and of the threads for the same
-//                  bytes. Needs cols % 4 == 0.
-//  4 rows          A thread stays in its column and walks down 32 rows: b[c] is read once, the index arithmetic is shared, and 32
-//                  independent loads are under way. Rows past the end are read again and written back unchanged, so that the
-//                  loop has a known length, is unrolled and vectorises across threads.
+//  1 flat          One thread per element. The column is i % cols: an integer division per element, which costs more
+//                  than the addition, and on a CPU keeps the loop over the threads from being vectorised.
+//  2 grid          A two-dimensional grid: blockIdx.y is the row, so there is nothing to divide. Neighbouring threads
+//                  have neighbouring elements: coalesced on a GPU, one vector instruction on a CPU.
+//  3 float4        Four elements per thread in 16-byte accesses: a quarter of the instructions and of the threads for
+//                  the same bytes. Needs cols % 4 == 0.
+//  4 rows          A thread stays in its column and walks down 32 rows: b[c] is read once, the index arithmetic is
+//                  shared, and 32 independent loads are under way. Rows past the end are read again and written back
+//                  unchanged, so that the loop has a known length, is unrolled and vectorises across threads.
 //  5 rows_float4   Both: 8 rows of 4 columns per thread, the row loop cut by a test instead.
 //    layers.cuh    bias_relu() of common/layers.cuh, which the trainers use. It is variant 4.
 #include "dev/kernels/kernels.h"
@@ -56,7 +57,8 @@ static __global__ void grid(float *__restrict__ y, const float *__restrict__ b, 
     row[c] = relu(row[c] + b[c]);
 }
 static void run_grid(const call *c) {
-    grid<<<row_grid(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1]);
+    const dim3 blocks = row_grid(ceil_div(c->dim[1], c->block), c->dim[0]);
+    grid<<<blocks, c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1]);
 }
 
 static __device__ __forceinline__ float4 bias_relu4(float4 v, float4 b) {
@@ -70,23 +72,25 @@ static __global__ void vector4(float4 *__restrict__ y, const float4 *__restrict_
 }
 static void run_float4(const call *c) {
     const int cols4 = c->dim[1] / 4;
-    vector4<<<row_grid(ceil_div(cols4, c->block), c->dim[0]), c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B], c->dim[0], cols4);
+    const dim3 grid = row_grid(ceil_div(cols4, c->block), c->dim[0]);
+    vector4<<<grid, c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B], c->dim[0], cols4);
 }
 
 enum { ROWS = 32, ROWS4 = 8 };
 static __global__ void down_rows(float *__restrict__ y, const float *__restrict__ b, int rows, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * ROWS, last = rows - 1 - first;
     if (c >= cols) return;
-    const size_t start = (size_t)first * cols;
+    y += (size_t)first * cols;
     const float add = b[c];
     UNROLL for (int k = 0; k < ROWS; k++) {
         const int i = min(k, last) * cols + c;
-        const float z = (y + start)[i], w = relu(z + add);
-        (y + start)[i] = k <= last ? w : z;
+        const float z = y[i], w = relu(z + add);
+        y[i] = k <= last ? w : z;
     }
 }
 static void run_rows(const call *c) {
-    down_rows<<<dim3(ceil_div(c->dim[1], c->block), ceil_div(c->dim[0], ROWS)), c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1]);
+    const dim3 grid(ceil_div(c->dim[1], c->block), ceil_div(c->dim[0], ROWS));
+    down_rows<<<grid, c->block>>>(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1]);
 }
 
 static __global__ void down_rows4(float4 *__restrict__ y, const float4 *__restrict__ b, int rows, int cols4) {
@@ -99,8 +103,8 @@ static __global__ void down_rows4(float4 *__restrict__ y, const float4 *__restri
 }
 static void run_rows_float4(const call *c) {
     const int cols4 = c->dim[1] / 4;
-    down_rows4<<<dim3(ceil_div(cols4, c->block), ceil_div(c->dim[0], ROWS4)), c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B],
-                                                                                        c->dim[0], cols4);
+    const dim3 grid(ceil_div(cols4, c->block), ceil_div(c->dim[0], ROWS4));
+    down_rows4<<<grid, c->block>>>((float4 *)c->at[Y], (const float4 *)c->at[B], c->dim[0], cols4);
 }
 
 static void run_layers(const call *c) { bias_relu(FLOATS(c, Y), FLOATS(c, B), c->dim[0], c->dim[1], 1); }

@@ -1,5 +1,5 @@
-// broken.cu -- variants with deliberate mistakes, to see that the harness finds every one of them. Test only: test_broken.sh runs
-// them one by one and expects each to fail, and the right one to pass.
+// broken.cu -- variants with deliberate mistakes, to see that the harness finds every one of them. Test only:
+// test_broken.sh runs them one by one and expects each to fail, and the right one to pass.
 //
 // y[i] = x[i] + x[the mirror image of i within its block of 64], mirrors past the end counting 0.
 #include "dev/kernels/kernels.h"
@@ -21,7 +21,10 @@ static void reference(problem *p) {
     }
 }
 
-enum { RIGHT, PERCENT, NOT_A_NUMBER, INFINITE, UNWRITTEN_TAIL, MISSING_BARRIER, WRITES_OUTSIDE, READS_OUTSIDE, WRITES_INPUT };
+enum {
+    RIGHT, PERCENT, NOT_A_NUMBER, INFINITE, UNWRITTEN_TAIL,
+    MISSING_BARRIER, WRITES_OUTSIDE, READS_OUTSIDE, WRITES_INPUT
+};
 template <int MISTAKE> __global__ void mirror_sum(float *y, float *x, int n) {
     __shared__ float s[TILE];
     const int t = threadIdx.x, i = blockIdx.x * TILE + t;
@@ -79,7 +82,8 @@ static const variant variants[] = {
     {"other_bits", "not the same bits in two runs", run_other_bits, FP32, 0, {0}, NULL, 0},
 };
 static const operation operations[] = {
-    {"broken", "y[i] = x[i] + its mirror image in a block of 64", "n", problem_of, reference, VARIANTS(variants), "1 63 64 1000", "1000", "1000"},
+    {"broken", "y[i] = x[i] + its mirror image in a block of 64",
+     "n", problem_of, reference, VARIANTS(variants), "1 63 64 1000", "1000", "1000"},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

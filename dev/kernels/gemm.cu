@@ -1,36 +1,40 @@
 // gemm.cu -- C = A B: from the obvious kernel to the tensor cores.
 //
 // Shapes: A [m][k], B [k][n], C [m][n], row-major. C is fp32; A and B are fp32 or, for the last variants, bf16.
-// It takes 2 m n k operations and at least 4 (m k + k n + m n) bytes. At 4096^3 that is 137 GFLOP for 201 MB, 680 operations per
-// byte: compute-bound, by far, on any device, provided that every element is fetched about once. That is what the ladder is about:
-// variant 1 fetches each of A's elements n times and each of B's m times. Floor: the best matrix product at hand.
+// It takes 2 m n k operations and at least 4 (m k + k n + m n) bytes. At 4096^3 that is 137 GFLOP for 201 MB, 680
+// operations per byte: compute-bound, by far, on any device, provided that every element is fetched about once. That is
+// what the ladder is about: variant 1 fetches each of A's elements n times and each of B's m times. Floor: the best
+// matrix product at hand.
 //
-//  1 naive            A thread computes one element; threadIdx.x runs along the rows. The 32 lanes of a warp then read A in steps of
-//                     k floats and write C in steps of n: 32 memory transactions where one would do.
-//  2 coalesced        threadIdx.x runs along the columns: a warp reads 32 neighbours of B in one transaction and one element of A,
-//                     broadcast to all. Nothing else changes.
-//  3 shared_tile      A block of T x T threads fetches T x T tiles of A and B into shared memory and each element is used T times
-//                     from there. Global traffic shrinks by T; now shared memory is busy: two loads for each multiply-add.
-//  4 register_1d      A thread computes 8 elements of a column: one B from shared memory is used 8 times from a register, so 9 loads
-//                     make 8 multiply-adds.
+//  1 naive            A thread computes one element; threadIdx.x runs along the rows. The 32 lanes of a warp then read
+//                     A in steps of k floats and write C in steps of n: 32 memory transactions where one would do.
+//  2 coalesced        threadIdx.x runs along the columns: a warp reads 32 neighbours of B in one transaction and one
+//                     element of A, broadcast to all. Nothing else changes.
+//  3 shared_tile      A block of T x T threads fetches T x T tiles of A and B into shared memory and each element is
+//                     used T times from there. Global traffic shrinks by T; now shared memory is busy: two loads for
+//                     each multiply-add.
+//  4 register_1d      A thread computes 8 elements of a column: one B from shared memory is used 8 times from a
+//                     register, so 9 loads make 8 multiply-adds.
 //  5 register_2d      A thread computes 8 x 8 elements: 16 loads make 64 multiply-adds.
-//  6 vectorised       Global loads of 16 bytes, A stored transposed in shared memory so that a thread's 8 values of A, like those of
-//                     B, are two loads of 16 bytes: 4 load instructions for 64 multiply-adds.
-//  7 double_buffered  Two tiles in shared memory. The next tile's global loads are issued into registers before the multiplications on
-//                     this one, and stored to the other buffer after them: their latency is hidden, and one barrier per tile is left.
-//  8 tensor_tf32      Tensor cores: a warp multiplies 16x8x8 in one instruction, inputs rounded to TF32 (10 bits). Tiles come by
-//                     cp.async, four stages deep, without a detour through registers; rows are padded so that no two lanes of a
-//                     fragment's load meet in a bank.
-//  9 tensor_bf16      bf16 inputs: 16x8x16 per instruction and half the bytes; fragments come by ldmatrix, which loads four 8x8
-//                     blocks at once, and transposes those of B on the way. 16-byte chunks are permuted within their rows (xor with
-//                     the row) instead of padded: no bank conflicts and no hole in shared memory.
-//    gemm.h           gemm() of common/gemm.h, which the trainers use: cuBLAS on a GPU (fp32, TF32), OpenBLAS or its own packed
-//                     kernel on a CPU. The floor.
+//  6 vectorised       Global loads of 16 bytes, A stored transposed in shared memory so that a thread's 8 values of A,
+//                     like those of B, are two loads of 16 bytes: 4 load instructions for 64 multiply-adds.
+//  7 double_buffered  Two tiles in shared memory. The next tile's global loads are issued into registers before the
+//                     multiplications on this one, and stored to the other buffer after them: their latency is hidden,
+//                     and one barrier per tile is left.
+//  8 tensor_tf32      Tensor cores: a warp multiplies 16x8x8 in one instruction, inputs rounded to TF32 (10 bits).
+//                     Tiles come by cp.async, four stages deep, without a detour through registers; rows are padded so
+//                     that no two lanes of a fragment's load meet in a bank.
+//  9 tensor_bf16      bf16 inputs: 16x8x16 per instruction and half the bytes; fragments come by ldmatrix, which loads
+//                     four 8x8 blocks at once, and transposes those of B on the way. 16-byte chunks are permuted within
+//                     their rows (xor with the row) instead of padded: no bank conflicts and no hole in shared memory.
+//    gemm.h           gemm() of common/gemm.h, which the trainers use: cuBLAS on a GPU (fp32, TF32), OpenBLAS or its
+//                     own packed kernel on a CPU. The floor.
 //    cublas_bf16      cuBLAS on bf16 inputs.
 // Hopper's wgmma with bulk tensor copies is not here: it would be code that no machine has run.
 //
-// On a CPU variants 3 to 7 pay for their barriers (a switch of fibers each) and lose to gemm.h by one or two orders of magnitude;
-// they run there to be tested. Edges: elements outside are read as 0 into the tile and not written from it, so every shape works.
+// On a CPU variants 3 to 7 pay for their barriers (a switch of fibers each) and lose to gemm.h by one or two orders of
+// magnitude; they run there to be tested. Edges: elements outside are read as 0 into the tile and not written from it,
+// so every shape works.
 #define KERNELS_PRODUCT
 #include "dev/kernels/kernels.h"
 
@@ -59,11 +63,12 @@ static void reference(problem *p) {
         double *row = c + (size_t)i * (size_t)n;
         for (int j = 0; j < n; j++) row[j] = i % step ? (double)NAN : 0;
         for (int l = 0; l < k && i % step == 0; l++)
-            for (int j = 0; j < n; j++) row[j] += a[(size_t)i * (size_t)k + (size_t)l] * b[(size_t)l * (size_t)n + (size_t)j];
+            for (int j = 0; j < n; j++)
+                row[j] += a[(size_t)i * (size_t)k + (size_t)l] * b[(size_t)l * (size_t)n + (size_t)j];
     }
 }
 
-// ------------------------------------------------------------------------------------------------------- 1, 2: no reuse
+// ------------------------------------------------------------------------------------------------------ 1, 2: no reuse
 static __global__ void naive(float *c, const float *a, const float *b, int m, int n, int k) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, j = blockIdx.y * blockDim.y + threadIdx.y;
     if (i >= m || j >= n) return;
@@ -76,7 +81,8 @@ static void run_naive(const call *c) {
     naive<<<grid, block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), c->dim[0], c->dim[1], c->dim[2]);
 }
 
-static __global__ void coalesced(float *__restrict__ c, const float *__restrict__ a, const float *__restrict__ b, int n, int k) {
+static __global__ void coalesced(float *__restrict__ c, const float *__restrict__ a, const float *__restrict__ b, int n,
+                                 int k) {
     const int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
     if (j >= n) return;
     const float *row = a + (size_t)i * k;
@@ -85,10 +91,11 @@ static __global__ void coalesced(float *__restrict__ c, const float *__restrict_
     c[(size_t)i * n + j] = sum;
 }
 static void run_coalesced(const call *c) {
-    coalesced<<<dim3(ceil_div(c->dim[1], c->block), c->dim[0]), c->block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), c->dim[1], c->dim[2]);
+    const dim3 grid(ceil_div(c->dim[1], c->block), c->dim[0]);
+    coalesced<<<grid, c->block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), c->dim[1], c->dim[2]);
 }
 
-// ------------------------------------------------------------------------------------------------------ 3: shared memory
+// ---------------------------------------------------------------------------------------------------- 3: shared memory
 template <int T> __global__ void shared_tile(float *c, const float *a, const float *b, int m, int n, int k) {
     __shared__ float as[T][T], bs[T][T];
     const int x = threadIdx.x, y = threadIdx.y, i = blockIdx.y * T + y, j = blockIdx.x * T + x;
@@ -103,20 +110,23 @@ template <int T> __global__ void shared_tile(float *c, const float *a, const flo
     if (i < m && j < n) c[(size_t)i * n + j] = sum;
 }
 static void run_shared_tile(const call *c) {
-    const int m = c->dim[0], n = c->dim[1], k = c->dim[2], t = c->block == 64 ? 8 : c->block == 256 ? 16 : 32;
+    const int m = c->dim[0], n = c->dim[1], k = c->dim[2];
+    int t = 32;  // t * t threads
+    while (t * t > c->block) t /= 2;
     const dim3 grid(ceil_div(n, t), ceil_div(m, t)), block(t, t);
     if (t == 8) shared_tile<8><<<grid, block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);
     else if (t == 16) shared_tile<16><<<grid, block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);
     else shared_tile<32><<<grid, block>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);
 }
 
-// ------------------------------------------------------------------------------------------------- 4 to 7: register tiles
+// ---------------------------------------------------------------------------------------------- 4 to 7: register tiles
 enum { K_TILE = 8, PER_THREAD = 8 };  // depth of a tile; elements of C per thread along each side
 
 // S x S elements of C per block of S * S / 8 threads; thread (x, y) has column x and rows 8 y .. 8 y + 7.
 template <int S> __global__ void register_1d(float *c, const float *a, const float *b, int m, int n, int k) {
     __shared__ float as[S][K_TILE], bs[K_TILE][S];
-    const int t = threadIdx.x, threads = S * S / PER_THREAD, x = t % S, y = t / S * PER_THREAD, i0 = blockIdx.y * S, j0 = blockIdx.x * S;
+    const int t = threadIdx.x, threads = S * S / PER_THREAD, x = t % S, y = t / S * PER_THREAD;
+    const int i0 = blockIdx.y * S, j0 = blockIdx.x * S;
     float sum[PER_THREAD] = {0};
     for (int l0 = 0; l0 < k; l0 += K_TILE) {
         for (int e = t; e < S * K_TILE; e += threads) {
@@ -136,7 +146,8 @@ template <int S> __global__ void register_1d(float *c, const float *a, const flo
 }
 
 // Writes a thread's 8 x 8 results whose first element is (i, j).
-static __device__ __forceinline__ void store_tile(float *c, const float (*sum)[PER_THREAD], int i, int j, int m, int n) {
+static __device__ __forceinline__ void store_tile(float *c, const float (*sum)[PER_THREAD], int i, int j, int m,
+                                                  int n) {
     UNROLL for (int r = 0; r < PER_THREAD; r++) {
         UNROLL for (int s = 0; s < PER_THREAD; s++)
             if (i + r < m && j + s < n) c[(size_t)(i + r) * n + j + s] = sum[r][s];
@@ -158,7 +169,10 @@ template <int S> __global__ void register_2d(float *c, const float *a, const flo
         __syncthreads();
         UNROLL for (int l = 0; l < K_TILE; l++) {
             float left[PER_THREAD], right[PER_THREAD];
-            UNROLL for (int i = 0; i < PER_THREAD; i++) left[i] = as[y + i][l], right[i] = bs[l][x + i];
+            UNROLL for (int i = 0; i < PER_THREAD; i++) {
+                left[i] = as[y + i][l];
+                right[i] = bs[l][x + i];
+            }
             UNROLL for (int i = 0; i < PER_THREAD; i++) {
                 UNROLL for (int j = 0; j < PER_THREAD; j++) sum[i][j] += left[i] * right[j];
             }
@@ -172,12 +186,15 @@ template <int S> __global__ void register_2d(float *c, const float *a, const flo
 static __device__ __forceinline__ float4 load4(const float *__restrict__ from, int r, int c, int rows, int cols) {
     const float *p = from + (size_t)r * cols + c;
     if (r < rows && c + 3 < cols && cols % 4 == 0) return *(const float4 *)p;
-    return make_float4(r < rows && c < cols ? p[0] : 0.0f, r < rows && c + 1 < cols ? p[1] : 0.0f, r < rows && c + 2 < cols ? p[2] : 0.0f,
-                       r < rows && c + 3 < cols ? p[3] : 0.0f);
+    const int inside = r < rows ? cols - c : 0;
+    float v[4];
+    UNROLL for (int i = 0; i < 4; i++) v[i] = i < inside ? p[i] : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
 }
 // Adds the products of one tile; as is transposed. 8 values each of A and B by two 16-byte loads.
 template <int S>
-static __device__ __forceinline__ void multiply_tile(float (*sum)[PER_THREAD], const float (*as)[S], const float (*bs)[S], int x, int y) {
+static __device__ __forceinline__ void multiply_tile(float (*sum)[PER_THREAD], const float (*as)[S],
+                                                     const float (*bs)[S], int x, int y) {
     UNROLL for (int l = 0; l < K_TILE; l++) {
         const float4 a0 = *(const float4 *)&as[l][y], a1 = *(const float4 *)&as[l][y + 4];
         const float4 b0 = *(const float4 *)&bs[l][x], b1 = *(const float4 *)&bs[l][x + 4];
@@ -192,7 +209,8 @@ static __device__ __forceinline__ void multiply_tile(float (*sum)[PER_THREAD], c
 template <int S> struct fetched {
     enum { THREADS = S * S / 64, EACH = S * K_TILE / 4 / THREADS };
     float4 a[EACH], b[EACH];
-    __device__ __forceinline__ void load(const float *__restrict__ A_, const float *__restrict__ B_, int i0, int j0, int l0, int m, int n, int k) {
+    __device__ __forceinline__ void load(const float *__restrict__ A_, const float *__restrict__ B_, int i0, int j0,
+                                         int l0, int m, int n, int k) {
         UNROLL for (int e = 0; e < EACH; e++) {
             const int q = threadIdx.x + e * THREADS;
             a[e] = load4(A_, i0 + q / 2, l0 + q % 2 * 4, m, k);
@@ -246,12 +264,12 @@ template <int S> __global__ void double_buffered(float *c, const float *a, const
     store_tile(c, sum, i0 + y, j0 + x, m, n);
 }
 
-#define RUN_TILES(name, small, small_threads, large, large_threads)                                                           \
-    static void run_##name(const call *c) {                                                                                   \
-        const int m = c->dim[0], n = c->dim[1], k = c->dim[2], s = c->block == (small_threads) ? small : large;               \
-        const dim3 grid(ceil_div(n, s), ceil_div(m, s));                                                                      \
-        if (s == small) name<small><<<grid, small_threads>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);              \
-        else name<large><<<grid, large_threads>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);                         \
+#define RUN_TILES(name, small, small_threads, large, large_threads)                                                    \
+    static void run_##name(const call *c) {                                                                            \
+        const int m = c->dim[0], n = c->dim[1], k = c->dim[2], s = c->block == (small_threads) ? small : large;        \
+        const dim3 grid(ceil_div(n, s), ceil_div(m, s));                                                               \
+        if (s == small) name<small><<<grid, small_threads>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);       \
+        else name<large><<<grid, large_threads>>>(FLOATS(c, C), FLOATS(c, A), FLOATS(c, B), m, n, k);                  \
     }
 RUN_TILES(register_1d, 32, 128, 64, 512)
 RUN_TILES(register_2d, 64, 64, 128, 256)
@@ -259,8 +277,9 @@ RUN_TILES(vectorised, 64, 64, 128, 256)
 RUN_TILES(double_buffered, 64, 64, 128, 256)
 
 // ------------------------------------------------------------------------------------------------ 8, 9: tensor cores
-// A warp computes 64 x 64 elements of C as 4 x 8 tiles of 16 x 8, in 128 registers. A block has 2 rows of warps and COLS of them side
-// by side. Tiles of A and B go through a ring of STAGES buffers: while one is multiplied, the copies into the others are under way.
+// A warp computes 64 x 64 elements of C as 4 x 8 tiles of 16 x 8, in 128 registers. A block has 2 rows of warps and
+// COLS of them side by side. Tiles of A and B go through a ring of STAGES buffers: while one is multiplied, the copies
+// into the others are under way.
 enum { WARP_TILE = 64, STAGES = 4, BLOCK_ROWS = 2 * WARP_TILE };
 
 // Writes a warp's results; lane 4 g + t holds two pairs of every 16 x 8 tile (mma.cuh).
@@ -276,11 +295,11 @@ static __device__ __forceinline__ void store_fragments(float *c, const float (*d
     }
 }
 
-// Copies rows r0 .. r0 + ROWS - 1 of 16-byte chunks of from[rows][cols] to shared memory, 0 outside; place(row, chunk) says where.
-// In the background, if rows start on 16 bytes; else by hand.
+// Copies rows r0 .. r0 + ROWS - 1 of 16-byte chunks of from[rows][cols] to shared memory, 0 outside; place(row, chunk)
+// says where. In the background, if rows start on 16 bytes; else by hand.
 template <int ROWS, int CHUNKS, class T, class PLACE>
-static __device__ __forceinline__ void load_tile(async_copies &copies, T *to, PLACE place, const T *__restrict__ from, int r0, int c0, int rows,
-                                                 int cols) {
+static __device__ __forceinline__ void load_tile(async_copies &copies, T *to, PLACE place, const T *__restrict__ from,
+                                                 int r0, int c0, int rows, int cols) {
     const int each = 16 / (int)sizeof(T), aligned = cols % each == 0;
     for (int q = threadIdx.x; q < ROWS * CHUNKS; q += blockDim.x) {
         const int r = r0 + q / CHUNKS, c = c0 + q % CHUNKS * each, inside = r < rows ? min(max(cols - c, 0), each) : 0;
@@ -296,11 +315,18 @@ static __device__ __forceinline__ void load_tile(async_copies &copies, T *to, PL
     }
 }
 
-// Places in shared memory. TF32: rows padded by 4 or 8 floats. bf16: chunk number xor row, so that 8 rows' chunks lie in 8 x 4 banks.
+// Places in shared memory. TF32: rows padded by 4 or 8 floats. bf16: chunk number xor row, so that 8 rows' chunks lie
+// in 8 x 4 banks.
 struct padded_a { __device__ __forceinline__ int operator()(int r, int q) const { return r * 20 + q * 4; } };
-template <int COLS> struct padded_b { __device__ __forceinline__ int operator()(int r, int q) const { return r * (COLS * WARP_TILE + 8) + q * 4; } };
-struct permuted_a { __device__ __forceinline__ int operator()(int r, int q) const { return r * 32 + (q ^ (r / 2 & 3)) * 8; } };
-template <int COLS> struct permuted_b { __device__ __forceinline__ int operator()(int r, int q) const { return r * COLS * WARP_TILE + (q ^ (r & 7)) * 8; } };
+template <int COLS> struct padded_b {
+    __device__ __forceinline__ int operator()(int r, int q) const { return r * (COLS * WARP_TILE + 8) + q * 4; }
+};
+struct permuted_a {
+    __device__ __forceinline__ int operator()(int r, int q) const { return r * 32 + (q ^ (r / 2 & 3)) * 8; }
+};
+template <int COLS> struct permuted_b {
+    __device__ __forceinline__ int operator()(int r, int q) const { return r * COLS * WARP_TILE + (q ^ (r & 7)) * 8; }
+};
 
 // Shared memory of a stage: A [128][16] and B [16][64 COLS] floats, padded.
 template <int COLS> struct tf32_stage {
@@ -310,7 +336,8 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
     extern __shared__ __align__(16) unsigned char ring[];
     tf32_stage<COLS> *stage = (tf32_stage<COLS> *)ring;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int i0 = blockIdx.y * BLOCK_ROWS, j0 = blockIdx.x * COLS * WARP_TILE, wi = warp / COLS * WARP_TILE, wj = warp % COLS * WARP_TILE;
+    const int i0 = blockIdx.y * BLOCK_ROWS, j0 = blockIdx.x * COLS * WARP_TILE;
+    const int wi = warp / COLS * WARP_TILE, wj = warp % COLS * WARP_TILE;
     const int tiles = (k + 15) / 16;
     async_copies copies;
     float d[4][8][4];
@@ -319,7 +346,8 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
             UNROLL for (int e = 0; e < 4; e++) d[r][s][e] = 0.0f;
         }
     }
-    for (int next = 1 - STAGES, now; next < tiles; next++) {  // tile `next` + STAGES - 1 is fetched, tile `next` multiplied
+    // tile `next` + STAGES - 1 is fetched, tile `next` multiplied
+    for (int next = 1 - STAGES, now; next < tiles; next++) {
         if (next >= 0) {
             copies.wait<STAGES - 2>();
             __syncthreads();
@@ -328,8 +356,7 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
         if (coming < tiles) {
             tf32_stage<COLS> *s = stage + coming % STAGES;
             load_tile<BLOCK_ROWS, 4>(copies, s->a, padded_a(), a, i0, 16 * coming, m, k);
-            load_tile<16;
-            COLS * WARP_TILE / 4>(copies, s->b, padded_b<COLS>(), b, 16 * coming, j0, k, n);
+            load_tile<16, COLS * WARP_TILE / 4>(copies, s->b, padded_b<COLS>(), b, 16 * coming, j0, k, n);
         }
         copies.commit();
         if (next < 0) continue;
@@ -338,10 +365,12 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
         UNROLL for (int l = 0; l < 16; l += 8) {
             unsigned fa[4][4], fb[8][2];
             UNROLL for (int r = 0; r < 4; r++) {
-                UNROLL for (int e = 0; e < 4; e++) fa[r][e] = tf32_of(as[(wi + 16 * r + g + e % 2 * 8) * 20 + l + t + e / 2 * 4]);
+                UNROLL for (int e = 0; e < 4; e++)
+                    fa[r][e] = tf32_of(as[(wi + 16 * r + g + e % 2 * 8) * 20 + l + t + e / 2 * 4]);
             }
             UNROLL for (int s = 0; s < 8; s++) {
-                UNROLL for (int e = 0; e < 2; e++) fb[s][e] = tf32_of(bs[(l + t + 4 * e) * (COLS * WARP_TILE + 8) + wj + 8 * s + g]);
+                UNROLL for (int e = 0; e < 2; e++)
+                    fb[s][e] = tf32_of(bs[(l + t + 4 * e) * (COLS * WARP_TILE + 8) + wj + 8 * s + g]);
             }
             UNROLL for (int r = 0; r < 4; r++) {
                 UNROLL for (int s = 0; s < 8; s++) mma_tf32(d[r][s], fa[r], fb[s]);
@@ -356,11 +385,13 @@ template <int COLS> __global__ void tensor_tf32(float *c, const float *a, const 
 template <int COLS> struct bf16_stage {
     __nv_bfloat16 a[BLOCK_ROWS * 32], b[32 * COLS * WARP_TILE];
 };
-template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, int m, int n, int k) {
+template <int COLS>
+__global__ void tensor_bf16(float *c, const __nv_bfloat16 *a, const __nv_bfloat16 *b, int m, int n, int k) {
     extern __shared__ __align__(16) unsigned char ring[];
     bf16_stage<COLS> *stage = (bf16_stage<COLS> *)ring;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane % 16, half = lane / 16;
-    const int i0 = blockIdx.y * BLOCK_ROWS, j0 = blockIdx.x * COLS * WARP_TILE, wi = warp / COLS * WARP_TILE, wj = warp % COLS * WARP_TILE;
+    const int i0 = blockIdx.y * BLOCK_ROWS, j0 = blockIdx.x * COLS * WARP_TILE;
+    const int wi = warp / COLS * WARP_TILE, wj = warp % COLS * WARP_TILE;
     const int tiles = (k + 31) / 32;
     async_copies copies;
     float d[4][8][4];
@@ -378,8 +409,7 @@ template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a
         if (coming < tiles) {
             bf16_stage<COLS> *s = stage + coming % STAGES;
             load_tile<BLOCK_ROWS, 4>(copies, s->a, permuted_a(), a, i0, 32 * coming, m, k);
-            load_tile<32;
-            COLS * WARP_TILE / 8>(copies, s->b, permuted_b<COLS>(), b, 32 * coming, j0, k, n);
+            load_tile<32, COLS * WARP_TILE / 8>(copies, s->b, permuted_b<COLS>(), b, 32 * coming, j0, k, n);
         }
         copies.commit();
         if (next < 0) continue;
@@ -387,7 +417,8 @@ template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a
         UNROLL for (int l = 0; l < 32; l += 16) {
             unsigned fa[4][4], fb[4][4];
             UNROLL for (int r = 0; r < 4; r++) ldmatrix_x4(fa[r], as + permuted_a()(wi + 16 * r + row, l / 8 + half));
-            UNROLL for (int s = 0; s < 4; s++) ldmatrix_x4_trans(fb[s], bs + permuted_b<COLS>()(l + row, wj / 8 + 2 * s + half));
+            UNROLL for (int s = 0; s < 4; s++)
+                ldmatrix_x4_trans(fb[s], bs + permuted_b<COLS>()(l + row, wj / 8 + 2 * s + half));
             UNROLL for (int r = 0; r < 4; r++) {
                 UNROLL for (int s = 0; s < 8; s++) mma_bf16(d[r][s], fa[r], fb[s / 2] + s % 2 * 2);
             }
@@ -397,15 +428,15 @@ template <int COLS> __global__ void tensor_bf16(float *c, const __nv_bfloat16 *a
     store_fragments(c, d, i0 + wi, j0 + wj, m, n);
 }
 
-#define RUN_TENSOR(name, STAGE, a, b)                                                                                         \
-    static void run_##name(const call *c) {                                                                                   \
-        const int m = c->dim[0], n = c->dim[1], k = c->dim[2], cols = c->block / 64;                                          \
-        const dim3 grid(ceil_div(n, cols * WARP_TILE), ceil_div(m, BLOCK_ROWS));                                              \
-        const int bytes = STAGES * (int)(cols == 2 ? sizeof(STAGE<2>) : sizeof(STAGE<4>));                                    \
-        const auto kernel = cols == 2 ? name<2> : name<4>;                                                                    \
-        if (!more_shared_memory(kernel, bytes)) return;                                                                       \
-        if (cols == 2) name<2><<<grid, 128, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                            \
-        else name<4><<<grid, 256, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                                      \
+#define RUN_TENSOR(name, STAGE, a, b)                                                                                  \
+    static void run_##name(const call *c) {                                                                            \
+        const int m = c->dim[0], n = c->dim[1], k = c->dim[2], cols = c->block / 64;                                   \
+        const dim3 grid(ceil_div(n, cols * WARP_TILE), ceil_div(m, BLOCK_ROWS));                                       \
+        const int bytes = STAGES * (int)(cols == 2 ? sizeof(STAGE<2>) : sizeof(STAGE<4>));                             \
+        const auto kernel = cols == 2 ? name<2> : name<4>;                                                             \
+        if (!more_shared_memory(kernel, bytes)) return;                                                                \
+        if (cols == 2) name<2><<<grid, 128, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                     \
+        else name<4><<<grid, 256, bytes>>>(FLOATS(c, C), a, b, m, n, k);                                               \
     }
 RUN_TENSOR(tensor_tf32, tf32_stage, FLOATS(c, A), FLOATS(c, B))
 RUN_TENSOR(tensor_bf16, bf16_stage, BF16S(c, A), BF16S(c, B))
@@ -434,8 +465,9 @@ static void run_gemm_h_tf32(const call *c) {
 static void run_cublas_bf16(const call *c) {
     const int m = c->dim[0], n = c->dim[1], k = c->dim[2];
     const float one = 1, zero = 0;
-    GEMM_CUBLAS_CHECK(cublasGemmEx(context(GEMM_FP32)->handle, CUBLAS_OP_N, CUBLAS_OP_N, n, m, k, &one, c->at[B], CUDA_R_16BF, n, c->at[A],
-                                   CUDA_R_16BF, k, &zero, c->at[C], CUDA_R_32F, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    GEMM_CUBLAS_CHECK(cublasGemmEx(context(GEMM_FP32)->handle, CUBLAS_OP_N, CUBLAS_OP_N, n, m, k, &one, c->at[B],
+                                   CUDA_R_16BF, n, c->at[A], CUDA_R_16BF, k, &zero, c->at[C], CUDA_R_32F, n,
+                                   CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 #endif
 
@@ -446,9 +478,12 @@ static const variant variants[] = {
     {"register_1d", "8 elements of a column per thread", run_register_1d, FP32, 0, {128, 512}, NULL, 0},
     {"register_2d", "8 x 8 elements per thread", run_register_2d, FP32, 0, {64, 256}, NULL, 0},
     {"vectorised", "16-byte loads, A transposed in shared memory", run_vectorised, FP32, 0, {64, 256}, NULL, 0},
-    {"double_buffered", "the next tile is fetched during the multiplications", run_double_buffered, FP32, 0, {64, 256}, NULL, 0},
-    {"tensor_tf32", "tensor cores, tiles by cp.async in four stages", run_tensor_tf32, TF32, EMULATED, {128, 256}, NULL, 0},
-    {"tensor_bf16", "bf16 inputs, fragments by ldmatrix, permuted chunks", run_tensor_bf16, BF16_STORAGE, EMULATED, {128, 256}, NULL, 0},
+    {"double_buffered", "the next tile is fetched during the multiplications",
+     run_double_buffered, FP32, 0, {64, 256}, NULL, 0},
+    {"tensor_tf32", "tensor cores, tiles by cp.async in four stages",
+     run_tensor_tf32, TF32, EMULATED, {128, 256}, NULL, 0},
+    {"tensor_bf16", "bf16 inputs, fragments by ldmatrix, permuted chunks",
+     run_tensor_bf16, BF16_STORAGE, EMULATED, {128, 256}, NULL, 0},
     {"gemm.h", "what the trainers use: cuBLAS, OpenBLAS or built in", run_gemm_h, FP32, 0, {0}, NULL, 0},
     {"gemm.h_tf32", "cuBLAS with TF32", ON_GPU(run_gemm_h_tf32), TF32, GPU_ONLY, {0}, NULL, 0},
     {"cublas_bf16", "cuBLAS on bf16 inputs", ON_GPU(run_cublas_bf16), BF16_STORAGE, GPU_ONLY, {0}, NULL, 0},

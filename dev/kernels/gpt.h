@@ -1,7 +1,8 @@
-// gpt.h -- the layers of the language-model trainer (train_gpt_style.c, plain C for CPUs) for layernorm.cu and attention.cu.
-// Include it before kernels.h, in the CPU build.
+// gpt.h -- the layers of the language-model trainer (train_gpt_style.c, plain C for CPUs) for layernorm.cu and
+// attention.cu. Include it before kernels.h, in the CPU build.
 //
-// The trainer's names are in the namespace gpt, since some of them are kernels.h's, too; its headers come first, outside of it.
+// The trainer's names are in the namespace gpt, since some of them are kernels.h's, too; its headers come first,
+// outside of it.
 #pragma once
 #include <float.h>
 #include <limits.h>

@@ -1,34 +1,42 @@
-// kernels.h -- the harness of dev/kernels: declares problems, checks every variant of an operation, times them, lists them.
+// kernels.h -- the harness of dev/kernels: declares problems, checks, times and lists every variant of an operation.
 //
 // A file of dev/kernels describes its operations in one table and hands over:
 //
-//     enum { A, B, C };                                             // the buffers, in the order of declaration
-//     static void gemm_problem(problem *p) {                        // for the shape p->dim and the precision of p->storage
-//         input(p, "A", p->storage, (size_t)m * k, -1, 1);          //     uniform random numbers; returns them for changes
-//         output(p, "C", F32, (size_t)m * n, 1e-6, 1e-5);           //     an element may be off by abs + rel * |wanted|
-//         p->bytes = ..., p->flops = ...;                           //     what must at least be moved and computed
+//     enum { A, B, C };                                      // the buffers, in the order of declaration
+//     static void gemm_problem(problem *p) {                 // for the shape p->dim and the precision of p->storage
+//         input(p, "A", p->storage, (size_t)m * k, -1, 1);   //     uniform random numbers; returns them for changes
+//         output(p, "C", F32, (size_t)m * n, 1e-6, 1e-5);    //     an element may be off by abs + rel * |wanted|
+//         p->bytes = ...;                                    //     what must at least be moved
+//         p->flops = ...;                                    //     and computed
 //     }
-//     static void gemm_reference(problem *p) { ... wanted(p, C)[i] = ... given(p, A)[j] ... }           // in double
-//     static void run_naive(const call *c) { naive<<<..., c->block>>>(FLOATS(c, C), FLOATS(c, A), ..., c->dim[0], ...); }
-//     static const variant gemm_variants[] = {{"naive", "one thread per element of C", run_naive, FP32, 0, {64, 256}}, ...};
-//     static const operation operations[] = {{"gemm", "C[m][n] = A[m][k] B[k][n]", "m n k", gemm_problem, gemm_reference,
-//         VARIANTS(gemm_variants), "1x1x1 33x65x17", "512x512x512", "4096x4096x4096"}};
+//     static void gemm_reference(problem *p) { ... wanted(p, C)[i] = ... given(p, A)[j] ... }   // in double
+//     static void run_naive(const call *c) {
+//         naive<<<..., c->block>>>(FLOATS(c, C), FLOATS(c, A), ..., c->dim[0], ...);
+//     }
+//     static const variant gemm_variants[] = {
+//         {"naive", "one thread per element of C", run_naive, FP32, 0, {64, 256}, NULL, 0}, ...};
+//     static const operation operations[] = {
+//         {"gemm", "C[m][n] = A[m][k] B[k][n]", "m n k", gemm_problem, gemm_reference, VARIANTS(gemm_variants),
+//          "1x1x1 33x65x17", "512x512x512", "4096x4096x4096"}};
 //     int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }
 //
 // The program then has three commands, with --op, --variant (part of the name), --shape MxNxK, --block as filters:
 //     list     one line per variant, from the same table that test and bench run
-//     test     every variant, shape and block size: from poisoned outputs and scratch memory, twice (same bits both times);
-//              prints a hash of all results, so that runs in other thread orders can be compared. Exit status 1 on a failure.
-//     bench    CSV on stdout: for every variant the best block size (all are tried), median, p10 and p90 of --seconds 1 and 20
-//              runs, or 3 times as many seconds, percent of the floor. --smoke: next to no runs, to test the harness itself.
+//     test     every variant, shape and block size: from poisoned outputs and scratch memory, twice (same bits both
+//              times). Prints a hash of all results, so that runs in other thread orders can be compared. Exit status 1
+//              on a failure.
+//     bench    CSV on stdout: for every variant the best block size (all are tried), median, p10, p90, percent of the
+//              floor. At least 20 runs and --seconds 1, at most 3 times as many seconds. --smoke: next to no runs, to
+//              test the harness itself.
 //
 // What a run must survive, before the timing and after it (a variant that only works once fails, too):
-//   - every output element is written (poison is all ones: NaN, -1), finite and within its tolerance: test.h's comparator;
-//   - the 256 bytes on both sides of every buffer, inputs and all that is not an output keep their bits. Under AddressSanitizer
-//     these guards are its own.
+//   - every output element is written (poison is all ones: NaN, -1), finite and within its tolerance (test.h compares);
+//   - the 256 bytes on both sides of every buffer keep their bits, and so do inputs and all that is not an output.
+//     Under AddressSanitizer these guards are its own.
 // Inputs rotate: the sets of buffers together are 4 times the last-level cache, so no run finds its input there.
-// The floor is the larger of bytes over the rate of a plain copy and flops over the rate of the best matrix product at hand,
-// both measured in the same run. `#define KERNELS_PRODUCT` before the include for operations that need the second.
+// The floor is the larger of two times: bytes over the rate of a plain copy, and flops over the rate of the best matrix
+// product at hand. Both rates are measured in the same run. An operation that needs the second one has
+// `#define KERNELS_PRODUCT` before the include.
 #pragma once
 #include "common/cuda_common.h"
 #include "common/mma.cuh"
@@ -40,7 +48,7 @@
 #include "common/gemm.h"
 #endif
 
-enum { F32, BF16, F64, I32, U8 };                        // element types; F32 and BF16 are storage types of a problem, too
+enum { F32, BF16, F64, I32, U8 };                        // element types; a problem's storage is F32 or BF16
 enum { FP32, TF32, BF16_STORAGE };                       // precision of a variant: fp32, TF32 products, bf16 inputs
 enum { GPU_ONLY = 1, EMULATED = 2, ATOMICS = 4, CPU_ONLY = 8 };  // a variant's flags
 enum { MAX_BUFFERS = 16, MAX_DIMS = 8, MAX_BLOCKS = 6, MAX_SETS = 512, MAX_RUNS = 4000 };
@@ -67,8 +75,8 @@ static inline dim3 row_grid(int blocks, int rows) {
 
 // Set by more_shared_memory: bytes that the last launcher needed and this device does not have; 0 when it had enough.
 static int shared_memory_missing;
-// Lets a kernel use that much dynamic shared memory. Returns 0, and the launcher must launch nothing, where the device has less: the
-// harness then leaves this block size out, and says so.
+// Lets a kernel use that much dynamic shared memory. Returns 0, and the launcher must launch nothing, where the device
+// has less: the harness then leaves this block size out, and says so.
 template <class K> static int more_shared_memory(K *kernel, int bytes) {
     int device = 0, most = 0;
     CUDA_CHECK(cudaGetDevice(&device));
@@ -98,8 +106,8 @@ typedef struct variant {
     const char *idea;                // what it adds to the one before, in one line
     void (*launch)(const call *c);   // queues its kernels
     int precision;                   // FP32, TF32, BF16_STORAGE
-    int flags;                       // GPU_ONLY: a library of the GPU; EMULATED: tensor cores, emulated on a CPU and so not
-                                     // timed there; ATOMICS: sums in no fixed order; CPU_ONLY
+    int flags;                       // GPU_ONLY: a library of the GPU; EMULATED: tensor cores, which a CPU emulates and
+                                     // does not time; ATOMICS: sums in no fixed order; CPU_ONLY
     int blocks[MAX_BLOCKS];          // block sizes to try, up to the first 0; none: the launcher knows
     int (*fits)(const int *dim);     // NULL: every shape
     double slack;                    // multiplies the tolerances; 0 means 1
@@ -121,7 +129,7 @@ typedef struct problem {
     buffer buffers[MAX_BUFFERS];
     int n_buffers;
     double bytes, flops;             // the least that must be moved to and from memory, and computed
-    int sampled;                     // set by a reference that leaves NaN in wanted: there only "written and finite" is checked
+    int sampled;                     // the reference left NaN in wanted: there only "written and finite" is checked
 } problem;
 
 typedef struct operation {
@@ -138,7 +146,10 @@ typedef struct operation {
 
 // ---------------------------------------------------------------------------------------------------------- problems
 
-static inline size_t type_size(int type) { return type == F64 ? 8 : type == BF16 ? 2 : type == U8 ? 1 : 4; }
+static inline size_t type_size(int type) {
+    static const size_t sizes[] = {4, 2, 8, 4, 1};  // F32, BF16, F64, I32, U8
+    return sizes[type];
+}
 
 static inline double load_element(int type, const void *data, size_t i) {
     switch (type) {
@@ -167,9 +178,15 @@ static inline void *allocate(size_t bytes) {
 }
 
 static inline buffer *add_buffer(problem *p, const char *name, int role, int type, size_t n) {
-    if (p->n_buffers == MAX_BUFFERS) fprintf(stderr, "kernels: too many buffers\n"), exit(1);
+    if (p->n_buffers == MAX_BUFFERS) {
+        fprintf(stderr, "kernels: too many buffers\n");
+        exit(1);
+    }
     buffer *b = &p->buffers[p->n_buffers++];
-    b->name = name, b->role = role, b->type = type, b->n = n;
+    b->name = name;
+    b->role = role;
+    b->type = type;
+    b->n = n;
     if (role & 1) b->given = (double *)allocate(n * sizeof(double));
     if (role & 2) b->wanted = (double *)allocate(n * sizeof(double));
     return b;
@@ -195,14 +212,19 @@ static inline double *input(problem *p, const char *name, int type, size_t n, do
 }
 static inline void output(problem *p, const char *name, int type, size_t n, double rel, double abs) {
     buffer *b = with_image(add_buffer(p, name, 2, type, n));
-    b->rel = rel, b->abs = abs;
+    b->rel = rel;
+    b->abs = abs;
 }
-static inline double *in_place(problem *p, const char *name, int type, size_t n, double lo, double hi, double rel, double abs) {
+static inline double *in_place(problem *p, const char *name, int type, size_t n, double lo, double hi, double rel,
+                               double abs) {
     buffer *b = with_image(add_buffer(p, name, 3, type, n));
-    b->rel = rel, b->abs = abs;
+    b->rel = rel;
+    b->abs = abs;
     return fill(b, lo, hi);
 }
-static inline void scratch(problem *p, const char *name, int type, size_t n) { with_image(add_buffer(p, name, 0, type, n)); }
+static inline void scratch(problem *p, const char *name, int type, size_t n) {
+    with_image(add_buffer(p, name, 0, type, n));
+}
 
 static inline double *given(problem *p, int i) { return p->buffers[i].given; }
 static inline double *wanted(problem *p, int i) { return p->buffers[i].wanted; }
@@ -212,7 +234,9 @@ static inline size_t image_bytes(const buffer *b) { return 2 * GUARD + b->n * ty
 static inline problem make_problem(const operation *op, const int *dim, int precision) {
     problem p;
     memset(&p, 0, sizeof p);
-    p.dim = dim, p.precision = precision, p.storage = precision == BF16_STORAGE ? BF16 : F32;
+    p.dim = dim;
+    p.precision = precision;
+    p.storage = precision == BF16_STORAGE ? BF16 : F32;
     op->problem_of(&p);
     op->reference(&p);
     for (int i = 0; i < p.n_buffers; i++) {
@@ -223,7 +247,11 @@ static inline problem make_problem(const operation *op, const int *dim, int prec
     return p;
 }
 static inline void free_problem(problem *p) {
-    for (int i = 0; i < p->n_buffers; i++) free(p->buffers[i].given), free(p->buffers[i].wanted), free(p->buffers[i].image);
+    for (int i = 0; i < p->n_buffers; i++) {
+        free(p->buffers[i].given);
+        free(p->buffers[i].wanted);
+        free(p->buffers[i].image);
+    }
 }
 
 // One copy of all buffers on the device; scratch memory is shared by all sets.
@@ -250,7 +278,8 @@ static inline void free_set(const problem *p, set *s, const set *first) {
 static inline void restore_set(const problem *p, const set *s) {
     for (int i = 0; i < p->n_buffers; i++) {
         const buffer *b = &p->buffers[i];
-        if (image_bytes(b)) CUDA_CHECK(cudaMemcpy((char *)s->at[i] - GUARD, b->image, image_bytes(b), cudaMemcpyHostToDevice));
+        if (image_bytes(b))
+            CUDA_CHECK(cudaMemcpy((char *)s->at[i] - GUARD, b->image, image_bytes(b), cudaMemcpyHostToDevice));
     }
 }
 
@@ -278,8 +307,12 @@ static inline int check_buffer(const problem *p, int i, const set *s, const char
         size_t known = 0, unwritten = 0;
         for (size_t k = 0; k < b->n; k++) {
             const double v = load_element(b->type, got + GUARD, k);
-            if (isnan(b->wanted[k]) && p->sampled) unwritten += !isfinite(v);
-            else value[known] = v, want[known++] = b->wanted[k];
+            if (isnan(b->wanted[k]) && p->sampled) {
+                unwritten += !isfinite(v);
+                continue;
+            }
+            value[known] = v;
+            want[known++] = b->wanted[k];
         }
         if (unwritten) printf("%s: %zu elements are not finite or not written\n", name, unwritten);
         ok = !unwritten && test_close_d(name, value, want, known, slack * b->rel, slack * b->abs) && ok;
@@ -291,15 +324,17 @@ static inline int check_buffer(const problem *p, int i, const set *s, const char
     return ok;
 }
 
-// Runs a variant once (run = 0: looks at what the last run left) and checks everything. Counts one check. Returns 1 if all is well,
-// 0 if not, -1 where this device has too little shared memory for the block size: said, and counted as skipped.
-static inline int validate(const operation *op, const problem *p, const variant *v, const set *s, int block, int run, const char *when,
-                           uint64_t *hash) {
+// Runs a variant once (run = 0: looks at what the last run left) and checks everything. Counts one check.
+// Returns 1 if all is well, 0 if not. -1: this device has too little shared memory for the block size; it says so and
+// counts as skipped.
+static inline int validate(const operation *op, const problem *p, const variant *v, const set *s, int block, int run,
+                           const char *when, uint64_t *hash) {
     const int passed = test_passed, failed = test_failed;
     const double slack = v->slack > 0 ? v->slack : 1;
     char where[256];
     int ok = 1, at = snprintf(where, sizeof where, "%s/%s", op->name, v->name);
-    for (int i = 0; i < MAX_DIMS && p->dim[i] >= 0; i++) at += snprintf(where + at, sizeof where - (size_t)at, "%c%d", i ? 'x' : ' ', p->dim[i]);
+    for (int i = 0; i < MAX_DIMS && p->dim[i] >= 0; i++)
+        at += snprintf(where + at, sizeof where - (size_t)at, "%c%d", i ? 'x' : ' ', p->dim[i]);
     if (block) at += snprintf(where + at, sizeof where - (size_t)at, " block %d", block);
     snprintf(where + at, sizeof where - (size_t)at, "%s", when);
     if (run) {
@@ -310,13 +345,15 @@ static inline int validate(const operation *op, const problem *p, const variant 
         CUDA_CHECK_LAUNCH();
         device_synchronize();
         if (shared_memory_missing) {
-            fprintf(stderr, "SKIP %s: needs %d bytes of shared memory, more than this device has\n", where, shared_memory_missing);
+            fprintf(stderr, "SKIP %s: needs %d bytes of shared memory, more than this device has\n", where,
+                    shared_memory_missing);
             test_skipped++;
             return -1;
         }
     }
     for (int i = 0; i < p->n_buffers; i++) ok = check_buffer(p, i, s, where, slack, hash) && ok;
-    test_passed = passed + ok, test_failed = failed + !ok;
+    test_passed = passed + ok;
+    test_failed = failed + !ok;
     return ok;
 }
 
@@ -334,8 +371,8 @@ static inline double cache_bytes(void) {
     return found ? 1024 * kib : 32e6;
 }
 
-// Times f(i), i = 0, 1, 2, ...: samples of at least 0.2 ms, until there are `least` of them and `seconds` have passed, or 3 times
-// as many seconds. Milliseconds; .runs counts calls of f.
+// Times f(i), i = 0, 1, 2, ...: samples of at least 0.2 ms, until there are `least` of them and `seconds` have passed,
+// or 3 times as many seconds. Milliseconds; .runs counts calls of f.
 template <class F> static timing time_runs(F f, double seconds, int least) {
     static double ms[MAX_RUNS];
     cudaEvent_t start, stop;
@@ -356,7 +393,8 @@ template <class F> static timing time_runs(F f, double seconds, int least) {
             samples = 0;
             continue;
         }
-        ms[samples++] = (double)elapsed / inner, total += elapsed;
+        ms[samples++] = (double)elapsed / inner;
+        total += elapsed;
     }
     CUDA_CHECK(cudaEventDestroy(start));
     CUDA_CHECK(cudaEventDestroy(stop));
@@ -366,8 +404,9 @@ template <class F> static timing time_runs(F f, double seconds, int least) {
     return t;
 }
 
-// Bytes read and written per millisecond by a plain copy of memory much larger than the caches; on a CPU, whose ordinary stores
-// read the line first, by that or by an update in place, whichever is faster. Not to zero: processors move zeros faster.
+// Bytes read and written per millisecond by a plain copy of memory much larger than the caches. A CPU's ordinary stores
+// read the line first, so there an update in place counts where it is faster. The memory is not zero, since processors
+// move zeros faster.
 static inline double copy_ceiling(void) {
     const size_t n = (size_t)256 << 20;
     char *from, *to;
@@ -406,10 +445,14 @@ static inline double product_ceiling(int precision) {
     char err[256];
     gemm_context g;
     if (!DEVICE_IS_GPU && precision != FP32) return 0;
-    if (gemm_create(&g, precision == TF32 ? GEMM_TF32 : GEMM_FP32, err, sizeof err)) fprintf(stderr, "%s\n", err), exit(1);
+    if (gemm_create(&g, precision == TF32 ? GEMM_TF32 : GEMM_FP32, err, sizeof err)) {
+        fprintf(stderr, "%s\n", err);
+        exit(1);
+    }
     float *random = (float *)allocate(bytes);  // values between -1 and 1, as fp32 and, in pairs, as bf16
     for (size_t i = 0; i < bytes / 4; i++) {
-        const __nv_bfloat16 pair[2] = {__float2bfloat16_rn((float)test_random()), __float2bfloat16_rn((float)test_random())};
+        __nv_bfloat16 pair[2];
+        for (int k = 0; k < 2; k++) pair[k] = __float2bfloat16_rn((float)test_random());
         memcpy(random + i, pair, sizeof pair);
     }
     for (int i = 0; i < 3; i++) CUDA_CHECK(cudaMalloc((void **)&m[i], bytes));
@@ -418,8 +461,9 @@ static inline double product_ceiling(int precision) {
 #if DEVICE_IS_GPU
         const float one = 1, zero = 0;
         if (precision == BF16_STORAGE) {
-            GEMM_CUBLAS_CHECK(cublasGemmEx(g.handle, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, m[0], CUDA_R_16BF, n, m[1], CUDA_R_16BF, n,
-                                           &zero, m[2], CUDA_R_32F, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+            GEMM_CUBLAS_CHECK(cublasGemmEx(g.handle, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, m[0], CUDA_R_16BF, n,
+                                           m[1], CUDA_R_16BF, n, &zero, m[2], CUDA_R_32F, n, CUBLAS_COMPUTE_32F,
+                                           CUBLAS_GEMM_DEFAULT));
             return;
         }
 #endif
@@ -447,7 +491,9 @@ static const char *const precision_names[] = {"fp32", "tf32", "bf16"};
 
 // Where a variant runs, in one word.
 static inline const char *place_of(const variant *v) {
-    return v->flags & GPU_ONLY ? "gpu" : v->flags & CPU_ONLY ? "cpu" : v->flags & EMULATED ? "gpu+emulated" : "cpu+gpu";
+    if (v->flags & GPU_ONLY) return "gpu";
+    if (v->flags & CPU_ONLY) return "cpu";
+    return v->flags & EMULATED ? "gpu+emulated" : "cpu+gpu";
 }
 static inline int selected(const operation *op, const variant *v) {
     return (!options.op || !strcmp(options.op, op->name)) && (!options.variant || strstr(v->name, options.variant));
@@ -466,20 +512,23 @@ static inline int next_shape(const char **list, int dim[MAX_DIMS + 1], const ope
             n = -1;
             break;
         }
-        dim[n++] = (int)v, *list = end;
+        dim[n++] = (int)v;
+        *list = end;
         if (*end != 'x') break;
         (*list)++;
     }
     if (n == wanted_dims) dim[n] = -1;
     if (n != wanted_dims || (**list && **list != ' '))
-        cli_usage_error(op->name, "a shape of %s is %d positive numbers with x between them: %s", op->name, wanted_dims, op->dims);
+        cli_usage_error(op->name, "a shape of %s is %d positive numbers with x between them: %s", op->name,
+                        wanted_dims, op->dims);
     return 1;
 }
 
 static inline void list_operation(const operation *op) {
     for (int i = 0; i < op->n_variants; i++) {
         const variant *v = &op->variants[i];
-        if (selected(op, v)) printf("%-26s %-22s %-5s %-13s %s\n", op->name, v->name, precision_names[v->precision], place_of(v), v->idea);
+        if (!selected(op, v)) continue;
+        printf("%-26s %-22s %-5s %-13s %s\n", op->name, v->name, precision_names[v->precision], place_of(v), v->idea);
     }
 }
 
@@ -520,19 +569,20 @@ static inline void test_operation(const operation *op) {
     int dim[MAX_DIMS + 1];
     uint64_t hash = 0;
     const char *list = options.shape ? options.shape : op->test_shapes;
-    for (int i = 0; i < op->n_variants; i++)
-        if (selected(op, &op->variants[i]) && !op->variants[i].launch) {
-            printf("SKIP %s/%s: %s\n", op->name, op->variants[i].name, DEVICE_IS_GPU ? "CPU build only" : "needs a GPU");
-            test_skipped++;
-        }
+    for (int i = 0; i < op->n_variants; i++) {
+        const variant *v = &op->variants[i];
+        if (!selected(op, v) || v->launch) continue;
+        printf("SKIP %s/%s: %s\n", op->name, v->name, DEVICE_IS_GPU ? "CPU build only" : "needs a GPU");
+        test_skipped++;
+    }
     while (next_shape(&list, dim, op)) test_shape(op, dim, &hash);
     printf("bits %s %016llx\n", op->name, (unsigned long long)hash);
 }
 
 // One row of the CSV: the best block size, then the timing, with validations before and after.
-static inline void bench_variant(const operation *op, const problem *p, const variant *v, set *sets, int n_sets, const char *shape,
-                                 double copy, double product) {
-    const double least = p->bytes / copy, compute = product > 0 ? p->flops / product : 0, floor_ms = compute > least ? compute : least;
+static inline void bench_variant(const operation *op, const problem *p, const variant *v, set *sets, int n_sets,
+                                 const char *shape, double copy, double product) {
+    const double compute = product > 0 ? p->flops / product : 0, floor_ms = fmax(p->bytes / copy, compute);
     timing best = {0, 0, 0, 0};
     uint64_t hash = 0;
     int ok = 1, in_place_output = 0, best_block = 0;
@@ -548,33 +598,48 @@ static inline void bench_variant(const operation *op, const problem *p, const va
         if (valid < 0) continue;
         ok = valid && ok;
         const timing t = time_runs(run, options.smoke ? 1e-4 : 0.1, 3);
-        if (!best.runs || t.median < best.median) best = t, best_block = block;
+        if (best.runs && t.median >= best.median) continue;
+        best = t;
+        best_block = block;
     }
     if (!best.runs) return;  // no block size that this device can run
     for (int i = 0; i < n_sets; i++) restore_set(p, &sets[i]);
-    best = time_runs([&](int i) {
+    const auto run_best = [&](int i) {
         const call c = {p->dim, sets[i % n_sets].at, best_block};
         v->launch(&c);
-    }, options.smoke ? 1e-4 : options.seconds, options.smoke ? 3 : 20);
+    };
+    best = options.smoke ? time_runs(run_best, 1e-4, 3) : time_runs(run_best, options.seconds, 20);
     CUDA_CHECK_LAUNCH();
     // What the last run left, and the first set (what is changed in place has to be run once more from the start).
-    if (!in_place_output) ok = validate(op, p, v, &sets[(best.runs - 1) % n_sets], best_block, 0, ", after timing", &hash) && ok;
+    if (!in_place_output)
+        ok = validate(op, p, v, &sets[(best.runs - 1) % n_sets], best_block, 0, ", after timing", &hash) && ok;
     ok = validate(op, p, v, sets, best_block, in_place_output, ", after timing", &hash) && ok;
     if (!ok) exit(test_summary());
-    printf("%s,%s,%s,%s,%d,%.5g,%.5g,%.5g,%d,%.4g,%.4g,%.5g,%.4g\n", op->name, v->name, precision_names[v->precision], shape, best_block,
-           best.median, best.p10, best.p90, best.runs, p->bytes / best.median * 1e-6, p->flops / best.median * 1e-6, floor_ms,
-           100 * floor_ms / best.median);
+    printf("%s,%s,%s,%s,%d,%.5g,%.5g,%.5g,%d,%.4g,%.4g,%.5g,%.4g\n", op->name, v->name, precision_names[v->precision],
+           shape, best_block, best.median, best.p10, best.p90, best.runs, p->bytes / best.median * 1e-6,
+           p->flops / best.median * 1e-6, floor_ms, 100 * floor_ms / best.median);
     fflush(stdout);
-    fprintf(stderr, "%-26s %-22s %-22s %10.4f ms %6.1f%%\n", op->name, v->name, shape, best.median, 100 * floor_ms / best.median);
+    fprintf(stderr, "%-26s %-22s %-22s %10.4f ms %6.1f%%\n", op->name, v->name, shape, best.median,
+            100 * floor_ms / best.median);
+}
+
+// How many sets of buffers fill 4 times the last-level cache.
+static inline int sets_needed(const problem *p) {
+    double bytes = 0;
+    for (int k = 0; k < p->n_buffers; k++) bytes += p->buffers[k].role ? (double)image_bytes(&p->buffers[k]) : 0;
+    const double enough = options.smoke ? 2 : ceil(4 * cache_bytes() / bytes);
+    return (int)fmin(fmax(enough, 2), MAX_SETS);
 }
 
 static inline void bench_operation(const operation *op, double copy, const double *product) {
-    const char *list = options.shape ? options.shape : DEVICE_IS_GPU ? op->gpu_shapes : op->cpu_shapes;
+    const char *usual = DEVICE_IS_GPU ? op->gpu_shapes : op->cpu_shapes;
+    const char *list = options.shape ? options.shape : usual;
     int dim[MAX_DIMS + 1];
     char shape[128];
     while (next_shape(&list, dim, op)) {
         int at = 0;
-        for (int i = 0; dim[i] >= 0; i++) at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%d", i ? "x" : "", dim[i]);
+        for (int i = 0; dim[i] >= 0; i++)
+            at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%d", i ? "x" : "", dim[i]);
         for (int precision = FP32; precision <= BF16_STORAGE; precision++) {
             static set sets[MAX_SETS];
             problem p;
@@ -583,12 +648,12 @@ static inline void bench_operation(const operation *op, double copy, const doubl
                 const variant *v = &op->variants[i];
                 if (!fits(op, v, dim, precision) || (!DEVICE_IS_GPU && v->flags & EMULATED)) continue;
                 if (!n_sets) {
-                    double bytes = 0;
                     p = make_problem(op, dim, precision);
-                    for (int k = 0; k < p.n_buffers; k++) bytes += p.buffers[k].role ? (double)image_bytes(&p.buffers[k]) : 0;
-                    const double enough = options.smoke ? 2 : ceil(4 * cache_bytes() / bytes);
-                    n_sets = enough < 2 ? 2 : enough > MAX_SETS ? MAX_SETS : (int)enough;
-                    for (int k = 0; k < n_sets; k++) make_set(&p, &sets[k], &sets[0]), restore_set(&p, &sets[k]);
+                    n_sets = sets_needed(&p);
+                    for (int k = 0; k < n_sets; k++) {
+                        make_set(&p, &sets[k], &sets[0]);
+                        restore_set(&p, &sets[k]);
+                    }
                 }
                 bench_variant(op, &p, v, sets, n_sets, shape, copy, product[v->precision]);
             }
@@ -614,7 +679,8 @@ static inline void bench_all(const operation *ops, int n) {
     const double copy = copy_ceiling();
     for (int i = 0; i < 3; i++) product[i] = used[i] ? product_ceiling(i) : 0;
     printf("# %s", device);
-    if (DEVICE_IS_GPU) printf(", driver %d.%d, CUDA %d.%d", driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (DEVICE_IS_GPU)
+        printf(", driver %d.%d, CUDA %d.%d", driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     printf(", commit %s, %s\n# copy: %.1f GB/s", commit && *commit ? commit : "unknown", day, copy * 1e-6);
     for (int i = 0; i < 3; i++)
         if (product[i] > 0) printf("; %s matrix product: %.0f GFLOP/s", precision_names[i], product[i] * 1e-6);
@@ -632,20 +698,29 @@ static inline int kernels_main(int argc, char **argv, const operation *ops, int 
         CLI_STRING("variant", &options.variant, "TEXT", "only variants whose name holds TEXT"),
         CLI_STRING("shape", &options.shape, "AxBxC", "this shape instead of the usual ones"),
         CLI_INT("block", &options.block, "N", 0, 1024, "only this block size"),
-        CLI_DOUBLE("seconds", &options.seconds, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN, "bench: seconds of timing for a variant"),
+        CLI_DOUBLE("seconds", &options.seconds, "X", 0, CLI_NO_MAX, CLI_ABOVE_MIN,
+                   "bench: seconds of timing for a variant"),
         CLI_FLAG("smoke", &options.smoke, "bench: next to no timing"),
     };
     const char *program = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc > 1 && strcmp(argv[1], "list") && strncmp(argv[1], "-", 1)) device_require(program);
     int found = 0;
-    cli_parse(program, "Variants of one operation: lists, checks and times them.", "1", table, (int)(sizeof table / sizeof *table), argc, argv);
+    cli_parse(program, "Variants of one operation: lists, checks and times them.", "1", table,
+              (int)(sizeof table / sizeof *table), argc, argv);
     for (int i = 0; i < n; i++)
         for (int k = 0; k < ops[i].n_variants; k++) found += selected(&ops[i], &ops[i].variants[k]);
     if (!found) cli_usage_error(program, "no variant is called so");
     const int list = !strcmp(rest.v[0], "list"), test = !strcmp(rest.v[0], "test");
-    if (!list && !test && strcmp(rest.v[0], "bench")) cli_usage_error(program, "'%s' is none of list, test, bench", rest.v[0]);
-    if (!list && !test) return bench_all(ops, n), 0;
-    for (int i = 0; i < n; i++)
-        if (!options.op || !strcmp(options.op, ops[i].name)) list ? list_operation(&ops[i]) : test_operation(&ops[i]);
+    if (!list && !test && strcmp(rest.v[0], "bench"))
+        cli_usage_error(program, "'%s' is none of list, test, bench", rest.v[0]);
+    if (!list && !test) {
+        bench_all(ops, n);
+        return 0;
+    }
+    for (int i = 0; i < n; i++) {
+        if (options.op && strcmp(options.op, ops[i].name)) continue;
+        if (list) list_operation(&ops[i]);
+        else test_operation(&ops[i]);
+    }
     return test ? test_summary() : 0;
 }

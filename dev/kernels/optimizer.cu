@@ -1,16 +1,18 @@
 // optimizer.cu -- the parameter update, AdamW and SGD with momentum, over all tensors of a network.
 //
-// Shapes: w, g, m, v [n]: parameters, gradients, first and second moments of `tensors` tensors one behind the other, n floats in all.
-// The tensors are of very different sizes, as in a real network: here a weight and a bias by turns, the bias 1/64 of the weight.
+// Shapes: w, g, m, v [n]: parameters, gradients, first and second moments of `tensors` tensors one behind the other, n
+// floats in all. The tensors are of very different sizes, as in a real network: here a weight and a bias by turns, the
+// bias 1/64 of the weight.
 //     adamw   m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w = w (1 - lr decay) - step m / (sqrt(v) / root + eps)
 //             w, m, v in and out, g in: 28 n bytes
-//     sgd     m = momentum m + (g + decay w), w -= lr m                                                          20 n bytes
-// About a dozen operations per element: memory-bound. What varies is the number of launches (a launch costs some microseconds on a
-// GPU, more than a bias) and the width of the accesses.
+//     sgd     m = momentum m + (g + decay w), w -= lr m                                                      20 n bytes
+// About a dozen operations per element: memory-bound. What varies is the number of launches (a launch costs some
+// microseconds on a GPU, more than a bias) and the width of the accesses.
 //
-//  1 per_tensor       One launch per tensor: simple, and all a framework can do that keeps tensors apart. Small tensors pay a launch
-//                     each and fill a fraction of the device.
-//  2 multi_tensor     One launch for all: a table cuts every tensor into chunks of 4096 elements, a block takes a chunk.
+//  1 per_tensor       One launch per tensor: simple, and all a framework can do that keeps tensors apart. Small tensors
+//                     pay a launch each and fill a fraction of the device.
+//  2 multi_tensor     One launch for all: a table cuts every tensor into chunks of 4096 elements, a block takes a
+//                     chunk.
 //  3 flat             The tensors are one array from the start, so one launch needs no table: a thread per element.
 //  4 flat_float4      16-byte accesses.
 //  5 grid_stride      A fixed grid that fills the device walks over the array: fewer blocks to start.
@@ -48,7 +50,8 @@ static void make_buffers(problem *p, int with_v) {
     in_place(p, "m", F32, (size_t)n, -0.5, 0.5, 1e-6, 1e-7);
     if (with_v) in_place(p, "v", F32, (size_t)n, 0.01, 1, 1e-6, 1e-7);
     else scratch(p, "no v", F32, 1);
-    double *table = input(p, "chunks", I32, 2 * (size_t)chunks_of(tensors, n), 0, 1);  // start and length of every chunk
+    // start and length of every chunk
+    double *table = input(p, "chunks", I32, 2 * (size_t)chunks_of(tensors, n), 0, 1);
     for (int i = 0; i < tensors; i++)
         for (int at = start_of(i, tensors, n), end = start_of(i + 1, tensors, n); at < end; at += CHUNK, table += 2) {
             table[0] = at;
@@ -99,7 +102,8 @@ template <class UPDATE> __global__ void chunks(ARRAYS, UPDATE update, const int 
     const int start = table[2 * blockIdx.x], n = table[2 * blockIdx.x + 1];
     for (int i = threadIdx.x; i < n; i += (int)blockDim.x) update_at(w, g, m, v, update, start + i);
 }
-template <class UPDATE> __global__ void flat4(ARRAYS, UPDATE update, int n) {  // the up to three elements left go to the next thread
+template <class UPDATE>
+__global__ void flat4(ARRAYS, UPDATE update, int n) {  // the up to three elements left go to the next thread
     const int i = blockIdx.x * blockDim.x + threadIdx.x, whole = n / 4;
     if (i == whole)
         for (int k = 4 * whole; k < n; k++) update_at(w, g, m, v, update, k);
@@ -116,31 +120,40 @@ template <class UPDATE> __global__ void flat4(ARRAYS, UPDATE update, int n) {  /
     if (UPDATE::HAS_V) ((float4 *)v)[i] = e;
 }
 template <class UPDATE> __global__ void grid_stride(ARRAYS, UPDATE update, int n) {
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int)(gridDim.x * blockDim.x)) update_at(w, g, m, v, update, i);
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int)(gridDim.x * blockDim.x))
+        update_at(w, g, m, v, update, i);
 }
 
 #define BUFFERS(c) FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), FLOATS(c, V)
-#define RUN(name, make)                                                                                                        \
-    static void name##_per_tensor(const call *c) {                                                                             \
-        const int tensors = c->dim[0], n = c->dim[1];                                                                          \
-        for (int i = 0; i < tensors; i++) {                                                                                    \
-            const int start = start_of(i, tensors, n), end = start_of(i + 1, tensors, n);                                      \
-            if (start < end) flat<<<ceil_div(end - start, c->block), c->block>>>(BUFFERS(c), make(), start, end);                         \
-        }                                                                                                                      \
-    }                                                                                                                          \
-    static void name##_multi_tensor(const call *c) {                                                                           \
-        chunks<<<chunks_of(c->dim[0], c->dim[1]), c->block>>>(BUFFERS(c), make(), INTS(c, TABLE));                                        \
-    }                                                                                                                          \
-    static void name##_flat(const call *c) { flat<<<ceil_div(c->dim[1], c->block), c->block>>>(BUFFERS(c), make(), 0, c->dim[1]); }       \
-    static void name##_flat4(const call *c) { flat4<<<ceil_div(c->dim[1] / 4 + 1, c->block), c->block>>>(BUFFERS(c), make(), c->dim[1]); } \
-    static void name##_grid_stride(const call *c) {                                                                            \
-        grid_stride<<<min(ceil_div(c->dim[1], c->block), 1024), c->block>>>(BUFFERS(c), make(), c->dim[1]);                               \
+#define RUN(name, make)                                                                                                \
+    static void name##_per_tensor(const call *c) {                                                                     \
+        const int tensors = c->dim[0], n = c->dim[1];                                                                  \
+        for (int i = 0; i < tensors; i++) {                                                                            \
+            const int start = start_of(i, tensors, n), end = start_of(i + 1, tensors, n);                              \
+            if (start < end) flat<<<ceil_div(end - start, c->block), c->block>>>(BUFFERS(c), make(), start, end);      \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void name##_multi_tensor(const call *c) {                                                                   \
+        chunks<<<chunks_of(c->dim[0], c->dim[1]), c->block>>>(BUFFERS(c), make(), INTS(c, TABLE));                     \
+    }                                                                                                                  \
+    static void name##_flat(const call *c) {                                                                           \
+        flat<<<ceil_div(c->dim[1], c->block), c->block>>>(BUFFERS(c), make(), 0, c->dim[1]);                           \
+    }                                                                                                                  \
+    static void name##_flat4(const call *c) {                                                                          \
+        flat4<<<ceil_div(c->dim[1] / 4 + 1, c->block), c->block>>>(BUFFERS(c), make(), c->dim[1]);                     \
+    }                                                                                                                  \
+    static void name##_grid_stride(const call *c) {                                                                    \
+        grid_stride<<<min(ceil_div(c->dim[1], c->block), 1024), c->block>>>(BUFFERS(c), make(), c->dim[1]);            \
     }
 RUN(adamw, make_adamw)
 RUN(sgd, make_sgd)
 
-static void adamw_layers(const call *c) { optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), FLOATS(c, V), c->dim[1], LR, 0, DECAY, STEP); }
-static void sgd_layers(const call *c) { optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), NULL, c->dim[1], LR, MOMENTUM, DECAY, STEP); }
+static void adamw_layers(const call *c) {
+    optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), FLOATS(c, V), c->dim[1], LR, 0, DECAY, STEP);
+}
+static void sgd_layers(const call *c) {
+    optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), NULL, c->dim[1], LR, MOMENTUM, DECAY, STEP);
+}
 
 static void adamw_problem(problem *p) {
     make_buffers(p, 1);
@@ -150,10 +163,12 @@ static void adamw_problem(problem *p) {
 static void adamw_reference(problem *p) {
     const double b1 = 0.9, b2 = 0.999, t = STEP + 1;
     for (int i = 0; i < p->dim[1]; i++) {
-        const double g = given(p, G)[i], m = b1 * given(p, M)[i] + (1 - b1) * g, v = b2 * given(p, V)[i] + (1 - b2) * g * g;
+        const double g = given(p, G)[i], m = b1 * given(p, M)[i] + (1 - b1) * g;
+        const double v = b2 * given(p, V)[i] + (1 - b2) * g * g;
         wanted(p, M)[i] = m;
         wanted(p, V)[i] = v;
-        wanted(p, W)[i] = given(p, W)[i] * (1 - LR * DECAY) - LR * (m / (1 - pow(b1, t))) / (sqrt(v / (1 - pow(b2, t))) + 1e-8);
+        wanted(p, W)[i] =
+            given(p, W)[i] * (1 - LR * DECAY) - LR * (m / (1 - pow(b1, t))) / (sqrt(v / (1 - pow(b2, t))) + 1e-8);
     }
 }
 static void sgd_problem(problem *p) {
@@ -169,12 +184,12 @@ static void sgd_reference(problem *p) {
     }
 }
 
-#define ROWS(name)                                                                                                             \
-    {"per_tensor", "a launch per tensor", name##_per_tensor, FP32, 0, {64, 256}, enough, 0},                                   \
-    {"multi_tensor", "one launch, a table of chunks", name##_multi_tensor, FP32, 0, {64, 256, 512}, enough, 0},                \
-    {"flat", "one array, a thread per element", name##_flat, FP32, 0, {64, 256, 512}, NULL, 0},                                \
-    {"flat_float4", "16-byte accesses", name##_flat4, FP32, 0, {64, 256, 512}, NULL, 0},                                       \
-    {"grid_stride", "1024 blocks walk over the array", name##_grid_stride, FP32, 0, {64, 256, 512}, NULL, 0},                  \
+#define ROWS(name)                                                                                                     \
+    {"per_tensor", "a launch per tensor", name##_per_tensor, FP32, 0, {64, 256}, enough, 0},                           \
+    {"multi_tensor", "one launch, a table of chunks", name##_multi_tensor, FP32, 0, {64, 256, 512}, enough, 0},        \
+    {"flat", "one array, a thread per element", name##_flat, FP32, 0, {64, 256, 512}, NULL, 0},                        \
+    {"flat_float4", "16-byte accesses", name##_flat4, FP32, 0, {64, 256, 512}, NULL, 0},                               \
+    {"grid_stride", "1024 blocks walk over the array", name##_grid_stride, FP32, 0, {64, 256, 512}, NULL, 0},          \
     {"layers.cuh", "what the trainers use", name##_layers, FP32, 0, {0}, NULL, 0}
 static const variant adamw_variants[] = {ROWS(adamw)};
 static const variant sgd_variants[] = {ROWS(sgd)};
@@ -183,8 +198,10 @@ static const variant sgd_variants[] = {ROWS(sgd)};
 #define CPU_SHAPES "8x932362 16x4194304"
 #define GPU_SHAPES "8x932362 16x8388608 64x33554432"
 static const operation operations[] = {
-    {"adamw", "AdamW step of all tensors", "tensors n", adamw_problem, adamw_reference, VARIANTS(adamw_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
-    {"sgd", "SGD step with momentum of all tensors", "tensors n", sgd_problem, sgd_reference, VARIANTS(sgd_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+    {"adamw", "AdamW step of all tensors",
+     "tensors n", adamw_problem, adamw_reference, VARIANTS(adamw_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+    {"sgd", "SGD step with momentum of all tensors",
+     "tensors n", sgd_problem, sgd_reference, VARIANTS(sgd_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

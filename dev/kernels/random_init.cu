@@ -1,16 +1,20 @@
 // random_init.cu -- random initial weights, from a counter: no state, the same numbers whatever the number of threads.
 //
-// Shape: w [n]; fp32. Philox4x32-10 (common/rng.h): counter i gives four words of 32 bits, so element k is a function of (seed, k).
-//     uniform_init    w = bound * (2 u - 1)          4 n bytes out, 10 rounds of two multiplications for every four elements
+// Shape: w [n]; fp32. Philox4x32-10 (common/rng.h): counter i gives four words of 32 bits, so element k is a function
+// of (seed, k).
+//     uniform_init    w = bound * (2 u - 1)     4 n bytes out, 10 rounds of two multiplications for every four elements
 //     normal_init     w = std * z, by Box and Muller's transform, in double, as rng.h defines it
-// About 25 integer operations per element against 4 bytes: still memory-bound on a GPU, if no work is done twice; compute-bound on a
-// CPU, above all the logarithm, sine and cosine of the normal numbers.
+// About 25 integer operations per element against 4 bytes: still memory-bound on a GPU, if no work is done twice;
+// compute-bound on a CPU, above all the logarithm, sine and cosine of the normal numbers.
 //
 //  1 element       A thread per element. Each computes all four words of its counter and throws three away.
-//  2 four          A thread per counter: four elements, an eighth of the multiplications per byte written, one 16-byte store.
-//  3 curand        cuRAND's Philox generator, called in a kernel: the same words, since rng.h numbers them as cuRAND does.
-//    host          rng_fill_uniform() / rng_fill_normal() of common/rng.h, which the trainers use for initial weights (then copied, so
-//                  that a GPU run starts from the very bits of a CPU run). In the CPU build: on the processor itself.
+//  2 four          A thread per counter: four elements, an eighth of the multiplications per byte written, one 16-byte
+//                  store.
+//  3 curand        cuRAND's Philox generator, called in a kernel: the same words, since rng.h numbers them as cuRAND
+//                  does.
+//    host          rng_fill_uniform() / rng_fill_normal() of common/rng.h, which the trainers use for initial weights
+//                  (then copied, so that a GPU run starts from the very bits of a CPU run). In the CPU build: on the
+//                  processor itself.
 #include "dev/kernels/kernels.h"
 #include "common/rng.h"
 #if DEVICE_IS_GPU
@@ -104,10 +108,18 @@ static void run_normal_curand(const call *c) {
 }
 #endif
 
-static void run_uniform_element(const call *c) { uniform_element<<<ceil_div(c->dim[0], c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream()); }
-static void run_normal_element(const call *c) { normal_element<<<ceil_div(c->dim[0], c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream()); }
-static void run_uniform_four(const call *c) { four<0><<<ceil_div(ceil_div(c->dim[0], 4), c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream()); }
-static void run_normal_four(const call *c) { four<1><<<ceil_div(ceil_div(c->dim[0], 4), c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream()); }
+static void run_uniform_element(const call *c) {
+    uniform_element<<<ceil_div(c->dim[0], c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream());
+}
+static void run_normal_element(const call *c) {
+    normal_element<<<ceil_div(c->dim[0], c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream());
+}
+static void run_uniform_four(const call *c) {
+    four<0><<<ceil_div(ceil_div(c->dim[0], 4), c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream());
+}
+static void run_normal_four(const call *c) {
+    four<1><<<ceil_div(ceil_div(c->dim[0], 4), c->block), c->block>>>(FLOATS(c, W), c->dim[0], SEED, stream());
+}
 
 // On a GPU the copy is part of it.
 static void run_host(const call *c, int normal) {
@@ -123,15 +135,19 @@ static void run_uniform_host(const call *c) { run_host(c, 0); }
 static void run_normal_host(const call *c) { run_host(c, 1); }
 
 static const variant uniform_variants[] = {
-    {"element", "a thread per element, three of four words thrown away", run_uniform_element, FP32, 0, {64, 256, 512}, NULL, 0},
+    {"element", "a thread per element, three of four words thrown away",
+     run_uniform_element, FP32, 0, {64, 256, 512}, NULL, 0},
     {"four", "a thread per counter: four elements", run_uniform_four, FP32, 0, {64, 256, 512}, NULL, 0},
-    {"curand", "cuRAND's Philox in a kernel: the same words", ON_GPU(run_uniform_curand), FP32, GPU_ONLY, {64, 256, 512}, NULL, 0},
+    {"curand", "cuRAND's Philox in a kernel: the same words",
+     ON_GPU(run_uniform_curand), FP32, GPU_ONLY, {64, 256, 512}, NULL, 0},
     {"host", "what the trainers use: on the processor, then copied", run_uniform_host, FP32, 0, {0}, NULL, 0},
 };
 static const variant normal_variants[] = {
-    {"element", "a thread per element, three of four words thrown away", run_normal_element, FP32, 0, {64, 256, 512}, NULL, 0},
+    {"element", "a thread per element, three of four words thrown away",
+     run_normal_element, FP32, 0, {64, 256, 512}, NULL, 0},
     {"four", "a thread per counter: four elements", run_normal_four, FP32, 0, {64, 256, 512}, NULL, 0},
-    {"curand", "cuRAND's Philox in a kernel: the same words", ON_GPU(run_normal_curand), FP32, GPU_ONLY, {64, 256, 512}, NULL, 0},
+    {"curand", "cuRAND's Philox in a kernel: the same words",
+     ON_GPU(run_normal_curand), FP32, GPU_ONLY, {64, 256, 512}, NULL, 0},
     {"host", "what the trainers use: on the processor, then copied", run_normal_host, FP32, 0, {0}, NULL, 0},
 };
 
@@ -139,9 +155,10 @@ static const variant normal_variants[] = {
 #define CPU_SHAPES "262144 4194304"
 #define GPU_SHAPES "262144 16777216 33554432"
 static const operation operations[] = {
-    {"uniform_init", "w[i] uniform in [-bound, bound)", "n", uniform_problem, uniform_reference, VARIANTS(uniform_variants), TEST_SHAPES, CPU_SHAPES,
-     GPU_SHAPES},
-    {"normal_init", "w[i] normal with mean 0", "n", normal_problem, normal_reference, VARIANTS(normal_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+    {"uniform_init", "w[i] uniform in [-bound, bound)", "n", uniform_problem, uniform_reference,
+     VARIANTS(uniform_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+    {"normal_init", "w[i] normal with mean 0", "n", normal_problem, normal_reference, VARIANTS(normal_variants),
+     TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

@@ -1,10 +1,10 @@
 // rescale_apply.cu -- the rescaling itself: every row of every tensor times its factor, every column times its own.
 //
-// Shapes: `tensors` matrices W one behind the other, tensor t with rows >> (t % 3) rows and cols >> (t + 1) % 2 columns; row and
-// column factors of all tensors in double; W in fp32, in place.
+// Shapes: `tensors` matrices W one behind the other, tensor t with rows >> (t % 3) rows and cols >> (t + 1) % 2
+// columns; row and column factors of all tensors in double; W in fp32, in place.
 //     apply     W[o][i] = (float)(W[o][i] * (row[o] * col[i])), one rounding, so that powers of two are exact
-// Bytes: W in and out, 8 per element. Two multiplications in double per element: memory-bound. A network has dozens of tensors, and
-// this runs once: so the number of launches counts as much as the bandwidth.
+// Bytes: W in and out, 8 per element. Two multiplications in double per element: memory-bound. A network has dozens of
+// tensors, and this runs once: so the number of launches counts as much as the bandwidth.
 //
 //  1 two_passes      Rows, then columns: W moves twice, and is rounded twice.
 //  2 one_pass        A launch per tensor, a thread per column and blockIdx.y for the row.
@@ -16,7 +16,8 @@
 #include "rescale.cuh"
 
 enum { W, ROW, COL, TABLE };
-enum { STRIP = 8, FIELDS = 6 };  // rows of a block of one_launch; numbers of a table entry: W, row and column offsets, first row, rows, cols
+enum { STRIP = 8 };   // rows of a block of one_launch
+enum { FIELDS = 6 };  // of a table entry: offsets of W, rows and columns, first row, rows, cols
 
 // Sizes and offsets of tensor t.
 typedef struct tensor {
@@ -51,7 +52,8 @@ static void problem_of(problem *p) {
     for (int t = 0; t < p->dim[0]; t++) {
         const tensor x = tensor_of(p->dim, t);
         for (int first = 0; first < x.rows; first += STRIP, table += FIELDS) {
-            const double entry[FIELDS] = {(double)x.w, (double)x.row, (double)x.col, (double)first, (double)x.rows, (double)x.cols};
+            const double entry[FIELDS] = {
+                (double)x.w, (double)x.row, (double)x.col, (double)first, (double)x.rows, (double)x.cols};
             memcpy(table, entry, sizeof entry);
         }
     }
@@ -64,7 +66,8 @@ static void reference(problem *p) {
         for (int o = 0; o < x.rows; o++)
             for (int i = 0; i < x.cols; i++) {
                 const size_t at = x.w + (size_t)o * (size_t)x.cols + (size_t)i;
-                wanted(p, W)[at] = given(p, W)[at] * given(p, ROW)[x.row + (size_t)o] * given(p, COL)[x.col + (size_t)i];
+                wanted(p, W)[at] =
+                    given(p, W)[at] * given(p, ROW)[x.row + (size_t)o] * given(p, COL)[x.col + (size_t)i];
             }
     }
 }
@@ -72,21 +75,22 @@ static void reference(problem *p) {
 static __global__ void scale_rows(float *__restrict__ w, const double *__restrict__ row, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
-    const size_t start = (size_t)blockIdx.y * cols;
-    (w + start)[c] = (float)((double)(w + start)[c] * row[blockIdx.y]);
+    w += (size_t)blockIdx.y * cols;
+    w[c] = (float)((double)w[c] * row[blockIdx.y]);
 }
 static __global__ void scale_columns(float *__restrict__ w, const double *__restrict__ col, int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
-    const size_t start = (size_t)blockIdx.y * cols;
-    (w + start)[c] = (float)((double)(w + start)[c] * col[c]);
+    w += (size_t)blockIdx.y * cols;
+    w[c] = (float)((double)w[c] * col[c]);
 }
-static __global__ void scale_both(float *__restrict__ w, const double *__restrict__ row, const double *__restrict__ col, int cols) {
+static __global__ void scale_both(float *__restrict__ w, const double *__restrict__ row, const double *__restrict__ col,
+                                  int cols) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
-    const size_t start = (size_t)blockIdx.y * cols;
+    w += (size_t)blockIdx.y * cols;
     const double f = row[blockIdx.y];
-    (w + start)[c] = (float)((double)(w + start)[c] * (f * col[c]));
+    w[c] = (float)((double)w[c] * (f * col[c]));
 }
 
 // Launches f(tensor, grid) for every tensor.
@@ -109,21 +113,25 @@ static void run_one_pass(const call *c) {
 }
 static void run_rescale(const call *c) {
     each_tensor(c, [=](tensor x, dim3 grid) {
-        rsc_scale_kernel<<<grid, RSC_BLOCK>>>(FLOATS(c, W) + x.w, x.rows, x.cols, DOUBLES(c, ROW) + x.row, DOUBLES(c, COL) + x.col);
+        rsc_scale_kernel<<<grid, RSC_BLOCK>>>(
+            FLOATS(c, W) + x.w, x.rows, x.cols, DOUBLES(c, ROW) + x.row, DOUBLES(c, COL) + x.col);
     });
 }
 #if !DEVICE_IS_GPU
 static void run_host(const call *c) {
     each_tensor(c, [=](tensor x, dim3) {
-        rsc_host_scale(FLOATS(c, W) + x.w, (size_t)x.rows, (size_t)x.cols, DOUBLES(c, ROW) + x.row, DOUBLES(c, COL) + x.col);
+        rsc_host_scale(
+            FLOATS(c, W) + x.w, (size_t)x.rows, (size_t)x.cols, DOUBLES(c, ROW) + x.row, DOUBLES(c, COL) + x.col);
     });
 }
 #endif
 
 static __device__ __forceinline__ float scaled(float w, double f) { return (float)((double)w * f); }
 
-// blockIdx.y: a strip of the table; blockIdx.x: 32 columns per warp of the widest tensor. VECTOR: four columns per thread where possible.
-template <int VECTOR> __global__ void one_launch(float *__restrict__ w, const double *__restrict__ row, const double *__restrict__ col,
+// blockIdx.y: a strip of the table; blockIdx.x: 32 columns per warp of the widest tensor. VECTOR: four columns per
+// thread where possible.
+template <int VECTOR>
+__global__ void one_launch(float *__restrict__ w, const double *__restrict__ row, const double *__restrict__ col,
                                                  const int *__restrict__ table) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     const int *entry = table + FIELDS * blockIdx.y;
@@ -136,7 +144,8 @@ template <int VECTOR> __global__ void one_launch(float *__restrict__ w, const do
         UNROLL for (int k = 0; k < STRIP; k++) {
             if (k > last) break;
             float4 *p = (float4 *)(tile + k * cols) + c;
-            *p = make_float4(scaled(p->x, rows[k] * f0), scaled(p->y, rows[k] * f1), scaled(p->z, rows[k] * f2), scaled(p->w, rows[k] * f3));
+            *p = make_float4(scaled(p->x, rows[k] * f0), scaled(p->y, rows[k] * f1), scaled(p->z, rows[k] * f2),
+                             scaled(p->w, rows[k] * f3));
         }
         return;
     }
@@ -150,12 +159,12 @@ template <int VECTOR> __global__ void one_launch(float *__restrict__ w, const do
 }
 static int widest(const int *dim) { return dim[0] > 1 ? dim[2] : tensor_of(dim, 0).cols; }
 static void run_one_launch(const call *c) {
-    one_launch<0><<<dim3(ceil_div(widest(c->dim), c->block), strips_of(c->dim)), c->block>>>(FLOATS(c, W), DOUBLES(c, ROW), DOUBLES(c, COL),
-                                                                                          INTS(c, TABLE));
+    one_launch<0><<<dim3(ceil_div(widest(c->dim), c->block), strips_of(c->dim)), c->block>>>(
+        FLOATS(c, W), DOUBLES(c, ROW), DOUBLES(c, COL), INTS(c, TABLE));
 }
 static void run_one_launch4(const call *c) {
-    one_launch<1><<<dim3(ceil_div(ceil_div(widest(c->dim), 4), c->block), strips_of(c->dim)), c->block>>>(FLOATS(c, W), DOUBLES(c, ROW),
-                                                                                                       DOUBLES(c, COL), INTS(c, TABLE));
+    one_launch<1><<<dim3(ceil_div(ceil_div(widest(c->dim), 4), c->block), strips_of(c->dim)), c->block>>>(
+        FLOATS(c, W), DOUBLES(c, ROW), DOUBLES(c, COL), INTS(c, TABLE));
 }
 
 static const variant variants[] = {
@@ -167,8 +176,9 @@ static const variant variants[] = {
     {"host", "what rescale_run does in host memory", ON_CPU(run_host), FP32, CPU_ONLY, {0}, NULL, 0},
 };
 static const operation operations[] = {
-    {"rescale_apply", "W[o][i] *= row[o] * col[i], all tensors, in place", "tensors rows cols", problem_of, reference, VARIANTS(variants),
-     "1x1x1 1x1x8 2x7x3 3x31x33 6x64x96 5x70x1000", "8x512x512 24x1024x1024", "8x512x512 24x1024x1024 24x2048x4096"},
+    {"rescale_apply", "W[o][i] *= row[o] * col[i], all tensors, in place", "tensors rows cols", problem_of, reference,
+     VARIANTS(variants), "1x1x1 1x1x8 2x7x3 3x31x33 6x64x96 5x70x1000", "8x512x512 24x1024x1024",
+     "8x512x512 24x1024x1024 24x2048x4096"},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

@@ -2,14 +2,18 @@
 //
 // Shapes: g [out][in][kernel] in fp32, not negative; M [out][in], row [out], col [in] in double.
 //     energy_sums     M[o][i] = sum_k g[o][i][k],  row[o] = sum_i M[o][i],  col[i] = sum_o M[o][i]
-// M is what Newton's method works on; the row sums are the energy that enters the output channels, the column sums what leaves
-// the input channels. Bytes: g once in and M once out: 4 out in kernel + 8 out in. One addition per element: memory-bound.
+// M is what Newton's method works on; the row sums are the energy that enters the output channels, the column sums what
+// leaves the input channels. Bytes: g once in and M once out: 4 out in kernel + 8 out in. One addition per element:
+// memory-bound.
 //
-//  1 three_kernels   M by a thread per pair, then the row sums and the column sums from M: M is read twice more, 24 bytes per pair.
-//  2 fused           A warp has 32 columns and walks down 32 rows: each lane writes its M, adds it to its column, and the warp adds the 32
-//                    values up for the row. M is never read; one partial sum per 32 elements and side is left for a last kernel.
-//  3 fused_staged    With a kernel of 9 floats a lane's loads are 36 bytes apart. Here the warp first copies its 32 x kernel floats of
-//                    a row to shared memory, in order, and then every lane sums from there; 9 is odd, so no bank conflicts.
+//  1 three_kernels   M by a thread per pair, then the row sums and the column sums from M: M is read twice more, 24
+//                    bytes per pair.
+//  2 fused           A warp has 32 columns and walks down 32 rows: each lane writes its M, adds it to its column, and
+//                    the warp adds the 32 values up for the row. M is never read; one partial sum per 32 elements and
+//                    side is left for a last kernel.
+//  3 fused_staged    With a kernel of 9 floats a lane's loads are 36 bytes apart. Here the warp first copies its 32 x
+//                    kernel floats of a row to shared memory, in order, and then every lane sums from there; 9 is odd,
+//                    so no bank conflicts.
 //    rescale.cuh     rsc_reduce_kernel, then both sums on the host, as rescale_run does (here with its copies).
 //    host            rsc_host_reduce, then both sums. CPU build only.
 #include "dev/kernels/kernels.h"
@@ -37,7 +41,8 @@ static void reference(problem *p) {
     for (int o = 0; o < out; o++)
         for (int i = 0; i < in; i++) {
             double *m = wanted(p, M) + (size_t)o * (size_t)in + i;
-            for (int k = 0; k < kernel; k++) *m += given(p, G)[((size_t)o * (size_t)in + (size_t)i) * (size_t)kernel + (size_t)k];
+            for (int k = 0; k < kernel; k++)
+                *m += given(p, G)[((size_t)o * (size_t)in + (size_t)i) * (size_t)kernel + (size_t)k];
             wanted(p, ROW)[o] += *m;
             wanted(p, COL)[i] += *m;
         }
@@ -74,14 +79,16 @@ static void run_three_kernels(const call *c) {
 }
 
 // Warp (tile of columns blockIdx.x, tile of rows blockIdx.y * warps + warp). STAGED: through shared memory.
-template <int STAGED> __global__ void fused(double *m, double *part_row, double *part_col, const float *g, int out, int in, int kernel) {
+template <int STAGED>
+__global__ void fused(double *m, double *part_row, double *part_col, const float *g, int out, int in, int kernel) {
     extern __shared__ float stages[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.y * (blockDim.x / 32) + warp;
     const int i0 = blockIdx.x * SIDE, i = i0 + lane, first = tile * SIDE, wide = min((int)SIDE, in - i0) * kernel;
     float *stage = stages + warp * SIDE * kernel;
     double column = 0;
     for (int o = first; o < first + SIDE && o < out; o++) {
-        const float *row = g + ((size_t)o * in + i0) * kernel, *mine = STAGED ? stage + lane * kernel : row + lane * kernel;
+        const float *row = g + ((size_t)o * in + i0) * kernel;
+        const float *mine = STAGED ? stage + lane * kernel : row + lane * kernel;
         double sum = 0;
         if (STAGED) {
             __syncwarp();  // everyone is done with the row before
@@ -100,8 +107,12 @@ static void run_fused_kernel(const call *c, int staged) {
     const int out = c->dim[0], in = c->dim[1], kernel = c->dim[2], warps = c->block / 32;
     const dim3 grid(tiles(in), ceil_div(tiles(out), warps));
     const size_t bytes = staged ? (size_t)(warps * SIDE * kernel) * sizeof(float) : 0;
-    if (staged) fused<1><<<grid, c->block, bytes>>>(DOUBLES(c, M), DOUBLES(c, PART_ROW), DOUBLES(c, PART_COL), FLOATS(c, G), out, in, kernel);
-    else fused<0><<<grid, c->block, bytes>>>(DOUBLES(c, M), DOUBLES(c, PART_ROW), DOUBLES(c, PART_COL), FLOATS(c, G), out, in, kernel);
+    if (staged)
+        fused<1><<<grid, c->block, bytes>>>(
+            DOUBLES(c, M), DOUBLES(c, PART_ROW), DOUBLES(c, PART_COL), FLOATS(c, G), out, in, kernel);
+    else
+        fused<0><<<grid, c->block, bytes>>>(
+            DOUBLES(c, M), DOUBLES(c, PART_ROW), DOUBLES(c, PART_COL), FLOATS(c, G), out, in, kernel);
     column_totals<<<ceil_div(out, 64), 64>>>(DOUBLES(c, ROW), DOUBLES(c, PART_ROW), tiles(in), out);
     column_totals<<<ceil_div(in, 64), 64>>>(DOUBLES(c, COL), DOUBLES(c, PART_COL), tiles(out), in);
 }
@@ -124,8 +135,8 @@ static void run_rescale(const call *c) {
     const int out = c->dim[0], in = c->dim[1], kernel = c->dim[2];
     const size_t pairs = (size_t)out * (size_t)in;
     double *m = (double *)allocate((pairs + (size_t)(out + in)) * sizeof(double)), *row = m + pairs, *col = row + out;
-    rsc_reduce_kernel<<<ceil_div((long long)pairs, RSC_BLOCK), RSC_BLOCK>>>(FLOATS(c, G), nullptr, pairs, (size_t)in, (size_t)kernel, nullptr, nullptr,
-                                                                         DOUBLES(c, M));
+    rsc_reduce_kernel<<<ceil_div((long long)pairs, RSC_BLOCK), RSC_BLOCK>>>(
+        FLOATS(c, G), nullptr, pairs, (size_t)in, (size_t)kernel, nullptr, nullptr, DOUBLES(c, M));
     CUDA_CHECK(cudaMemcpy(m, DOUBLES(c, M), pairs * sizeof(double), cudaMemcpyDeviceToHost));
     host_sums(m, out, in, row, col);
     CUDA_CHECK(cudaMemcpy(DOUBLES(c, ROW), row, (size_t)out * sizeof(double), cudaMemcpyHostToDevice));
@@ -134,7 +145,8 @@ static void run_rescale(const call *c) {
 }
 #if !DEVICE_IS_GPU
 static void run_host(const call *c) {
-    rsc_host_reduce(FLOATS(c, G), NULL, (size_t)c->dim[0], (size_t)c->dim[1], (size_t)c->dim[2], NULL, NULL, DOUBLES(c, M));
+    rsc_host_reduce(
+        FLOATS(c, G), NULL, (size_t)c->dim[0], (size_t)c->dim[1], (size_t)c->dim[2], NULL, NULL, DOUBLES(c, M));
     host_sums(DOUBLES(c, M), c->dim[0], c->dim[1], DOUBLES(c, ROW), DOUBLES(c, COL));
 }
 #endif
@@ -147,8 +159,9 @@ static const variant variants[] = {
     {"host", "what rescale_run does in host memory", ON_CPU(run_host), FP32, CPU_ONLY, {0}, NULL, 0},
 };
 static const operation operations[] = {
-    {"energy_sums", "M[o][i] = sum_k g[o][i][k], and its row and column sums", "out in kernel", problem_of, reference, VARIANTS(variants),
-     "1x1x1 1x5x9 33x31x9 64x32x4 70x100x1 40x3x25", "192x192x9 512x512x9", "192x192x9 512x512x9 2048x2048x9"},
+    {"energy_sums", "M[o][i] = sum_k g[o][i][k], and its row and column sums", "out in kernel", problem_of, reference,
+     VARIANTS(variants), "1x1x1 1x5x9 33x31x9 64x32x4 70x100x1 40x3x25", "192x192x9 512x512x9",
+     "192x192x9 512x512x9 2048x2048x9"},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }

@@ -1,15 +1,16 @@
-// rescale_squared.cu -- diag(G) of a fully connected layer: matrix times vector, with the matrix squared element by element.
+// rescale_squared.cu -- diag(G) of a fully connected layer: matrix times vector, with the matrix squared element by
+// element.
 //
 // Shapes: W [rows][cols] in fp32 ([out][in]); x and y in double, since rescale.cuh sums over many paths.
 //     squared_forward     y[o] = sum_i W[o][i]^2 x[i]        energies of the paths that arrive
 //     squared_backward    y[i] = sum_o W[o][i]^2 x[o]        of the paths that go on
-// diag(G) of W is then the outer product of the two. Bytes: W once, 4 rows cols, and the vectors. Three operations per element:
-// memory-bound, so the floor is one reading of W. This is the whole cost of diag(G) for an MLP: less than a training step's
-// products, which read W as often for every batch.
+// diag(G) of W is then the outer product of the two. Bytes: W once, 4 rows cols, and the vectors. Three operations per
+// element: memory-bound, so the floor is one reading of W. This is the whole cost of diag(G) for an MLP: less than a
+// training step's products, which read W as often for every batch.
 //
 // Forward, along the rows:
-//  1 squared_copy     Square W into a second matrix, then multiply: what a framework does whose trainer squares its parameters. 12
-//                     bytes per element instead of 4.
+//  1 squared_copy     Square W into a second matrix, then multiply: what a framework does whose trainer squares its
+//                     parameters. 12 bytes per element instead of 4.
 //  2 thread_per_row   Squares on the fly; a thread walks along its row. Neighbours are a row apart.
 //  3 warp_per_row     Neighbouring lanes, neighbouring elements, a butterfly in double.
 //  4 warp_float4      16-byte loads, four sums per lane: a quarter of the load instructions, four chains of additions.
@@ -17,7 +18,8 @@
 //    host             rsc_host_square_rows: what rescale_run does for weights in host memory. CPU build only.
 // Backward, down the columns:
 //  1 thread_per_column   Coalesced, but only cols threads.
-//  2 chunks           A thread per column and 32 rows, then rounds over the partial sums, in double: fixed order, loops of known length.
+//  2 chunks           A thread per column and 32 rows, then rounds over the partial sums, in double: fixed order, loops
+//                     of known length.
 //    rescale.cuh      rsc_square_cols_kernel and rsc_sum_chunks_kernel.
 //    host             rsc_host_square_cols. CPU build only.
 #include "dev/kernels/kernels.h"
@@ -107,14 +109,16 @@ static __global__ void warp_float4(double *y, const float4 *w, const double2 *x,
     if (lane == 0) y[o] = a;
 }
 static void run_thread_per_row(const call *c) {
-    thread_per_row<<<ceil_div(c->dim[0], c->block), c->block>>>(DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
+    thread_per_row<<<ceil_div(c->dim[0], c->block), c->block>>>(
+        DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
 }
 static void run_warp_per_row(const call *c) {
-    warp_per_row<<<ceil_div(c->dim[0], c->block / 32), c->block>>>(DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
+    warp_per_row<<<ceil_div(c->dim[0], c->block / 32), c->block>>>(
+        DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
 }
 static void run_warp_float4(const call *c) {
-    warp_float4<<<ceil_div(c->dim[0], c->block / 32), c->block>>>(DOUBLES(c, Y), (const float4 *)c->at[WEIGHT], (const double2 *)c->at[X],
-                                                                c->dim[0], c->dim[1] / 4);
+    warp_float4<<<ceil_div(c->dim[0], c->block / 32), c->block>>>(
+        DOUBLES(c, Y), (const float4 *)c->at[WEIGHT], (const double2 *)c->at[X], c->dim[0], c->dim[1] / 4);
 }
 static void run_rescale_rows(const call *c) {
     rsc_square_rows_kernel<<<c->dim[0], RSC_BLOCK>>>(FLOATS(c, WEIGHT), c->dim[1], DOUBLES(c, X), DOUBLES(c, Y));
@@ -130,7 +134,8 @@ static void run_host_columns(const call *c) {
 static int by_four(const int *dim) { return dim[1] % 4 == 0; }
 
 static const variant forward_variants[] = {
-    {"squared_copy", "square into a second matrix, then multiply", run_squared_copy, FP32, 0, {32, 128, 256}, NULL, 1e5},
+    {"squared_copy", "square into a second matrix, then multiply",
+     run_squared_copy, FP32, 0, {32, 128, 256}, NULL, 1e5},
     {"thread_per_row", "squares on the fly", run_thread_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_per_row", "neighbouring lanes, neighbouring elements", run_warp_per_row, FP32, 0, {32, 128, 256}, NULL, 0},
     {"warp_float4", "16-byte loads, four sums per lane", run_warp_float4, FP32, 0, {32, 128, 256}, by_four, 0},
@@ -150,14 +155,15 @@ static __global__ void thread_per_column(double *y, const float *w, const double
     }
     y[i] = sum;
 }
-static __global__ void square_chunks(double *__restrict__ part, const float *__restrict__ w, const double *__restrict__ x, int rows, int cols) {
+static __global__ void square_chunks(double *__restrict__ part, const float *__restrict__ w,
+                                     const double *__restrict__ x, int rows, int cols) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * CHUNK, last = rows - 1 - first;
     if (i >= cols) return;
-    const size_t start = (size_t)first * cols;
+    w += (size_t)first * cols;
     double sum = 0;
     UNROLL for (int k = 0; k < CHUNK; k++) {
         const int r = min(k, last);
-        const double v = (double)(w + start)[r * cols + i];
+        const double v = (double)w[r * cols + i];
         sum += v * v * (k <= last ? x[first + r] : 0.0);
     }
     part[(size_t)blockIdx.y * cols + i] = sum;
@@ -165,19 +171,21 @@ static __global__ void square_chunks(double *__restrict__ part, const float *__r
 static __global__ void sum_chunks(double *__restrict__ out, const double *__restrict__ in, int rows, int cols) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.y * CHUNK, last = rows - 1 - first;
     if (i >= cols) return;
-    const size_t start = (size_t)first * cols;
+    in += (size_t)first * cols;
     double sum = 0;
-    UNROLL for (int k = 0; k < CHUNK; k++) sum += (k <= last ? 1.0 : 0.0) * (in + start)[min(k, last) * cols + i];
+    UNROLL for (int k = 0; k < CHUNK; k++) sum += (k <= last ? 1.0 : 0.0) * in[min(k, last) * cols + i];
     out[(size_t)blockIdx.y * cols + i] = sum;
 }
 static void run_thread_per_column(const call *c) {
-    thread_per_column<<<ceil_div(c->dim[1], c->block), c->block>>>(DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
+    thread_per_column<<<ceil_div(c->dim[1], c->block), c->block>>>(
+        DOUBLES(c, Y), FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], c->dim[1]);
 }
 static void run_chunks(const call *c) {
     const int cols = c->dim[1], blocks = ceil_div(cols, c->block);
     int left = ceil_div(c->dim[0], CHUNK);
     double *from = DOUBLES(c, SCRATCH), *to = from + (size_t)left * cols;
-    square_chunks<<<dim3(blocks, left), c->block>>>(left == 1 ? DOUBLES(c, Y) : from, FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], cols);
+    square_chunks<<<dim3(blocks, left), c->block>>>(
+        left == 1 ? DOUBLES(c, Y) : from, FLOATS(c, WEIGHT), DOUBLES(c, X), c->dim[0], cols);
     while (left > 1) {
         const int rows = left;
         left = ceil_div(rows, CHUNK);
@@ -192,7 +200,8 @@ static void run_rescale_columns(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1], tiles = ceil_div(cols, RSC_BLOCK);
     const int chunk = rows > 64 * 32 ? ceil_div(rows, 64) : 32, chunks = ceil_div(rows, chunk);
     double *part = DOUBLES(c, SCRATCH);
-    rsc_square_cols_kernel<<<dim3(tiles, chunks), RSC_BLOCK>>>(FLOATS(c, WEIGHT), rows, cols, chunk, DOUBLES(c, X), part);
+    rsc_square_cols_kernel<<<dim3(tiles, chunks), RSC_BLOCK>>>(
+        FLOATS(c, WEIGHT), rows, cols, chunk, DOUBLES(c, X), part);
     rsc_sum_chunks_kernel<<<tiles, RSC_BLOCK>>>(part, chunks, cols, DOUBLES(c, Y));
 }
 
@@ -207,10 +216,10 @@ static const variant backward_variants[] = {
 #define CPU_SHAPES "512x784 2048x2048"
 #define GPU_SHAPES "512x784 2048x3072 8192x4096"
 static const operation operations[] = {
-    {"squared_forward", "y[o] = sum_i W[o][i]^2 x[i]", "rows cols", forward_problem, forward_reference, VARIANTS(forward_variants), TEST_SHAPES,
-     CPU_SHAPES, GPU_SHAPES},
-    {"squared_backward", "y[i] = sum_o W[o][i]^2 x[o]", "rows cols", backward_problem, backward_reference, VARIANTS(backward_variants), TEST_SHAPES,
-     CPU_SHAPES, GPU_SHAPES},
+    {"squared_forward", "y[o] = sum_i W[o][i]^2 x[i]", "rows cols", forward_problem, forward_reference,
+     VARIANTS(forward_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
+    {"squared_backward", "y[i] = sum_o W[o][i]^2 x[o]", "rows cols", backward_problem, backward_reference,
+     VARIANTS(backward_variants), TEST_SHAPES, CPU_SHAPES, GPU_SHAPES},
 };
 
 int main(int argc, char **argv) { return kernels_main(argc, argv, OPERATIONS(operations)); }
