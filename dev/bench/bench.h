@@ -1,12 +1,13 @@
-// bench.h -- what the benchmarks of trainers share: timed steps and rescalings, random data, the ceiling of the matrix product.
+// bench.h -- for the benchmarks of trainers: timed steps and rescalings, random data, the matrix product's ceiling.
 //
 // Include it after a trainer (with TESTING defined): forward, backward, rescale_model and `trainer` are the trainer's own.
 #pragma once
 #include "dev/timing.h"
 
 enum { MAX_RUNS = 2000, MIN_RUNS = 20 };
-// Steps between two events, and the least number of such samples. A GPU works on while the host goes ahead, as in training: waiting
-// for every step would cost an MLP 10 to 20 us of it. A CPU has nothing to overlap, so there every step is a sample.
+// Steps between two events, and the least number of such samples. A GPU works on while the host goes ahead, as in
+// training: waiting for every step would cost an MLP 10 to 20 us of it. A CPU has nothing to overlap, so there every
+// step is a sample.
 #ifndef STEPS_A_SAMPLE
 #define STEPS_A_SAMPLE (DEVICE_IS_GPU ? 64 : 1)
 #endif

@@ -225,7 +225,8 @@ static void plain_maxpool(float *__restrict__ y, const float *__restrict__ x, in
         for (int j = 0; j < h / 2; j++)
             for (int i = 0; i < w / 2; i++) {
                 const float *q = x + (p * h + 2 * j) * w + 2 * i;
-                const float a = q[0] > q[1] ? q[0] : q[1], b = q[w] > q[w + 1] ? q[w] : q[w + 1];
+                const float a = q[0] > q[1] ? q[0] : q[1];
+                const float b = q[w] > q[w + 1] ? q[w] : q[w + 1];
                 y[(p * (h / 2) + j) * (w / 2) + i] = a > b ? a : b;
             }
 }
@@ -241,20 +242,8 @@ static float *random_floats(unsigned seed) {
     return p;
 }
 
-int main(void) {
-    char device[256], name[64];
-    message_guard("bench_cuda_cpu");
-    device_describe(device, sizeof device);
-    fprintf(stderr, "%s\n", device);
-    if (!strncmp(device, "CPU, 1 ", 7)) the_clock = CLOCK_PROCESS_CPUTIME_ID;
-    puts("name,unit,kernel,kernel_p10,kernel_p90,plain,ratio");
-    float *x = random_floats(1), *bias = random_floats(2), *scratch = random_floats(3);
-    got = random_floats(4);
-    expected = random_floats(5);
-
-    print_row("empty launch 1 block of 32", "us", measure([&] { empty<<<1, 32>>>(got); }), 1);
-    print_row("empty launch 2 blocks of 32", "us", measure([&] { empty<<<2, 32>>>(got); }), 1);
-    print_row("empty launch 64 blocks of 256", "us", measure([&] { empty<<<64, 256>>>(got); }), 1);
+static void time_barriers(void) {
+    char name[64];
     for (int block : {32, 256, 1024}) {
         const int n = 1 << 15;
         const timing t0 = measure([&] { barriers<<<n / block, block>>>(got, n, 0); });
@@ -265,20 +254,9 @@ int main(void) {
         snprintf(name, sizeof name, "each further barrier per thread; blocks of %d", block);
         print_row(name, "ns", {t11.median - t1.median, t11.p10 - t1.p10, t11.p90 - t1.p90, 0}, 1e2 / n);
     }
-
-    const int n = 1 << 18, rows = 512;
-    race("relu", n, [&] { relu<<<n / 256, 256>>>(got, x, n); }, [&] { plain_relu(expected, x, n); });
-    race("bias_relu 512x500", rows * 500,
-         [&] { bias_relu<<<dim3(2, rows), 256>>>(got, x, bias, 500); },
-         [&] { plain_bias_relu(expected, x, bias, rows, 500); });
-    float *m = random_floats(6), *v = random_floats(7);
-    plain_relu(v, x, n);
-    CUDA_CHECK(cudaMemset(got, 0, n * sizeof *got));
-    const timing ka = measure([&] { adam<<<n / 256, 256>>>(got, x, m, v, n, 1e-6f); });
-    const timing pa = measure([&] { plain_adam(got, x, m, v, n, 1e-6f); });
-    printf("adam,us,%.4g,%.4g,%.4g,%.4g,%.2f\n", ka.median, ka.p10, ka.p90, pa.median, ka.median / pa.median);
-    race("maxpool 2x2 of 128 32x32", 128 * 256, [&] { maxpool<<<dim3(1, 16, 128), 16>>>(got, x, 32, 32); },
-         [&] { plain_maxpool(expected, x, 128, 32, 32); });
+}
+static void race_softmax(const float *x) {
+    char name[64];
     for (int cols : {10, 100, 1000}) {
         const int r = 100000 / cols;
         snprintf(name, sizeof name, "softmax of %d; thread per row", cols);
@@ -291,10 +269,9 @@ int main(void) {
         race(name, r * cols, [&] { softmax_shuffle<<<ceil_div(r, 4), 128>>>(got, x, r, cols); },
              [&] { plain_softmax(expected, x, r, cols); });
     }
-    race("row sums of 256x1000; blocks of 256", 256, [&] { row_sums_block<<<256, 256>>>(got, x, 1000); },
-         [&] { plain_row_sums(expected, x, 256, 1000); });
-    race("row sums of 256x1000; blocks of 32", 256, [&] { row_sums_block<<<256, 32>>>(got, x, 1000); },
-         [&] { plain_row_sums(expected, x, 256, 1000); });
+}
+static void race_column_sums(const float *x, float *scratch, int rows) {
+    char name[64];
     for (int cols : {128, 500, 1024}) {
         snprintf(name, sizeof name, "column sums of %dx%d; loop over rows", rows, cols);
         race(name, cols, [&] { column_sums_loop<<<ceil_div(cols, 64), 64>>>(got, x, rows, cols); },
@@ -309,6 +286,43 @@ int main(void) {
              },
              [&] { plain_column_sums(expected, x, rows, cols); });
     }
+}
+
+int main(void) {
+    char device[256];
+    message_guard("bench_cuda_cpu");
+    device_describe(device, sizeof device);
+    fprintf(stderr, "%s\n", device);
+    if (!strncmp(device, "CPU, 1 ", 7)) the_clock = CLOCK_PROCESS_CPUTIME_ID;
+    puts("name,unit,kernel,kernel_p10,kernel_p90,plain,ratio");
+    float *x = random_floats(1), *bias = random_floats(2), *scratch = random_floats(3);
+    got = random_floats(4);
+    expected = random_floats(5);
+
+    print_row("empty launch 1 block of 32", "us", measure([&] { empty<<<1, 32>>>(got); }), 1);
+    print_row("empty launch 2 blocks of 32", "us", measure([&] { empty<<<2, 32>>>(got); }), 1);
+    print_row("empty launch 64 blocks of 256", "us", measure([&] { empty<<<64, 256>>>(got); }), 1);
+    time_barriers();
+
+    const int n = 1 << 18, rows = 512;
+    race("relu", n, [&] { relu<<<n / 256, 256>>>(got, x, n); }, [&] { plain_relu(expected, x, n); });
+    race("bias_relu 512x500", rows * 500,
+         [&] { bias_relu<<<dim3(2, rows), 256>>>(got, x, bias, 500); },
+         [&] { plain_bias_relu(expected, x, bias, rows, 500); });
+    float *m = random_floats(6), *v = random_floats(7);
+    plain_relu(v, x, n);
+    CUDA_CHECK(cudaMemset(got, 0, n * sizeof *got));
+    const timing ka = measure([&] { adam<<<n / 256, 256>>>(got, x, m, v, n, 1e-6f); });
+    const timing pa = measure([&] { plain_adam(got, x, m, v, n, 1e-6f); });
+    printf("adam,us,%.4g,%.4g,%.4g,%.4g,%.2f\n", ka.median, ka.p10, ka.p90, pa.median, ka.median / pa.median);
+    race("maxpool 2x2 of 128 32x32", 128 * 256, [&] { maxpool<<<dim3(1, 16, 128), 16>>>(got, x, 32, 32); },
+         [&] { plain_maxpool(expected, x, 128, 32, 32); });
+    race_softmax(x);
+    race("row sums of 256x1000; blocks of 256", 256, [&] { row_sums_block<<<256, 256>>>(got, x, 1000); },
+         [&] { plain_row_sums(expected, x, 256, 1000); });
+    race("row sums of 256x1000; blocks of 32", 256, [&] { row_sums_block<<<256, 32>>>(got, x, 1000); },
+         [&] { plain_row_sums(expected, x, 256, 1000); });
+    race_column_sums(x, scratch, rows);
     return 0;
 }
 #endif

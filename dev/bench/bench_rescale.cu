@@ -1,23 +1,25 @@
-// bench_rescale.cu -- what exact rescaling costs beside one training step, and how well a training step uses the machine.
+// bench_rescale.cu -- the cost of exact rescaling beside one training step, and how well that step uses the machine.
 //
 //     make bench                           builds, runs, writes dev/bench/results/*.csv and prints tables
-//     build/cpu/dev/bench/bench_rescale    this program alone; CSV on stdout. Arguments: [seconds per measurement] [net]
+//     build/cpu/dev/bench/bench_rescale   this program alone; CSV on stdout. Arguments: [seconds per measurement] [net]
 //
 // For every net, PyTorch-default init, batch 128, SGD, random data:
 //     step_ms        one training step (batch, forward, loss, backward, update); on a GPU by events over 64 steps
-//     rescale_ms     exact PathCond as the trainer calls it (diag(G) + solve + apply), from the initial weights each time
-//     published_ms   the published algorithm, 10 sweeps unit by unit over all parameters, in plain C (this file), diag(G)
-//                    not included; F_published and F_exact are the objectives reached, from the same diag(G)
+//     rescale_ms     exact PathCond as the trainer calls it (diag(G) + solve + apply), always from the initial weights
+//     published_ms   the published algorithm, 10 sweeps unit by unit over all parameters, in plain C (this file),
+//                    diag(G) not included; F_published and F_exact are the objectives reached, from the same diag(G)
 //     arena_bytes    working memory of rescale_run
-//     gemm_share     part of the step's time inside gemm();  step_gflops, gemm_gflops: 2 m n k over all time, over that part
+//     gemm_share     part of the step's time inside gemm()
+//     step_gflops    2 m n k over the step's time;  gemm_gflops: over the time inside gemm()
 //     ceiling_gflops the best rate of gemm() on 1024^3, measured in the same run
 // Medians with p10 and p90, of at least 20 runs and one second. Not a test: it asserts nothing about time.
 #define TESTING
 #include "train_mlp.cu"
 #include "bench.h"
 
-// The published algorithm: sweeps over the hidden units in order, each minimised in closed form with all others fixed, the
-// energies of all parameters stored and updated one by one. a[l], d[l]: squared forward and backward vectors. Returns F.
+// The published algorithm: sweeps over the hidden units in order, each minimised in closed form with all others fixed,
+// the energies of all parameters stored and updated one by one. a[l], d[l]: squared forward and backward vectors.
+// Returns F.
 static double published_sweeps(const int *dim, int L, double *const *a, double *const *d, int sweeps, double *seconds) {
     double *E[MAX_LAYERS], *bias[MAX_LAYERS], total = 0, linear = 0, p = 0;
     for (int l = 0; l < L; l++) {  // E[l][o][i] = energy of weight [o][i], now; bias[l][o]
@@ -57,7 +59,7 @@ static double published_sweeps(const int *dim, int L, double *const *a, double *
     return p * log(total) - linear;
 }
 
-// Squared forward and backward vectors of the current weights, by plain loops in double on a host copy, then the sweeps.
+// The sweeps on the current weights; squared forward and backward vectors by plain loops in double on a host copy.
 static double time_published(const model *m, double *seconds) {
     const int L = m->n_layers, *dim = m->dim;
     double *a[MAX_LAYERS], *d[MAX_LAYERS];
@@ -71,7 +73,8 @@ static double time_published(const model *m, double *seconds) {
         const float *w = host + (m->w[l] - m->net.params), *b = host + (m->b[l] - m->net.params);
         for (int o = 0; o < dim[l + 1]; o++) {
             a[l + 1][o] = (double)b[o] * b[o];
-            for (int i = 0; i < dim[l]; i++) a[l + 1][o] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * a[l][i];
+            for (int i = 0; i < dim[l]; i++)
+                a[l + 1][o] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * a[l][i];
         }
     }
     for (int o = 0; o < dim[L]; o++) d[L - 1][o] = 1;
@@ -79,7 +82,8 @@ static double time_published(const model *m, double *seconds) {
         const float *w = host + (m->w[l] - m->net.params);
         for (int i = 0; i < dim[l]; i++) d[l - 1][i] = 0;
         for (int o = 0; o < dim[l + 1]; o++)
-            for (int i = 0; i < dim[l]; i++) d[l - 1][i] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * d[l][o];
+            for (int i = 0; i < dim[l]; i++)
+                d[l - 1][i] += (double)w[(size_t)o * dim[l] + i] * w[(size_t)o * dim[l] + i] * d[l][o];
     }
     const double F = published_sweeps(dim, L, a, d, 10, seconds);
     for (int l = 0; l < L; l++) {
@@ -122,12 +126,15 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     device_synchronize();
     const double timed = log_seconds() - start, flops = t.m.gemm.flops / fixed_steps;
     t.m.gemm.timed = 0;
-    printf("%s,%lld,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%.4f,%d,%.3g,%.3g,%.2f,%.10g,%.10g,%.10g,%zu,%.3f,%.1f,%.1f,%.1f\n", name,
-           (long long)train_parameter_count(&t.m.net), 1e3 * step.median, 1e3 * step.p10, 1e3 * step.p90, step.runs, 1e3 * rescale.median,
-           1e3 * rescale.p10, 1e3 * rescale.p90, rescale.runs, rescale.median / step.median, 1e3 * report.seconds_diag_g,
-           1e3 * report.seconds_solve, 1e3 * report.seconds_apply, report.iterations, report.grad_inf, report.grad_tolerance,
-           1e3 * published_seconds, report.objective_before, F_published, report.objective_after, rescale_arena_bytes(&net, &o),
-           t.m.gemm.seconds / timed, flops / step.median * 1e-9, t.m.gemm.flops / t.m.gemm.seconds * 1e-9, gemm_ceiling(&t.m.gemm) * 1e-9);
+    const double gemm_rate = t.m.gemm.flops / t.m.gemm.seconds * 1e-9, ceiling = gemm_ceiling(&t.m.gemm) * 1e-9;
+    printf("%s,%lld,%.4f,%.4f,%.4f,%d,%.4f,%.4f,%.4f,%d,%.4f,", name, (long long)train_parameter_count(&t.m.net),
+           1e3 * step.median, 1e3 * step.p10, 1e3 * step.p90, step.runs, 1e3 * rescale.median, 1e3 * rescale.p10,
+           1e3 * rescale.p90, rescale.runs, rescale.median / step.median);
+    printf("%.4f,%.4f,%.4f,%d,%.3g,%.3g,%.2f,", 1e3 * report.seconds_diag_g, 1e3 * report.seconds_solve,
+           1e3 * report.seconds_apply, report.iterations, report.grad_inf, report.grad_tolerance,
+           1e3 * published_seconds);
+    printf("%.10g,%.10g,%.10g,%zu,%.3f,%.1f,%.1f,%.1f\n", report.objective_before, F_published, report.objective_after,
+           rescale_arena_bytes(&net, &o), t.m.gemm.seconds / timed, flops / step.median * 1e-9, gemm_rate, ceiling);
     fflush(stdout);
     model_free(&t.m);
     device_data_free(&t.train);
@@ -141,10 +148,11 @@ int main(int argc, char **argv) {
     char device[256];
     device_describe(device, sizeof device);
     printf("# %s, %s, batch 128, SGD\n", device, gemm_backend());
-    printf("net,parameters,step_ms,step_p10,step_p90,step_runs,rescale_ms,rescale_p10,rescale_p90,rescale_runs,rescale_over_step,"
-           "diag_g_ms,solve_ms,apply_ms,newton_steps,grad_inf,grad_tolerance,published_ms,F_start,F_published,F_exact,arena_bytes,"
-           "gemm_share,step_gflops,gemm_gflops,ceiling_gflops\n");
-    const int a[] = {784, 512, 512, 512, 10}, b[] = {3072, 500, 500, 500, 10}, c[] = {3072, 500, 500, 500, 500, 500, 10};
+    printf("net,parameters,step_ms,step_p10,step_p90,step_runs,rescale_ms,rescale_p10,rescale_p90,rescale_runs,"
+           "rescale_over_step,diag_g_ms,solve_ms,apply_ms,newton_steps,grad_inf,grad_tolerance,published_ms,F_start,"
+           "F_published,F_exact,arena_bytes,gemm_share,step_gflops,gemm_gflops,ceiling_gflops\n");
+    const int a[] = {784, 512, 512, 512, 10}, b[] = {3072, 500, 500, 500, 10};
+    const int c[] = {3072, 500, 500, 500, 500, 500, 10};
     const int d[] = {3072, 500, 500, 500, 500, 500, 500, 500, 500, 10}, e[] = {784, 1000, 100, 30, 100, 1000, 784};
     const int f[] = {2048, 2048, 2048, 2048, 2048, 2048, 10};
     const struct {

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""peer_llmc.py -- times the steps of a program that you have built from llm.c's train_gpt2.c, on the model of bench_gpt.
+"""peer_llmc.py -- times the steps of a program that you have built from llm.c's train_gpt2.c, on bench_gpt's model.
 
     LLMC_PROGRAM=PROGRAM python3 dev/bench/peer_llmc.py [LAYERS HEADS CHANNELS CONTEXT BATCH VOCABULARY]
 
-PROGRAM is yours: this script builds nothing. It takes its model and its data from a folder that is made here for it (a checkpoint of the
-given shape with random weights, shards of random tokens), and batch size, context and number of steps from its own source, so CONTEXT and
-BATCH have to be those that it was built with; its number of batches tells whether their product is. One CSV row on stdout; a step is what
-the program times itself: batch, forward, zero_grad, backward, update. The first step is left out. Exit status 77 without LLMC_PROGRAM.
+PROGRAM is yours: this script builds nothing. It takes its model and its data from a folder that is made here for it (a
+checkpoint of the given shape with random weights, shards of random tokens). It takes batch size, context and number of
+steps from its own source, so CONTEXT and BATCH have to be those that it was built with; its number of batches tells
+whether their product is.
+One CSV row on stdout; a step is what the program times itself: batch, forward, zero_grad, backward, update. The first
+step is left out. Exit status 77 without LLMC_PROGRAM.
 """
 import array
 import os
@@ -20,7 +22,8 @@ import sys
 import tempfile
 
 if not os.environ.get("LLMC_PROGRAM"):
-    print("peer_llmc: LLMC_PROGRAM is not set: it names a program that you have built from llm.c's train_gpt2.c", file=sys.stderr)
+    print("peer_llmc: LLMC_PROGRAM is not set: it names a program that you have built from llm.c's train_gpt2.c",
+          file=sys.stderr)
     sys.exit(77)
 program = shutil.which(os.environ["LLMC_PROGRAM"])
 if not program:
@@ -34,7 +37,10 @@ BATCHES = 64  # of a shard
 
 
 def write_checkpoint(path):
-    """Magic, version, sizes; then wte, wpe, ln1, qkv, attproj, ln2, fc, fcproj, lnf: weights normal, gains one, biases zero."""
+    """Magic, version, sizes; then wte, wpe, ln1, qkv, attproj, ln2, fc, fcproj, lnf.
+
+    Weights are normal, gains one, biases zero.
+    """
     rng = random.Random(1)
     pool = array.array("f", (rng.gauss(0, 0.02) for _ in range(1 << 16)))
     ones, zeros = array.array("f", [1.0]), array.array("f", [0.0])
@@ -44,9 +50,14 @@ def write_checkpoint(path):
 
     with open(path, "wb") as f:
         f.write(struct.pack("256i", 20240326, 3, T, V, L, NH, C, padded, *([0] * 248)))
-        for values, n in [(pool, padded * C), (pool, T * C), (ones, L * C), (zeros, L * C), (pool, 3 * L * C * C), (zeros, 3 * L * C), (pool, L * C * C),
-                          (zeros, L * C), (ones, L * C), (zeros, L * C), (pool, 4 * L * C * C), (zeros, 4 * L * C), (pool, 4 * L * C * C), (zeros, L * C),
-                          (ones, C), (zeros, C)]:
+        parts = [
+            (pool, padded * C), (pool, T * C), (ones, L * C), (zeros, L * C),
+            (pool, 3 * L * C * C), (zeros, 3 * L * C), (pool, L * C * C), (zeros, L * C),
+            (ones, L * C), (zeros, L * C),
+            (pool, 4 * L * C * C), (zeros, 4 * L * C), (pool, 4 * L * C * C), (zeros, L * C),
+            (ones, C), (zeros, C),
+        ]
+        for values, n in parts:
             fill(values, n).tofile(f)
 
 
@@ -71,7 +82,8 @@ if run.returncode:
     sys.exit("peer_llmc: %s ended with status %d" % (program, run.returncode))
 batches = re.search(r"^train dataset num_batches: (\d+)", run.stdout, re.M)
 if not batches or int(batches[1]) != BATCHES:
-    sys.exit("peer_llmc: %s: expected %d batches of %d x %d tokens, found %s: was it built with this batch size and context?" %
+    sys.exit("peer_llmc: %s: expected %d batches of %d x %d tokens, found %s: "
+             "was it built with this batch size and context?" %
              (program, BATCHES, B, T, batches[1] if batches else "no number of batches"))
 times = [float(ms) for ms in re.findall(r"^step \d+: .*\(took ([\d.]+) ms\)", run.stdout, re.M)]
 if len(times) < 2:
@@ -80,5 +92,6 @@ t = sorted(times[1:])
 n = len(t)
 kib = 1024 if sys.platform != "darwin" else 1 << 20  # macOS counts bytes
 print("program,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,peak_mib")
-print(f"llm.c train_gpt2.c,{L},{NH},{C},{T},{B},{V},{os.environ.get('OMP_NUM_THREADS', os.cpu_count())},{n},{t[n // 2]:.2f},{t[n // 10]:.2f},"
+threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+print(f"llm.c train_gpt2.c,{L},{NH},{C},{T},{B},{V},{threads},{n},{t[n // 2]:.2f},{t[n // 10]:.2f},"
       f"{t[n - 1 - n // 10]:.2f},{1e3 * B * T / t[n // 2]:.0f},{peak // kib if peak > before else 'n/a'}")

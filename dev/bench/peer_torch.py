@@ -4,11 +4,12 @@
     python3 dev/bench/peer_torch.py [--device cpu] [--seconds S] [--only NET] [--budget S]
     python3 dev/bench/peer_torch.py --device cuda [--seconds S] [--only NET] [--budget S]
 
-The same step: batch 128, SGD; a batch is a slice of a float tensor (the trainer also gathers and normalises its batch from bytes).
-On the CPU fp32, eager; threads: OMP_NUM_THREADS or all; medians with p10 and p90 of at least 20 steps. On CUDA fp32 and tf32, each
-eager, as one CUDA graph, compiled and compiled with CUDA graphs (torch_timing.py), by events over 64 steps. --budget: rows that would
-begin after so many seconds are left out, and named on stderr. CSV on stdout. Exit status 77 without torch, or without a GPU when
-one is asked for.
+The same step: batch 128, SGD. A batch is a slice of a float tensor (the trainer also gathers and normalises its batch
+from bytes).
+On the CPU fp32, eager; threads: OMP_NUM_THREADS or all; medians with p10 and p90 of at least 20 steps. On CUDA fp32 and
+tf32, each eager, as one CUDA graph, compiled and compiled with CUDA graphs (torch_timing.py), by events over 64 steps.
+--budget: rows that would begin after so many seconds are left out, and named on stderr.
+CSV on stdout. Exit status 77 without torch, or without a GPU when one is asked for.
 """
 import argparse
 import sys

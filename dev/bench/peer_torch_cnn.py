@@ -4,14 +4,16 @@
     python3 dev/bench/peer_torch_cnn.py [--seconds S] [--only NAME] [--device cpu]
     python3 dev/bench/peer_torch_cnn.py --device cuda [--seconds S] [--only NAME]
 
-The same step: forward, cross-entropy, backward, SGD with momentum 0.9, PyTorch's default initialisation, images and labels already
-on the device. On the CPU fp32, batch 32 (small: 128), in PyTorch's default memory format (nchw) and in channels_last; threads:
-OMP_NUM_THREADS or all. On CUDA batch 512, channels_last: fp32 (TF32 off), tf32 and bf16 autocast, each eager and as one CUDA graph;
-allconv and resnet18 also compiled and compiled with CUDA graphs (torch_timing.py). Times after warm-up, median, p10 and p90: on the
-CPU of at least 20 steps and S seconds (default 1), on CUDA by events over 64 steps. torch_peak_mib is the largest resident size of
-a process that measures this row alone (ru_maxrss; the remark says how much of it torch itself is), on CUDA the allocator's peak.
---budget S: rows that would begin after S seconds are left out, and named on stderr. Exit status 77 without torch, or without a GPU
-when one is asked for.
+The same step: forward, cross-entropy, backward, SGD with momentum 0.9, PyTorch's default initialisation, images and
+labels already on the device.
+On the CPU fp32, batch 32 (small: 128), in PyTorch's default memory format (nchw) and in channels_last; threads:
+OMP_NUM_THREADS or all. On CUDA batch 512, channels_last: fp32 (TF32 off), tf32 and bf16 autocast, each eager and as one
+CUDA graph; allconv and resnet18 also compiled and compiled with CUDA graphs (torch_timing.py).
+Times after warm-up, median, p10 and p90: on the CPU of at least 20 steps and S seconds (default 1), on CUDA by events
+over 64 steps. torch_peak_mib is the largest resident size of a process that measures this row alone (ru_maxrss; the
+remark says how much of it torch itself is), on CUDA the allocator's peak.
+--budget S: rows that would begin after S seconds are left out, and named on stderr. Exit status 77 without torch, or
+without a GPU when one is asked for.
 """
 import argparse
 import os

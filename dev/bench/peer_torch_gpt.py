@@ -3,8 +3,9 @@
 
     python3 dev/bench/peer_torch_gpt.py [SECONDS [LAYERS HEADS CHANNELS CONTEXT BATCH VOCABULARY]]
 
-The same model (test/torch_gpt.py: scaled_dot_product_attention, ReLU MLP, tied head), fp32, AdamW, gradients clipped. Threads:
-OMP_NUM_THREADS or all. One CSV row on stdout: medians with p10 and p90 of at least 20 steps. Exit status 77 without torch.
+The same model (test/torch_gpt.py: scaled_dot_product_attention, ReLU MLP, tied head), fp32, AdamW, gradients clipped.
+Threads: OMP_NUM_THREADS or all. One CSV row on stdout: medians with p10 and p90 of at least 20 steps. Exit status 77
+without torch.
 """
 import os
 import resource
@@ -41,5 +42,6 @@ t = sorted(times[3:])
 kib = 1024 if sys.platform != "darwin" else 1 << 20  # macOS counts bytes
 n, peak = len(t), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // kib
 print("program,layers,heads,channels,context,batch,vocabulary,threads,runs,step_ms,p10,p90,tokens_per_s,peak_mib")
-print(f"PyTorch {torch.__version__},{L},{NH},{C},{T},{B},{V},{torch.get_num_threads()},{n},{1e3 * t[n // 2]:.2f},{1e3 * t[n // 10]:.2f},"
+print(f"PyTorch {torch.__version__},{L},{NH},{C},{T},{B},{V},{torch.get_num_threads()},{n},"
+      f"{1e3 * t[n // 2]:.2f},{1e3 * t[n // 10]:.2f},"
       f"{1e3 * t[n - 1 - n // 10]:.2f},{B * T / t[n // 2]:.0f},{peak}")

@@ -1,4 +1,4 @@
-"""torch_timing.py -- what peer_torch.py and peer_torch_cnn.py share: ways to run a training step in PyTorch, and their times.
+"""torch_timing.py -- for peer_torch.py and peer_torch_cnn.py: ways to run a training step in PyTorch, and their times.
 
 A way is PRECISION_[LAYOUT_]MODE. Precisions: fp32 (TF32 off), tf32 (TF32 on), bf16 (autocast). Modes: eager; compile
 (torch.compile); reduce_overhead (torch.compile with CUDA graphs); graph (the whole eager step as one CUDA graph).
