@@ -1,9 +1,10 @@
 # Makefile of rescale.c. `make help` lists every target with one line of why.
 #
 #     make run            trains with and without rescaling, side by side; no GPU needed
-#     make test           runs all tests
+#     make test           runs all tests; make test T=test_rng: this one
 #     make DEVICE=cuda    forces the GPU build, DEVICE=cpu the CPU build; default: a GPU where nvcc and a GPU are found
-# Both builds live side by side in build/cpu and build/cuda. Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
+# Both builds live side by side in build/cpu and build/cuda.
+# Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
 
 SHELL := /bin/sh
 # The same sorting, numbers and messages in every locale.
@@ -18,7 +19,9 @@ ifeq ($(filter cpu cuda,$(DEVICE)),)
 $(error DEVICE must be cpu or cuda, not '$(DEVICE)')
 endif
 # A CUDA build, and nvcc-check, need nvcc: said once, before anything is built.
-NEEDS_NVCC := $(filter-out help clean gpu-check train_gpt_style compare build/c/%,$(if $(filter cuda,$(DEVICE)),$(or $(MAKECMDGOALS),all),$(filter nvcc-check build/nvcc/%,$(MAKECMDGOALS))))
+GOALS := $(or $(MAKECMDGOALS),all)
+CUDA_GOALS := $(if $(filter cuda,$(DEVICE)),$(GOALS),$(filter nvcc-check build/nvcc/%,$(GOALS)))
+NEEDS_NVCC := $(filter-out help clean gpu-check train_gpt_style compare build/c/%,$(CUDA_GOALS))
 ifneq ($(NEEDS_NVCC),)
 ifeq ($(shell command -v $(firstword $(NVCC)) 2>/dev/null),)
 $(error no nvcc '$(NVCC)': install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu)
@@ -32,6 +35,7 @@ include build/config.mk
 endif
 
 WARN := -Wall -Wextra -Wpedantic
+SANITIZE := -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined
 OPT ?= -O3 $(MARCH) $(OPENMP) -fno-math-errno -fno-trapping-math
 EXTRA ?=
 CFLAGS := -std=c11 -D_GNU_SOURCE $(WARN) $(OPT) $(EXTRA)
@@ -39,7 +43,7 @@ CXXFLAGS := -std=c++17 $(WARN) $(OPT) $(FCF) $(EXTRA)
 CPU_DEFS := $(DEFS)
 CPU_LIBS := $(LIBS) -lm
 CUDA_ARCH ?= native
-NVCC_ARCH := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)))
+NVCC_ARCH := $(foreach a,$(CUDA_ARCH),$(if $(filter native,$a),-arch=native,-gencode arch=compute_$a,code=sm_$a))
 NVCCFLAGS := -std=c++17 -O3 $(NVCC_ARCH) -Xcompiler -Wall,-Wextra,-fopenmp -Werror all-warnings
 NVCC_DEFS := $(filter -DUSE_ZLIB,$(DEFS))
 NVCC_LIBS := -lcublas $(filter -lz,$(LIBS)) -lgomp
@@ -54,12 +58,24 @@ C_BENCH := $(patsubst dev/bench/%.c,%,$(wildcard dev/bench/bench_*.c))
 CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
-.PHONY: all help run shakespeare test test-programs kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized bench bench-programs tables paper-report gpu-check nvcc-check lint sanitize fuzz clean train_mlp train_cnn train_gpt_style compare
+TRAINERS := train_mlp train_cnn train_gpt_style
+.PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz lint nvcc-check gpu-check
+.PHONY: kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized
+.PHONY: bench bench-programs tables paper-report
 
-all: train_mlp train_cnn train_gpt_style compare ## builds the trainers for this machine
+all: $(TRAINERS) compare           ## use: builds the trainers for this machine
 
-help:                                           ## this list
-	@sed -n 's/^\([a-z_-]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 18
+# `target: ## group: why`; the groups are those who need it.
+help:                              ## use: this list
+	@for group in use kernels develop gpu; do \
+	    case $$group in \
+	    use) echo "To use rescale.c:" ;; \
+	    kernels) printf '\nTo read the kernels:\n' ;; \
+	    develop) printf '\nTo change the code:\n' ;; \
+	    gpu) printf '\nWith a GPU or nvcc:\n' ;; \
+	    esac; \
+	    sed -n "s/^\([a-z_-]*\):.*## $$group: \(.*\)/  \1	\2/p" Makefile | expand -t 20; \
+	done
 
 # ---------------------------------------------------------------------------------------------------------- programs
 # For the CPU, every .cu and .cuh passes through common/cu2cpp.sh and is compiled as C++17.
@@ -82,29 +98,33 @@ build/c/%: %.c $(HEADERS) $(wildcard test/*.h) build/config.mk
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CPU_DEFS) -I. -Itest $< -o $@ $(CPU_LIBS)
 
-# Kernel variants: convolution is compared with cuDNN where it is installed; max_pool, layernorm and attention include a trainer.
+# Kernel variants: convolution is compared with cuDNN where it is installed; max_pool, layernorm and attention include
+# a trainer.
 $(addprefix $(B)/dev/kernels/,$(KERNELS)): dev/kernels/kernels.h test/test.h
 build/cuda/dev/kernels/convolution: NVCC_DEFS += $(CUDNN_DEFS)
 build/cuda/dev/kernels/convolution: NVCC_LIBS += $(CUDNN_LIBS)
 build/c/dev/compare build/c/dev/kernels/plot build/c/dev/paper/report: dev/plot.h
-$(addprefix $(B)/dev/kernels/,$(KERNELS)) $(addprefix $(B)/dev/bench/,$(CU_BENCH)) $(addprefix build/c/dev/bench/,$(C_BENCH)): dev/timing.h
+TIMED := $(addprefix $(B)/dev/kernels/,$(KERNELS)) $(addprefix $(B)/dev/bench/,$(CU_BENCH))
+$(TIMED) $(addprefix build/c/dev/bench/,$(C_BENCH)): dev/timing.h
 
 # Tests and benchmarks include a trainer.
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
 build/cpu/test/test_mlp build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
-build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
+build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
+build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
 build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
 build/cuda/dev/kernels/max_pool: train_cnn.cu
-$(foreach d,cpu sanitize,build/$d/dev/kernels/layernorm build/$d/dev/kernels/attention): train_gpt_style.c dev/kernels/gpt.h
+build/cpu/dev/kernels/layernorm build/cpu/dev/kernels/attention: train_gpt_style.c dev/kernels/gpt.h
+build/sanitize/dev/kernels/layernorm build/sanitize/dev/kernels/attention: train_gpt_style.c dev/kernels/gpt.h
 
-train_mlp: $(B)/train_mlp                       ## the MLP trainer: ./train_mlp --help
+train_mlp: $(B)/train_mlp          ## use: the MLP trainer: ./train_mlp --help
 	@ln -sf $(B)/train_mlp train_mlp
-train_cnn: $(B)/train_cnn                       ## the trainer of convolutional nets: ./train_cnn --help
+train_cnn: $(B)/train_cnn          ## use: the trainer of convolutional nets: ./train_cnn --help
 	@ln -sf $(B)/train_cnn train_cnn
-train_gpt_style: build/c/train_gpt_style        ## the language-model trainer, on the CPU only: ./train_gpt_style --help
+train_gpt_style: build/c/train_gpt_style ## use: the language-model trainer, on the CPU only: ./train_gpt_style --help
 	@ln -sf build/c/train_gpt_style train_gpt_style
-compare: build/c/dev/compare                    ## the program that prints runs side by side and plots them
+compare: build/c/dev/compare       ## use: the program that prints runs side by side and plots them
 
 build/config.mk: dev/configure.sh Makefile
 	@mkdir -p build
@@ -112,10 +132,10 @@ build/config.mk: dev/configure.sh Makefile
 
 # -------------------------------------------------------------------------------------------------------------- use
 
-run: train_mlp compare                          ## trains none / PathCond / ENorm side by side; table and plot in out/
+run: train_mlp compare             ## use: trains none / PathCond / ENorm side by side; table and plot in out/
 	@sh dev/run.sh ./train_mlp build/c/dev/compare
 
-shakespeare: train_gpt_style compare            ## trains a language model on tiny Shakespeare in a few minutes, prints a sample
+shakespeare: train_gpt_style compare ## use: trains a language model on tiny Shakespeare in minutes, prints a sample
 	@sh dev/shakespeare.sh ./train_gpt_style build/c/dev/compare
 
 # The deliberate mistakes of test_cuda_cpu_errors.cu are for the CPU runtime, with and without sanitizers.
@@ -125,32 +145,54 @@ build/errors/test_cuda_cpu_errors: build/cpu/test/test_cuda_cpu_errors.cu $(HEAD
 	$(CXX) $(CXXFLAGS) -I. -x c++ $< -o $@ -lm
 build/errors/test_cuda_cpu_errors_san: build/cpu/test/test_cuda_cpu_errors.cu $(HEADERS) build/config.mk
 	@mkdir -p $(@D)
-	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -I. -x c++ $< \
-	    -o $@ -lm 2>/dev/null || echo "no sanitizers for $(CXX): those checks are skipped"
+	@$(CXX) -std=c++17 $(WARN) $(SANITIZE) -I. -x c++ $< -o $@ -lm 2>/dev/null || \
+	    echo "no sanitizers for $(CXX): those checks are skipped"
 
 # Variants of kernels (dev/kernels/README.md). OP=NAME: only that file, or the file of that operation.
-KERNELS_USED := $(if $(OP),$(patsubst dev/kernels/%.cu,%,$(or $(wildcard dev/kernels/$(OP).cu),$(shell grep -l '{"$(OP)", ' dev/kernels/*.cu))),$(filter-out broken,$(KERNELS)))
+OP_FILE = $(or $(wildcard dev/kernels/$(OP).cu),$(shell grep -l '{"$(OP)", ' dev/kernels/*.cu))
+KERNELS_USED := $(if $(OP),$(patsubst dev/kernels/%.cu,%,$(OP_FILE)),$(filter-out broken,$(KERNELS)))
 KERNEL_PROGRAMS := $(addprefix $(B)/dev/kernels/,$(KERNELS_USED) broken) build/c/dev/kernels/plot
 export OP VARIANT SHAPE SECONDS_EACH
 kernels-list kernels-report kernels-bench: $(KERNEL_PROGRAMS)
 	@sh dev/kernels/run.sh $(@:kernels-%=%) $(B) $(KERNELS_USED)
-kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(filter build/nvcc/%,$(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$(a)/dev/kernels/%.o))))
+KERNEL_OBJECTS := $(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$a/dev/kernels/%.o))
+kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(KERNEL_OBJECTS))
 	@sh dev/kernels/run.sh test $(B) $(KERNELS_USED)
-# The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in every thread order.
-build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) dev/kernels/kernels.h dev/timing.h test/test.h build/config.mk
+# The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in
+# every thread order.
+KERNEL_HEADERS := dev/kernels/kernels.h dev/timing.h test/test.h
+build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) \
+                              $(KERNEL_HEADERS) build/config.mk
 	@mkdir -p $(@D)
-	@$(CXX) -std=c++17 $(WARN) -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined -Ibuild/cpu -I. -Itest \
-	    -x c++ $< -o $@ -lm
+	@$(CXX) -std=c++17 $(WARN) $(SANITIZE) -Ibuild/cpu -I. -Itest -x c++ $< -o $@ -lm
 kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
-kernels: kernels-test                           ## checks the kernel variants of dev/kernels; make -C dev/kernels list, test, bench
+kernels: kernels-test              ## kernels: checks all variants; make -C dev/kernels list, test, bench, report
 
-test-programs: $(KERNEL_PROGRAMS) $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS)) $(ERRORS) build/c/test/damage
-test: train_mlp train_cnn train_gpt_style compare build/c/dev/paper/report test-programs           ## runs every test; the last line counts them
-	@sh test/run.sh $(B) build/c $(KERNELS_USED)
+TEST_PROGRAMS := $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS))
+test-programs: $(TEST_PROGRAMS) $(KERNEL_PROGRAMS) $(ERRORS) build/c/test/damage
+# T=NAME: one test, test/NAME.*, or dev/kernels. A program needs only itself, a script the trainers.
+ifneq ($(origin T),command line)
+T :=
+endif
+ALL_TESTS := $(basename $(notdir $(wildcard test/test_*))) dev/kernels
+ifneq ($(filter-out $(ALL_TESTS),$(T)),)
+$(error T=$(T): no test has this name; ls test/test_* shows them, and there is dev/kernels)
+endif
+ONE_TEST := $(filter %/test/$(T),$(if $(T),$(TEST_PROGRAMS)))
+SCRIPTS_NEED := $(TRAINERS) compare build/c/dev/paper/report build/c/test/damage $(ERRORS)
+ifeq ($(T),)
+TEST_NEEDS := $(SCRIPTS_NEED) test-programs
+else
+TEST_NEEDS := $(or $(ONE_TEST),$(if $(filter dev/kernels,$(T)),kernels-test,$(SCRIPTS_NEED)))
+endif
+test: $(TEST_NEEDS)                ## develop: runs every test and counts them; T=NAME: one, such as T=test_rng
+	@mkdir -p $(B)/test build/c/test
+	@$(if $(T),ONLY=$(T)) sh test/run.sh $(B) build/c $(KERNELS_USED)
 
-BENCH_PROGRAMS := $(addprefix $(B)/dev/bench/,$(CU_BENCH)) $(if $(filter cpu,$(DEVICE)),$(addprefix build/c/dev/bench/,$(C_BENCH)))
+BENCH_PROGRAMS := $(addprefix $(B)/dev/bench/,$(CU_BENCH))
+BENCH_PROGRAMS += $(if $(filter cpu,$(DEVICE)),$(addprefix build/c/dev/bench/,$(C_BENCH)))
 bench-programs: $(BENCH_PROGRAMS)
-bench: train_mlp train_cnn $(BENCH_PROGRAMS) ## measures step and rescaling time, beside PyTorch; BENCH=cnn: only those
+bench: train_mlp train_cnn $(BENCH_PROGRAMS) ## develop: times steps and rescaling, beside PyTorch; BENCH=cnn: only it
 	@sh dev/bench/run.sh $(B) build/c $(BENCH)
 
 # The experiments of dev/paper (its Makefile is the way in); QUICK=1 is for a CPU.
@@ -161,10 +203,10 @@ $(PAPER:%=paper-%): train_mlp train_cnn
 paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
-tables: build/c/dev/paper/report                ## writes the tables in the documents anew from their CSV files
+tables: build/c/dev/paper/report   ## develop: writes the tables in the documents anew from their CSV files
 	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md dev/paper/README.md
 
-gpu-check:                                      ## on a machine with a GPU, in stages: STAGE=build|tests|compare|sanitizer|bench|kernels DIR=out/gpu
+gpu-check:                         ## gpu: all checks in stages, STAGE=build|tests|compare|sanitizer|bench|kernels
 	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)
 
 NVCC_SOURCES := $(wildcard *.cu test/test_*.cu dev/bench/*.cu dev/kernels/*.cu)
@@ -176,16 +218,16 @@ build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/*.h dev/ben
 	@$(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$(1) $(NVCC_DEFS) $(CUDNN_DEFS) $(NVCC_INCLUDES) -c $$< -o $$@
 endef
 $(foreach a,80 90,$(eval $(call NVCC_RULE,$(a))))
-nvcc-check: $(NVCC_OBJECTS)                     ## compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
+nvcc-check: $(NVCC_OBJECTS)        ## gpu: compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
 
-lint:                                           ## the rules of the house (dev/lint.c), and that every header compiles by itself
+lint:                              ## develop: the rules of the house (dev/lint.c); every header compiles by itself
 	@CC="$(CC)" CXX="$(CXX)" NVCC="$(NVCC)" sh dev/style.sh
 
-sanitize:                                       ## all tests under AddressSanitizer and UBSan, and in other thread orders
+sanitize:                          ## develop: all tests under AddressSanitizer and UBSan, and in other thread orders
 	@sh test/sanitize.sh
 
-fuzz:                                           ## a short deterministic fuzz of every file reader
+fuzz:                              ## develop: a short deterministic fuzz of every file reader
 	@sh test/fuzz.sh
 
-clean:                                          ## removes build/ and out/, keeps data/
+clean:                             ## use: removes build/ and out/, keeps data/
 	rm -rf build out train_mlp train_cnn train_gpt_style

@@ -97,6 +97,22 @@ no_nvcc DEVICE=cuda
 no_nvcc nvcc-check
 check 'make help without nvcc' eval '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
 
+# ------------------------------------------------------------------------------------------------- make help, make test T=
+
+${MAKE:-make} --no-print-directory help >"$work/out"
+for group in 'To use rescale.c:' 'To read the kernels:' 'To change the code:' 'With a GPU or nvcc:'; do
+    check "make help has the group $group" grep -qx "$group" "$work/out"
+done
+sed -n 's/^\([a-z_-]*\):.*## .*/\1/p' Makefile | sort >"$work/targets"
+sed -n 's/^  \([a-z_-]*\) .*/\1/p' "$work/out" | sort >"$work/listed"
+check 'make help lists every target with a reason, once' cmp -s "$work/targets" "$work/listed"
+${MAKE:-make} -n --no-print-directory DEVICE=cpu test T=test_rng >"$work/out" 2>"$work/err"
+check 'make test T=test_rng runs this test' grep -q '^ONLY=test_rng sh test/run.sh ' "$work/out"
+check 'make test T=test_rng builds no trainer' eval '! grep -q "train_\|dev/kernels/.*\.cu" "$work/out"'
+${MAKE:-make} --no-print-directory DEVICE=cpu test T=test_nothing >"$work/out" 2>"$work/err"
+check 'make test T=test_nothing: exit 2' is $? 2
+check 'make test T=test_nothing: one line' complains 'T=test_nothing: no test has this name'
+
 # ---------------------------------------------------------------------------------------------------------- compilers
 
 quietly() { "$@" >"$work/out" 2>"$work/err" && [ ! -s "$work/err" ]; }
