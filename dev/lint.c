@@ -4,14 +4,15 @@
 //     lint --table FILE...    the numbers behind the rules, as a Markdown table
 //
 // Rules, for C, C++ and CUDA files, with comments, strings and preprocessor lines taken out:
-//     width          100 columns in what people read (trainers, layers, conv, rescale.cuh, tiny.c), 120 elsewhere; all files
+//     width          100 columns in what people read (trainers, layers, conv, rescale.cuh, tiny.c), 120 elsewhere;
+//                    this one for all files
 //     comma          no comma statements (a = b, c = d;); declarations and for-headers may have commas
 //     conditional    no conditional inside a conditional, and no two of them on a line
 //     ? 1 : 0        a condition is a number already
 //     (p + i)[k]     advance the pointer first
 //     function       no function of more than 60 lines
-//     include        a trainer includes common/ and rescale.cuh alone, common/ nothing of dev/ and test/, rescale.cuh nothing of ours;
-//                    no circles
+//     include        a trainer includes common/ and rescale.cuh alone, common/ nothing of dev/ and test/, rescale.cuh
+//                    nothing of ours; no circles
 #include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -184,26 +185,29 @@ static const char *next_word(const char *p, char *word) {
 
 // Whether a statement declares something: it begins with two words in a row, or with a word, stars and a word.
 static int is_declaration(const char *statement) {
-    static const char *const skipped[] = {"static", "const", "volatile", "extern", "struct", "enum", "unsigned", "typedef"};
+    static const char *const skipped[] = {
+        "static", "const", "volatile", "extern", "struct", "enum", "unsigned", "typedef"};
     char word[NAME];
     const char *p = next_word(statement, word);
     for (int i = 0; p && i < 8; i++) {
         if (strcmp(word, skipped[i])) continue;
         return 1;
     }
-    if (!p || !strcmp(word, "return") || !strcmp(word, "else") || !strcmp(word, "case") || !strcmp(word, "goto")) return 0;
+    if (!p || !strcmp(word, "return") || !strcmp(word, "else") || !strcmp(word, "case") || !strcmp(word, "goto"))
+        return 0;
     while (isspace((unsigned char)*p) || *p == '*' || *p == '&') p++;
     if (*p == '<') p = strchr(p, '>') ? strchr(p, '>') + 1 : p;
     return next_word(p, word) != NULL;
 }
 
-// Past `else`, and past `if (...)`, `for (...)`, `while (...)`, `case ...:` and labels: where the simple statement begins.
+// Past `else`, `if (...)`, `for (...)`, `while (...)`, `case ...:` and labels: where the simple statement begins.
 static const char *simple_statement(const char *p, const char *end) {
     for (;;) {
-        char word[NAME];
+        char word[NAME], second[NAME];
         const char *after = next_word(p, word);
         if (!after || after > end) return p;
-        if (!strcmp(word, "else") || !strcmp(word, "do")) {
+        const int before_for = next_word(after, second) && !strcmp(second, "for");  // a macro: UNROLL for (...)
+        if (!strcmp(word, "else") || !strcmp(word, "do") || before_for) {
             p = after;
         } else if (!strcmp(word, "if") || !strcmp(word, "for") || !strcmp(word, "while") || !strcmp(word, "switch")) {
             int depth = 0;
@@ -265,80 +269,108 @@ static void note_function(const char *head, int first, int last) {
     if (length > LONGEST) breach(first, "%s has %d lines, at most %d", name, length, LONGEST);
 }
 
-// A walk through the blanked text: brackets, statements, conditionals.
-static void check_statements(char *text) {
-    level stack[MAX_DEPTH] = {{'{', 1, 0}};
-    int depth = 0, line = 1, on_line = 0, statement_line = 1, function_depth = -1, function_line = 0;
-    const char *statement = text, *comma = NULL, *function = NULL;
-    int comma_line = 0;
-    for (char *p = text; *p; p++) {
-        level *top = &stack[depth];
-        if (*p == '\n') {
-            if (on_line > 1) {
-                breach(line, "%d conditionals on a line", on_line);
-                area[area_of(file)].two_conditionals++;
-            }
-            on_line = 0;
-            line++;
-        } else if (*p == '?') {
-            on_line++;
-            for (int i = depth; i >= 0 && !(stack[i].open == '{' && stack[i].block && i < depth); i--) {
-                if (stack[i].conditional) {
-                    breach(line, "a conditional inside a conditional");
-                    break;
-                }
-            }
-            top->conditional = 1;
-            if (!strncmp(p, "? 1 : 0", 7) && !is_word(p[7]) && p[7] != '.') breach(line, "`? 1 : 0`: a condition is a number already");
-        } else if (strchr("([{", *p)) {
-            const int block = *p == '{' && opens_block(text, p);
-            if (block && function_depth < 0 && depth == 0) {
-                const char *q = p - 1;
-                while (q > text && isspace((unsigned char)*q)) q--;
-                if (*q == ')') {
-                    function_depth = depth;
-                    function_line = statement_line;
-                    function = statement;
-                }
-            }
-            if (depth < MAX_DEPTH - 1) depth++;
-            stack[depth].open = *p;
-            stack[depth].block = block;
-            stack[depth].conditional = 0;
-            if (block) {
-                statement = p + 1;
-                comma = NULL;
-            }
-        } else if (strchr(")]}", *p)) {
-            const int was_block = stack[depth].block && *p == '}';
-            if (depth > 0) depth--;
-            if (was_block) {
-                if (depth == function_depth) {
-                    note_function(function, function_line, line);
-                    function_depth = -1;
-                }
-                statement = p + 1;
-                comma = NULL;
-            }
-        } else if (*p == ',') {
-            top->conditional = 0;
-            if (top->block && !comma) {
-                comma = p;
-                comma_line = line;
-            }
-        } else if (*p == ';') {
-            top->conditional = 0;
-            if (top->block) {
-                const char *simple = simple_statement(statement, p);
-                if (comma && comma > simple && !is_declaration(simple)) {
-                    breach(comma_line, "a comma statement");
-                    area[area_of(file)].commas++;
-                }
-                statement = p + 1;
-                comma = NULL;
-            }
+// Where a walk through the blanked text is: brackets, statements, conditionals.
+typedef struct walk {
+    const char *text;
+    level stack[MAX_DEPTH];
+    int depth, line, conditionals;  // of this line
+    const char *statement, *comma;  // where the statement begins; its first comma outside of brackets
+    int statement_line, comma_line;
+    const char *function;           // head of the function around p, while function_depth >= 0
+    int function_depth, function_line;
+} walk;
+
+static void end_line(walk *w) {
+    if (w->conditionals > 1) {
+        breach(w->line, "%d conditionals on a line", w->conditionals);
+        area[area_of(file)].two_conditionals++;
+    }
+    w->conditionals = 0;
+    w->line++;
+}
+
+static void see_conditional(walk *w, const char *p) {
+    w->conditionals++;
+    for (int i = w->depth; i >= 0; i--) {
+        if (w->stack[i].open == '{' && w->stack[i].block && i < w->depth) break;
+        if (!w->stack[i].conditional) continue;
+        breach(w->line, "a conditional inside a conditional");
+        break;
+    }
+    w->stack[w->depth].conditional = 1;
+    if (!strncmp(p, "? 1 : 0", 7) && !is_word(p[7]) && p[7] != '.')
+        breach(w->line, "`? 1 : 0`: a condition is a number already");
+}
+
+static void begin_statement(walk *w, const char *p) {
+    w->statement = p;
+    w->comma = NULL;
+}
+
+static void open_bracket(walk *w, const char *p) {
+    const int block = *p == '{' && opens_block(w->text, p);
+    if (block && w->function_depth < 0 && w->depth == 0) {
+        const char *q = p - 1;
+        while (q > w->text && isspace((unsigned char)*q)) q--;
+        if (*q == ')') {
+            w->function_depth = w->depth;
+            w->function_line = w->statement_line;
+            w->function = w->statement;
         }
-        if (!isspace((unsigned char)*p) && p == statement + strspn(statement, " \n\t\r")) statement_line = line;
+    }
+    if (w->depth < MAX_DEPTH - 1) w->depth++;
+    w->stack[w->depth].open = *p;
+    w->stack[w->depth].block = block;
+    w->stack[w->depth].conditional = 0;
+    if (block) begin_statement(w, p + 1);
+}
+
+static void close_bracket(walk *w, const char *p) {
+    const int was_block = w->stack[w->depth].block && *p == '}';
+    if (w->depth > 0) w->depth--;
+    if (!was_block) return;
+    if (w->depth == w->function_depth) {
+        note_function(w->function, w->function_line, w->line);
+        w->function_depth = -1;
+    }
+    begin_statement(w, p + 1);
+}
+
+static void see_comma(walk *w, const char *p) {
+    w->stack[w->depth].conditional = 0;
+    if (!w->stack[w->depth].block || w->comma) return;
+    w->comma = p;
+    w->comma_line = w->line;
+}
+
+static void end_statement(walk *w, const char *p) {
+    w->stack[w->depth].conditional = 0;
+    if (!w->stack[w->depth].block) return;
+    const char *simple = simple_statement(w->statement, p);
+    if (w->comma && w->comma > simple && !is_declaration(simple)) {
+        breach(w->comma_line, "a comma statement");
+        area[area_of(file)].commas++;
+    }
+    begin_statement(w, p + 1);
+}
+
+static void check_statements(char *text) {
+    static walk w;
+    memset(&w, 0, sizeof w);
+    w.text = text;
+    w.stack[0].open = '{';
+    w.stack[0].block = 1;
+    w.line = w.statement_line = 1;
+    w.function_depth = -1;
+    w.statement = text;
+    for (char *p = text; *p; p++) {
+        if (*p == '\n') end_line(&w);
+        else if (*p == '?') see_conditional(&w, p);
+        else if (strchr("([{", *p)) open_bracket(&w, p);
+        else if (strchr(")]}", *p)) close_bracket(&w, p);
+        else if (*p == ',') see_comma(&w, p);
+        else if (*p == ';') end_statement(&w, p);
+        if (!isspace((unsigned char)*p) && p == w.statement + strspn(w.statement, " \n\t\r")) w.statement_line = w.line;
     }
 }
 
@@ -416,14 +448,14 @@ static int compare_ints(const void *a, const void *b) { return *(const int *)a -
 
 static void print_table(void) {
     static const char *const name[AREAS] = {"trainers, common/, rescale.cuh, tiny.c", "dev/", "test/"};
-    printf("| | lines | over 100 columns | over 120 | comma statements | two conditionals on a line | functions | median length "
-           "| longest |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    printf("| | lines | over 100 columns | over 120 | comma statements | two conditionals on a line | functions "
+           "| median length | longest |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     for (int i = 0; i < AREAS; i++) {
         numbers *a = &area[i];
         qsort(a->length, (size_t)a->functions, sizeof a->length[0], compare_ints);
         printf("| %s | %ld | %.1f %% | %ld | %ld | %ld | %d | %d | %d |\n", name[i], a->lines,
-               a->lines ? 100.0 * (double)a->over_100 / (double)a->lines : 0.0, a->over_120, a->commas, a->two_conditionals,
-               a->functions, a->functions ? a->length[a->functions / 2] : 0, a->longest);
+               a->lines ? 100.0 * (double)a->over_100 / (double)a->lines : 0.0, a->over_120, a->commas,
+               a->two_conditionals, a->functions, a->functions ? a->length[a->functions / 2] : 0, a->longest);
     }
     printf("\n| to own | lines, with all that it includes of ours |\n| --- | ---: |\n");
     for (int i = 0; i < n_names; i++) {

@@ -6,7 +6,7 @@
 #     sh dev/style.sh headers                only the headers
 #     sh dev/style.sh table                  the numbers of doc/house.md (dev/tables.sh calls it)
 #
-# Environment: CC, CXX, NVCC. A .h compiles as C11 where it is C and as C++17; a .cuh as C++17 in the CPU build and with nvcc.
+# Environment: CC, CXX, NVCC. A .h compiles as C11 where it is C, and as C++17; a .cuh as C++17 and with nvcc.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 cd "$(dirname "$0")/.." || exit 1
 cc=${CC:-cc} cxx=${CXX:-c++} nvcc=${NVCC:-nvcc}
@@ -21,8 +21,8 @@ files() {
     if git rev-parse --git-dir >/dev/null 2>&1; then
         git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' '*.cuh' '*.sh' '*.py' Makefile .ci/run
     else
-        find . -path ./build -prune -o -path ./out -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.sh' \
-            -o -name '*.py' -o -name Makefile \) -print | sed 's|^\./||' | sort
+        find . -path ./build -prune -o -path ./out -prune -o -type f \( -name '*.[ch]' -o -name '*.cu' \
+            -o -name '*.cuh' -o -name '*.sh' -o -name '*.py' -o -name Makefile \) -print | sed 's|^\./||' | sort
     fi
 }
 breaches() { # breaches [FILE...]
@@ -49,7 +49,9 @@ headers() {
         echo "#include \"$header\"" >"$work/alone.c"
         # shellcheck disable=SC2086
         case $header in
-        common/cuda_cpu.h) compiles "$header as C++17" "$cxx" -std=c++17 $warn -fsyntax-only -I. -x c++ "$work/alone.c" ;;
+        common/cuda_cpu.h)
+            compiles "$header as C++17" "$cxx" -std=c++17 $warn -fsyntax-only -I. -x c++ "$work/alone.c"
+            ;;
         *.h)
             compiles "$header as C11" "$cc" -std=c11 -D_GNU_SOURCE $warn -fsyntax-only -I. -x c "$work/alone.c"
             compiles "$header as C++17" "$cxx" -std=c++17 $warn -fsyntax-only -I. -x c++ "$work/alone.c"
@@ -60,7 +62,8 @@ headers() {
         common/cuda_cpu.h) ;;
         *.cuh)
             if command -v "$nvcc" >/dev/null 2>&1; then
-                compiles "$header with nvcc" "$nvcc" -std=c++17 -arch=sm_80 -I. -x cu -c "$work/alone.c" -o "$work/alone.o"
+                compiles "$header with nvcc" "$nvcc" -std=c++17 -arch=sm_80 -I. -x cu -c "$work/alone.c" \
+                    -o "$work/alone.o"
             else
                 skipped=$((skipped + 1))
                 echo "SKIP $header with nvcc: not installed"
