@@ -271,14 +271,16 @@ static int copy_name(char *out, const char *text, size_t len) {
 static void read_run(run *runs, int index, const char *argument) {
     run *r = &runs[index];
     const char *equals = strchr(argument, '=');
-    if (!equals || equals == argument || !equals[1]) cli_usage_error("compare", "expected NAME=LOGDIR, got '%s'", argument);
+    if (!equals || equals == argument || !equals[1])
+        cli_usage_error("compare", "expected NAME=LOGDIR, got '%s'", argument);
     memset(r, 0, sizeof *r);
     r->width = copy_name(r->name, argument, (size_t)(equals - argument));
     r->dir = equals + 1;
     for (int i = 0; i < index; i++) {
         if (!strcmp(runs[i].name, r->name)) cli_usage_error("compare", "two runs are called '%s'", r->name);
     }
-    if (strlen(r->dir) + 16 > LOG_PATH) cli_usage_error("compare", "the folder of run '%s' has too long a name", r->name);
+    if (strlen(r->dir) + 16 > LOG_PATH)
+        cli_usage_error("compare", "the folder of run '%s' has too long a name", r->name);
     read_log(r);
     read_report(r);
 }
@@ -347,7 +349,8 @@ enum { LABEL = 17, CELL = 9 };     // columns of the first column and of each nu
 // A number of four or five digits for a column of the table; n/a when it is not known.
 static const char *cell(char *out, size_t size, double v) {
     if (v == LOG_NA) snprintf(out, size, "n/a");
-    else if (!isfinite(v)) snprintf(out, size, "%s", isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
+    else if (isnan(v)) snprintf(out, size, "nan");
+    else if (isinf(v)) snprintf(out, size, "%s", v > 0 ? "inf" : "-inf");
     else if (v != 0 && (fabs(v) < 1e-3 || fabs(v) >= 1e4)) snprintf(out, size, "%.2e", v);
     else snprintf(out, size, "%.4f", v);
     return out;
@@ -391,8 +394,8 @@ static void print_curves(const run *runs, int n, int width, int max_rows) {
     char a[64], b[64], c[64];
     printf("%-*s", LABEL, "loss by epoch");
     for (int i = 0; i < n; i++) {
-        printf(" |%*s%*s%*s", width - (accuracy ? 2 : 1) * CELL, "train", CELL, "test", accuracy ? CELL : 0,
-               accuracy ? "accuracy" : "");
+        printf(" |%*s%*s", width - (accuracy ? 2 : 1) * CELL, "train", CELL, "test");
+        if (accuracy) printf("%*s", CELL, "accuracy");
     }
     putchar('\n');
     print_rule(n, width);
@@ -437,7 +440,9 @@ static void print_table(const run *runs, int n, const char *title, double target
     print_row("epochs to target", text, n, width);
     for (int i = 0; i < n; i++) {
         if (runs[i].best_accuracy == LOG_NA) snprintf(text[i], sizeof *text, "n/a");
-        else snprintf(text[i], sizeof *text, "%.2f%% (ep. %.6g)", 100 * runs[i].best_accuracy, runs[i].best_accuracy_epoch);
+        else
+            snprintf(text[i], sizeof *text, "%.2f%% (ep. %.6g)", 100 * runs[i].best_accuracy,
+                     runs[i].best_accuracy_epoch);
     }
     if (accuracy) print_row("best accuracy", text, n, width);
     for (int i = 0; i < n; i++) {
@@ -457,7 +462,8 @@ static void print_table(const run *runs, int n, const char *title, double target
     print_row("samples/s", text, n, width);
     if (!known(target)) printf("target: none, run %s has no training loss\n", runs[0].name);
     else if (own_target) printf("target: train loss <= %s\n", cell(number, sizeof number, target));
-    else printf("target: train loss <= %s, the last one of run %s\n", cell(number, sizeof number, target), runs[0].name);
+    else
+        printf("target: train loss <= %s, the last one of run %s\n", cell(number, sizeof number, target), runs[0].name);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -519,7 +525,7 @@ typedef struct {
     int clipped;                                   // an accuracy of epoch 0 lies outside of lo to hi
 } panel;
 
-// What a panel draws of a point, LOG_NA when there is nothing to draw: accuracies in percent, and numbers from which ranges can be made.
+// What a panel draws of a point: accuracies in percent, other numbers where ranges can be made of them; else LOG_NA.
 static double panel_value(const panel *p, const point *q) {
     if (p->what == TEST_ACCURACY) {
         const double a = q->test_accuracy;
@@ -593,9 +599,9 @@ static void scale_panel(panel *p, const run *runs, int n) {
             if (v > hi) hi = v;
         }
     }
-    p->x_lo = x_hi > first ? (first < 0.1 * x_hi ? 0 : first) : 0;
+    p->x_lo = x_hi > first && first >= 0.1 * x_hi ? first : 0;
     p->x_hi = x_hi > 0 ? x_hi : 1;
-    p->x_step = fmax(plot_step(p->x_hi - p->x_lo, 5), p->x_hi >= 2 ? 1 : 0);
+    p->x_step = fmax(plot_step(p->x_hi - p->x_lo, 5), p->x_hi >= 2);
     p->log_axis = p->what != TEST_ACCURACY && positive && hi > 0;
     p->n_ticks = 0;
     if (lo > hi) {  // nothing to draw
@@ -629,8 +635,8 @@ static void draw_axes(FILE *f, const panel *p, const char *y_title) {
         snprintf(text, sizeof text, "%.6g", v);                // 0.30000000000000004 is 0.3
         cli_number(text, sizeof text, strtod(text, NULL));
         fprintf(f, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", p->left, y, right, y);
-        fprintf(f, "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%s%s</text>\n", p->left - 8, y + 4, text,
-                p->what == TEST_ACCURACY ? "%" : "");
+        fprintf(f, "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%s%s</text>\n", p->left - 8, y + 4,
+                text, p->what == TEST_ACCURACY ? "%" : "");
     }
     double epochs[PLOT_TICKS];
     const int n_epochs = plot_ticks(epochs, p->x_lo, p->x_hi, p->x_step);
@@ -769,8 +775,8 @@ int main(int argc, char **argv) {
         CLI_INT("max-rows", &max_rows, "N", 0, CLI_NO_MAX, "lines of the table for the epochs, evenly spaced; 0: all"),
     };
     enum { N_OPTIONS = sizeof options / sizeof *options };
-    cli_parse("compare", "Compares training runs: a table side by side, CSV files and a plot.", "0.1.0", options, N_OPTIONS,
-              argc, argv);
+    cli_parse("compare", "Compares training runs: a table side by side, CSV files and a plot.", "0.1.0", options,
+              N_OPTIONS, argc, argv);
     for (int i = 0; i < rest.n; i++) read_run(runs, i, rest.v[i]);
     const int own_target = !isnan(target);
     if (!own_target) target = final_train_loss(&runs[0]);

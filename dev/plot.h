@@ -13,8 +13,8 @@
 
 enum { PLOT_TICKS = 12 };  // of an axis, at most
 
-// A step of 1, 2 or 5 times a power of ten that gives about `wanted` intervals, at most 9 for 5. Positive and finite for
-// every range >= 0.
+// A step of 1, 2 or 5 times a power of ten that gives about `wanted` intervals, at most 9 for 5. Positive and finite
+// for every range >= 0.
 static inline double plot_step(double range, int wanted) {
     const double raw = range / wanted;
     if (!(raw >= DBL_MIN)) return DBL_MIN;
@@ -25,8 +25,8 @@ static inline double plot_step(double range, int wanted) {
     return digits >= 1.5 ? 2 * power : power;
 }
 
-// The multiples of step from lo to hi, increasing, at most PLOT_TICKS. Returns their number. An integer counts them, for
-// a sum of floating-point numbers may stay where it is: 1e17 + 5 is 1e17.
+// The multiples of step from lo to hi, increasing, at most PLOT_TICKS. Returns their number. An integer counts them,
+// for a sum of floating-point numbers may stay where it is: 1e17 + 5 is 1e17.
 static inline int plot_ticks(double *ticks, double lo, double hi, double step) {
     const double first = ceil(lo / step - 1e-9);
     int n = 0;

@@ -48,7 +48,8 @@ static int read_rows(const char *path, const char *operation) {
                                precision, shape, &block, &ms, &p10, &p90, &runs, &rate, &gflops, &floor_ms, &percent);
         if (got != 13 || strcmp(op, operation) || n_points == MAX_POINTS) continue;
         if (!(percent >= 1e-300 && percent <= 1e300)) {
-            fprintf(stderr, "plot: %s: percent of %s, %s: expected a positive number, got %g\n", path, op, variant, percent);
+            fprintf(stderr, "plot: %s: percent of %s, %s: expected a positive number, got %g\n", path, op, variant,
+                    percent);
             exit(1);
         }
         point *p = &points[n_points];

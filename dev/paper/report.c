@@ -15,9 +15,9 @@
 //
 // A row of a CSV is one run: experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,
 // max_log_lambda,trace_ratio,rescale_seconds,train_seconds,c1,...,c20. c_k is the mean step loss over the k-th
-// twentieth of the run; c20 is the final training loss here. A run that diverged has inf there. It counts as one that has learned
-// nothing: no loss is taken as higher than `none` has in the first twentieth at the lowest rate. Seeds pair the runs: a
-// seed fixes the initial weights and the order of samples for all methods.
+// twentieth of the run; c20 is the final training loss here. A run that diverged has inf there. It counts as one that
+// has learned nothing: no loss is taken as higher than `none` has in the first twentieth at the lowest rate. Seeds pair
+// the runs: a seed fixes the initial weights and the order of samples for all methods.
 //
 //     final loss    Mean over seeds ± standard deviation of c20. A method's best learning rate has the lowest mean.
 //     time          Epochs (or steps) until the method is first down at the baseline's final loss (same seed, baseline
@@ -213,7 +213,8 @@ static double p_value(const double *x, int n) {
     const double s = deviation(x, n);
     if (s == 0) return 0;
     const double t = fabs(mean(x, n)) * sqrt(n) / s, theta = atan(t / sqrt(freedom)), c2 = cos(theta) * cos(theta);
-    double term = freedom % 2 ? cos(theta) : 1, sum = freedom == 1 ? 0 : term;
+    double term = freedom % 2 ? cos(theta) : 1;
+    double sum = freedom == 1 ? 0 : term;
     for (int k = freedom % 2 ? 3 : 2; k < freedom; k += 2) {
         term *= c2 * (k - 1) / k;
         sum += term;
@@ -729,7 +730,8 @@ static void plot(const char *title, int n_lists, char **lists) {
                               TOP + 20 + k / per_row * ENTRY_H, methods[groups[g].method[k]]);
     for (int k = 0; k < n_settings; k++)
         for (int g = 0; g < n_groups; g++) {
-            const int column = n_groups > 1 ? g : k % columns, row = n_groups > 1 ? k : k / columns;
+            const int column = n_groups > 1 ? g : k % columns;
+            const int row = n_groups > 1 ? k : k / columns;
             plot_panel(settings[k], groups, n_groups, g, LEFT + column * step, top + row * (PANEL_H + GAP_Y));
         }
     printf("</svg>\n");
