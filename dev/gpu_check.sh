@@ -10,12 +10,15 @@
 #     sanitizer   compute-sanitizer on small configurations
 #     bench       steps and rescalings, beside PyTorch on the same GPU; CSV files go to dev/bench/results/cuda as well
 #     kernels     dev/kernels: tests, times and tables
-# DIR (default out/gpu) gets a log of every step, and at the end of a stage one archive with all that it wrote, gpu-STAGE.tar.gz.
-# A stage ends with `N passed, N failed, N skipped`. A program that does not end within its limit has failed, and so has a step
-# for which no time is left. Exit status: 0, 1 after a failure, 2 usage, 77 without nvcc or without a GPU.
+# DIR (default out/gpu) gets a log of every step, and at the end of a stage one archive with all that it wrote,
+# gpu-STAGE.tar.gz.
+# A stage ends with `N passed, N failed, N skipped`. A program that does not end within its limit has
+# failed, and so has a step for which no time is left. Exit status: 0, 1 after a failure, 2 usage, 77 without nvcc or
+# without a GPU.
 #
-# Environment: STAGE_LIMIT=SECONDS for a stage (460); DEVICE=cpu DRY=1: the same stages in seconds, on the CPU build, reduced to a
-# sample of each (test/test_gpu_check.sh runs them), bench on the programs of BENCH_BUILD (build/cpu); JOBS=N for make (all processors).
+# Environment: STAGE_LIMIT=SECONDS for a stage (460); DEVICE=cpu DRY=1: the same stages in seconds, on the CPU build,
+# reduced to a sample of each (test/test_gpu_check.sh runs them), bench on the programs of BENCH_BUILD (build/cpu);
+# JOBS=N for make (all processors).
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 stages="build tests compare sanitizer bench kernels"
 device=${DEVICE:-cuda}
@@ -115,13 +118,16 @@ tests_stage() {
     step tests-on-gpu 460 env ONLY=device TEST_LIMIT=150 sh test/run.sh build/cuda build/c
 }
 
-# The same steps on both devices: losses agree at every step. Rounding errors grow with the steps: a ReLU or a max-pool that sees one
-# decides the other way, and deep nets amplify that. So learning rates are small; measured between two matrix products on a CPU, the
-# largest difference in 100 steps is 2e-4 for small and 4e-4 for resnet18.
+# The same steps on both devices: losses agree at every step. Rounding errors grow with the steps: a ReLU or a max-pool
+# that sees one decides the other way, and deep nets amplify that. So learning rates are small; measured between two
+# matrix products on a CPU, the largest difference in 100 steps is 2e-4 for small and 4e-4 for resnet18.
 agree() { # agree STEPS TOLERANCE FILE FILE: compares the losses of two runs
     paste -d, "$3" "$4" | awk -F, -v steps="$1" -v tolerance="$2" '
         { d = $4 - $13; if (d < 0) d = -d; r = d / $4; if (r > worst) worst = r; n++ }
-        END { printf "%d steps, largest relative difference of the loss %.2e\n", n, worst; exit !(n == steps && worst < tolerance) }'
+        END {
+            printf "%d steps, largest relative difference of the loss %.2e\n", n, worst
+            exit !(n == steps && worst < tolerance)
+        }'
 }
 both() { # both NET STEPS TOLERANCE TRAINER OPTIONS...
     net=$1 steps=$2 tolerance=$3 trainer=$4
@@ -145,21 +151,26 @@ compare_stage() {
         return
     fi
     both mlp 200 1e-3 train_mlp --data images --limit 2048
-    both small 100 2e-3 train_cnn --data images --limit 1024 --model small --norm batch --augment --batch-size 32 --optimizer sgd --lr 0.001
-    both resnet18 100 2e-3 train_cnn --data images --limit 1024 --model resnet18 --width 0.25 --batch-size 32 --optimizer sgd --lr 2e-5
+    images="--data images --limit 1024 --batch-size 32 --optimizer sgd"
+    # shellcheck disable=SC2086
+    both small 100 2e-3 train_cnn $images --model small --norm batch --augment --lr 0.001
+    # shellcheck disable=SC2086
+    both resnet18 100 2e-3 train_cnn $images --model resnet18 --width 0.25 --lr 2e-5
 }
 
 # compute-sanitizer needs a debugger's access to the GPU, which some machines refuse: one tiny run finds out.
 sanitizer_stage() {
     sanitize="compute-sanitizer --error-exitcode 9 --tool"
-    mlp="build/$device/train_mlp --data moons --layers 2,16,2 --limit 256 --norm batch --optimizer adamw --eval-every 0 --quiet"
+    mlp="build/$device/train_mlp --data moons --layers 2,16,2 --limit 256 --norm batch --optimizer adamw"
+    mlp="$mlp --eval-every 0 --quiet"
     cnn="build/$device/train_cnn --data images --limit 40 --batch-size 20 --eval-every 0 --quiet"
     if ! command -v compute-sanitizer >/dev/null 2>&1; then
         skip sanitizer "compute-sanitizer is not installed"
         return
     fi
     # shellcheck disable=SC2086
-    limited 60 $sanitize memcheck build/$device/train_mlp --data moons --layers 2,4,2 --limit 8 --steps 0 --quiet >"$out/probe.log" 2>&1
+    limited 60 $sanitize memcheck build/$device/train_mlp --data moons --layers 2,4,2 --limit 8 --steps 0 --quiet \
+        >"$out/probe.log" 2>&1
     probe=$?
     if [ $probe -ne 0 ] && [ $probe -ne 9 ]; then
         skip sanitizer "compute-sanitizer does not work here (exit status $probe): $(tail -n 1 "$out/probe.log")"
@@ -168,16 +179,19 @@ sanitizer_stage() {
     # shellcheck disable=SC2086
     for tool in memcheck racecheck initcheck synccheck; do
         step "sanitizer-$tool" 60 $sanitize $tool $mlp --steps 3
-        [ "$dry" = 1 ] || step "sanitizer-cnn-$tool" 90 $sanitize $tool $cnn --width 0.25 --norm batch --augment --optimizer adamw --steps 3
+        [ "$dry" = 1 ] || step "sanitizer-cnn-$tool" 90 $sanitize $tool $cnn --width 0.25 --norm batch --augment \
+            --optimizer adamw --steps 3
     done
     # shellcheck disable=SC2086
-    [ "$dry" = 1 ] || step sanitizer-resnet18-memcheck 120 $sanitize memcheck $cnn --model resnet18 --width 0.1 --shortcut projection --steps 2
+    [ "$dry" = 1 ] || step sanitizer-resnet18-memcheck 120 $sanitize memcheck $cnn --model resnet18 --width 0.1 \
+        --shortcut projection --steps 2
 }
 
 bench_stage() {
     export RESULTS="$out/results"
     if [ "$dry" = 1 ]; then
-        step bench 60 env LIMIT="${LIMIT:-60}" BENCH_SECONDS=0.001 PYTHON="${PYTHON:-false}" sh dev/bench/run.sh "${BENCH_BUILD:-build/cpu}" build/none
+        step bench 60 env LIMIT="${LIMIT:-60}" BENCH_SECONDS=0.001 PYTHON="${PYTHON:-false}" \
+            sh dev/bench/run.sh "${BENCH_BUILD:-build/cpu}" build/none
     else
         step bench 460 env LIMIT=220 BENCH_SECONDS=0.3 PEER_BUDGET=100 sh dev/bench/run.sh build/cuda build/c
         mkdir -p dev/bench/results/cuda
@@ -195,7 +209,8 @@ kernels_stage() {
     # Variants: all of them, 0.1 s of timing each; the tables of dev/kernels/README.md get GPU columns.
     step kernels-build 200 make -j "$jobs" DEVICE=cuda kernels-list
     # shellcheck disable=SC2046
-    step kernels-test 200 sh dev/kernels/run.sh test build/cuda $(for f in dev/kernels/*.cu; do basename "$f" .cu; done | grep -v '^broken$')
+    step kernels-test 200 sh dev/kernels/run.sh test build/cuda \
+        $(for f in dev/kernels/*.cu; do basename "$f" .cu; done | grep -v '^broken$')
     step kernels-bench 300 make DEVICE=cuda SECONDS_EACH=0.1 kernels-bench
     step kernels-report 60 make DEVICE=cuda kernels-report
     mkdir -p "$out/results"

@@ -23,11 +23,13 @@ mkdir -p out || exit 1
 for method in none pathcond enorm; do
     echo
     echo "== $trainer --data $data --rescale $method --lr 0.01 $*"
-    "$trainer" --data $data --rescale $method --lr 0.01 --log-dir out/$method --overwrite --report out/$method/report.json --checkpoint-every 0 "$@" || exit
+    "$trainer" --data $data --rescale $method --lr 0.01 --log-dir out/$method --overwrite \
+        --report out/$method/report.json --checkpoint-every 0 "$@" || exit
 done
 echo
-"$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out none=out/none pathcond=out/pathcond enorm=out/enorm || exit
-# The losses above are snapshots at the end of an epoch and jump with its last batches; averaged over one epoch of steps:
+"$compare" --title "MLP on $data: not rescaled, PathCond, ENorm" --out out \
+    none=out/none pathcond=out/pathcond enorm=out/enorm || exit
+# The losses above are snapshots at the end of an epoch and jump with its last batches. So here averaged over an epoch:
 target=$(sh dev/window_loss.sh out/none/log.csv | cut -d, -f1)
 echo "training loss averaged over one epoch of steps, and the epoch at which it reached the last one of run none:"
 for method in none pathcond enorm; do

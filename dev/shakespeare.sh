@@ -3,8 +3,8 @@
 #
 #     sh dev/shakespeare.sh TRAINER COMPARE [options, e.g. --epochs 3 --rescale none]
 #
-# Data through data/get_data.sh; where no source can be reached, the built-in grammar. Results in out/shakespeare/: log.csv, report.json, checkpoints,
-# model.safetensors, compare.svg (training and validation loss by epoch).
+# Data through data/get_data.sh; where no source can be reached, the built-in grammar. Results in out/shakespeare/:
+# log.csv, report.json, checkpoints, model.safetensors, compare.svg (training and validation loss by epoch).
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 trainer=$1 compare=$2 out=out/shakespeare
 if [ $# -lt 2 ]; then
@@ -19,6 +19,8 @@ if ! sh data/get_data.sh shakespeare; then
     echo "tiny Shakespeare could not be had: using the built-in grammar instead (--data grammar)"
 fi
 mkdir -p out || exit 1
-echo "== $trainer --data $data --log-dir $out --overwrite --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: $*"
-"$trainer" --data $data --log-dir $out --overwrite --report $out/report.json --save $out/model.safetensors --sample 500 --prompt ROMEO: "$@" || exit
+set -- --data $data --log-dir $out --overwrite --report $out/report.json --save $out/model.safetensors \
+    --sample 500 --prompt ROMEO: "$@"
+echo "== $trainer $*"
+"$trainer" "$@" || exit
 "$compare" --test-loss --title "tiny transformer on $data: cross-entropy in nats per byte" --out $out model=$out

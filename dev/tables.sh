@@ -3,8 +3,8 @@
 #
 #     sh dev/tables.sh README.md dev/kernels/README.md ...
 #
-# What stands between a line `<!-- table COMMAND -->` and the next `<!-- end -->` is replaced by what `sh COMMAND` prints, run in the
-# repository's root. A file in which a command fails stays as it is; exit status 1.
+# What stands between a line `<!-- table COMMAND -->` and the next `<!-- end -->` is replaced by what `sh COMMAND`
+# prints, run in the repository's root. A file in which a command fails stays as it is; exit status 1.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 for file in "$@"; do
     if awk '

@@ -1,12 +1,15 @@
 #!/bin/sh
 # run.sh -- `make bench`: runs the benchmarks, keeps their CSV files and prints them as tables.
 #
-#     sh dev/bench/run.sh DEVICE_BUILD C_BUILD [NAME]      NAME: only benchmarks whose name contains it (make bench BENCH=cnn)
+#     sh dev/bench/run.sh DEVICE_BUILD C_BUILD [NAME]
 #
-# Each benchmark is followed by its peer in PyTorch (peer_torch*.py, on the same device) where torch is installed. On a GPU those
-# of the CPU alone are left out. A program that fails or takes too long is named, the others still run, the exit status is 1.
-# Environment: RESULTS=DIR instead of dev/bench/results (on a GPU dev/bench/results/cuda); LIMIT=SECONDS for each program (1800);
-# BENCH_SECONDS=X of timing for each row (1); PEER_BUDGET=SECONDS after which a peer begins no row; PYTHON=python3.
+# NAME: only benchmarks whose name contains it (make bench BENCH=cnn).
+# Each benchmark is followed by its peer in PyTorch (peer_torch*.py, on the same device) where torch is installed. On a
+# GPU those of the CPU alone are left out. A program that fails or takes too long is named, the others still run, the
+# exit status is 1.
+# Environment: RESULTS=DIR instead of dev/bench/results (on a GPU dev/bench/results/cuda); LIMIT=SECONDS for each
+# program (1800); BENCH_SECONDS=X of timing for each row (1); PEER_BUDGET=SECONDS after which a peer begins no row;
+# PYTHON=python3.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 device=$1 host=$2 only=${3:-}
 if [ $# -lt 2 ]; then
@@ -23,7 +26,7 @@ esac
 mkdir -p "$results" || exit 1
 failures=0
 
-# measure NAME COMMAND...: the command's output becomes NAME.csv when it succeeds. Status 77 means that it cannot run here.
+# measure NAME COMMAND...: the command's output becomes NAME.csv when it succeeds. Status 77: it cannot run here.
 measure() {
     name=$1
     shift
@@ -68,7 +71,8 @@ if "$python" -c 'import torch' 2>/dev/null; then
     for peer in "$here"/peer_torch*.py; do
         name=$(basename "$peer" .py)
         if grep -q -- '"--device"' "$peer"; then
-            measure "$name" "$python" "$peer" --device "$on" --seconds "${BENCH_SECONDS:-1}" ${PEER_BUDGET:+--budget "$PEER_BUDGET"}
+            measure "$name" "$python" "$peer" --device "$on" --seconds "${BENCH_SECONDS:-1}" \
+                ${PEER_BUDGET:+--budget "$PEER_BUDGET"}
         elif [ "$on" = cpu ]; then
             measure "$name" "$python" "$peer"
         else

@@ -3,8 +3,8 @@
 #
 #     sh dev/bench/table.sh FILE.csv [COLUMN,COLUMN,... [PEER.csv [PATTERN]]]
 #
-# PEER.csv: its columns may be asked for as well; its row is the one with the same first field (and that matches PATTERN). A column
-# A/B is the quotient of two columns.
+# PEER.csv: its columns may be asked for as well; its row is the one with the same first field (and that matches
+# PATTERN). A column A/B is the quotient of two columns.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 awk -F, -v want="${2:-}" -v peer="${3:-}" -v pattern="${4:-}" '
 function value(name,    part, n) {

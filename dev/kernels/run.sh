@@ -1,11 +1,12 @@
 #!/bin/sh
 # run.sh -- runs the programs of dev/kernels: make kernels-list, kernels-test, kernels-bench, kernels-report.
 #
-#     sh dev/kernels/run.sh list|test|bench|report BUILD NAME...       BUILD: build/cpu or build/cuda; NAME...: the programs
+#     sh dev/kernels/run.sh list|test|bench|report BUILD NAME...   BUILD: build/cpu or build/cuda; NAME...: the programs
 #
 # Environment: OP, VARIANT, SHAPE narrow list, test and bench; SECONDS_EACH: of timing for a variant (1).
-#   test     every program in forward, reverse and random thread order (CPU), the deliberate mistakes, a short benchmark, and
-#            whether README.md, the list and the plots are those of the code and the CSV files. Ends with `N passed, N failed, N skipped`.
+#   test     every program in forward, reverse and random thread order (CPU), the deliberate mistakes, a short
+#            benchmark, and whether README.md, the list and the plots are those of the code and the CSV files. Ends with
+#            `N passed, N failed, N skipped`.
 #   bench    tables on stdout; without VARIANT and SHAPE also results/DEVICE/NAME.csv, one file per program
 #   report   results/variants.txt, the tables of README.md and results/DEVICE/OPERATION.svg
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
@@ -13,8 +14,8 @@ command=$1 build=$2
 shift 2
 here=dev/kernels
 device=$(basename "$build")
-# Spinning threads wait for each other on a busy machine. Benchmarks leave the choice to OpenMP, as trainers do: waking a thread takes
-# longer than many a kernel.
+# Spinning threads wait for each other on a busy machine. Benchmarks leave the choice to OpenMP, as trainers do: waking
+# a thread takes longer than many a kernel.
 [ "$command" = bench ] || export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 [ $# -gt 0 ] || { echo "no operation or file of $here is called '$OP'" >&2; exit 2; }
 
@@ -51,9 +52,17 @@ bench)
     mkdir -p "$results"
     for name; do
         csv=$results/$name.csv
-        run_one "$name" bench --seconds "${SECONDS_EACH:-1}" >"$csv.part" || { cat "$csv.part"; rm -f "$csv.part"; exit 1; }
+        if ! run_one "$name" bench --seconds "${SECONDS_EACH:-1}" >"$csv.part"; then
+            cat "$csv.part"
+            rm -f "$csv.part"
+            exit 1
+        fi
         sh dev/bench/table.sh "$csv.part"
-        if [ -z "$VARIANT$SHAPE" ] && { [ -z "$OP" ] || [ -e "$here/$OP.cu" ]; }; then mv "$csv.part" "$csv"; else rm -f "$csv.part"; fi
+        if [ -z "$VARIANT$SHAPE" ] && { [ -z "$OP" ] || [ -e "$here/$OP.cu" ]; }; then
+            mv "$csv.part" "$csv"
+        else
+            rm -f "$csv.part"
+        fi
     done
     ;;
 report)
@@ -67,13 +76,29 @@ test)
     [ "$device" = cpu ] || orders=forward
     # add NAME STATUS: adds the closing line of the log
     add() {
-        counts=$(sed -n 's/^\([0-9][0-9]*\) passed, \([0-9][0-9]*\) failed, \([0-9][0-9]*\) skipped$/\1 \2 \3/p' "$log/out" | tail -n 1)
+        number='\([0-9][0-9]*\)'
+        counts=$(sed -n "s/^$number passed, $number failed, $number skipped\$/\\1 \\2 \\3/p" "$log/out" | tail -n 1)
         title=$1 status=$2
         # shellcheck disable=SC2086
         set -- ${counts:-0 1 0}
         passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
         if [ "$status" -ne 0 ] || [ "$2" -ne 0 ]; then cat "$log/out"; fi
         printf '%-44s %d passed, %d failed, %d skipped\n' "$title" "$1" "$2" "$3"
+    }
+    # verdict NAME STATUS: one check, passed when the status is 0
+    verdict() {
+        if [ "$2" -eq 0 ]; then
+            echo "1 passed, 0 failed, 0 skipped" >>"$log/out"
+        else
+            echo "0 passed, 1 failed, 0 skipped" >>"$log/out"
+        fi
+        add "$1" 0
+    }
+    says_once() { [ "$(grep -c "$1" "$log/out")" -eq 1 ]; }
+    same_plots() {
+        (cd "$log/new/results" && find . -name '*.svg') | while read -r svg; do
+            cmp -s "$log/new/results/$svg" "$here/results/$svg" || exit 1
+        done
     }
     for name; do
         for order in $orders; do
@@ -91,43 +116,31 @@ test)
     if [ -z "$OP$VARIANT$SHAPE" ]; then
         sh "$here/test_broken.sh" "$build/$here/broken" "$build/$here/bias_relu" >"$log/out" 2>&1
         add "kernels: deliberate mistakes" $?
-        if "$build/$here/bias_relu" bench --smoke >"$log/csv" 2>"$log/out" && [ "$(grep -c '^bias_relu,' "$log/csv")" -ge 5 ]; then
-            echo "1 passed, 0 failed, 0 skipped" >>"$log/out"
-        else
-            echo "0 passed, 1 failed, 0 skipped" >>"$log/out"
-        fi
-        add "kernels: a short benchmark" 0
+        "$build/$here/bias_relu" bench --smoke >"$log/csv" 2>"$log/out" &&
+            [ "$(grep -c '^bias_relu,' "$log/csv")" -ge 5 ]
+        verdict "kernels: a short benchmark" $?
         right=0
         for percent in 0 -1 nan inf; do # which have no place on a logarithmic axis
             echo "x,a,fp32,8,1,1,1,1,1,1,1,1,$percent" >"$log/csv"
             (ulimit -t 5 && ulimit -f 2000 && exec "build/c/$here/plot" "$log/csv" x x) >"$log/svg" 2>"$log/out"
-            [ $? -eq 1 ] && [ "$(grep -c 'percent of x, a: expected a positive number' "$log/out")" -eq 1 ] && right=$((right + 1))
+            [ $? -eq 1 ] && says_once 'percent of x, a: expected a positive number' && right=$((right + 1))
         done
         echo "$right passed, $((4 - right)) failed, 0 skipped" >"$log/out"
         add "kernels: percentages that cannot be drawn" 0
         # A device with 99 KiB of shared memory: the block size that needs more is left out and named, nothing fails.
         if [ "$device" = cpu ] && [ -x "$build/$here/gemm" ]; then
             CUDA_CPU_SHARED_KIB=99 "$build/$here/gemm" test --variant tensor_tf32 --shape 16x16x16 >"$log/out" 2>&1
-            status=$?
-            if [ $status -eq 0 ] && [ "$(grep -c '^SKIP gemm/tensor_tf32 16x16x16 block 256: needs 108544 bytes' "$log/out")" -eq 1 ]; then
-                echo "1 passed, 0 failed, 0 skipped" >>"$log/out"
-            else
-                echo "0 passed, 1 failed, 0 skipped" >>"$log/out"
-            fi
-            add "kernels: a device with less shared memory" 0
+            [ $? -eq 0 ] && says_once '^SKIP gemm/tensor_tf32 16x16x16 block 256: needs 108544 bytes'
+            verdict "kernels: a device with less shared memory" $?
         fi
         # What is generated is what is committed.
         list_all "$@" >"$log/variants.txt"
         cp "$here/README.md" "$log/README.md"
         report "$log/new" && sh dev/tables.sh "$log/README.md"
-        if cmp -s "$log/variants.txt" "$here/results/variants.txt" && cmp -s "$log/README.md" "$here/README.md" &&
-            (cd "$log/new/results" && find . -name '*.svg') | while read -r svg; do cmp -s "$log/new/results/$svg" "$here/results/$svg" || exit 1; done; then
-            echo "1 passed, 0 failed, 0 skipped" >"$log/out"
-        else
-            { echo "the list, the tables or the plots are not those of the code and the CSV files: make -C dev/kernels report"
-              echo "0 passed, 1 failed, 0 skipped"; } >"$log/out"
-        fi
-        add "kernels: tables and plots are current" 0
+        echo "the list, the tables or the plots are not current: make -C dev/kernels report" >"$log/out"
+        cmp -s "$log/variants.txt" "$here/results/variants.txt" && cmp -s "$log/README.md" "$here/README.md" &&
+            same_plots
+        verdict "kernels: tables and plots are current" $?
     fi
     echo "$passed passed, $failed failed, $skipped skipped"
     [ $failed -eq 0 ] && [ $passed -gt 0 ]

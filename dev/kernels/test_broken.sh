@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_broken.sh BROKEN PROGRAM -- does the harness find deliberate mistakes? BROKEN is the program of broken.cu, PROGRAM any other one of
-# dev/kernels, for its command line. The last line is `N passed, N failed, N skipped`.
+# test_broken.sh BROKEN PROGRAM -- does the harness find deliberate mistakes? BROKEN is the program of broken.cu,
+# PROGRAM any other one of dev/kernels, for its command line. The last line is `N passed, N failed, N skipped`.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 broken=$1 program=$2
 out=$(mktemp) || exit 1
@@ -58,6 +58,8 @@ expect no-command 2 "list|test|bench" "$program"
 expect unknown-command 2 "none of list, test, bench" "$program" measure
 expect unknown-variant 2 "no variant is called so" "$program" list --variant no_such_variant
 expect unknown-operation 2 "no variant is called so" "$program" test --op no_such_operation
-for shape in 3x 0x1x1 1x1 1x1x1x1x1x1x1x1x1 axbxc; do expect "shape $shape" 2 "a shape of" "$broken" test --shape $shape; done
+for shape in 3x 0x1x1 1x1 1x1x1x1x1x1x1x1x1 axbxc; do
+    expect "shape $shape" 2 "a shape of" "$broken" test --shape $shape
+done
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed -eq 0 ]

@@ -1,18 +1,20 @@
 #!/bin/sh
-# run.sh -- the experiments: make -C dev/paper moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions | all
+# run.sh -- the experiments, which make -C dev/paper NAME runs.
 #
-#     [QUICK=1] sh dev/paper/run.sh NAME       trains what is not there yet, then writes dev/paper/results/NAME[_full].csv
+#     [QUICK=1] sh dev/paper/run.sh NAME     trains what is not there yet, then writes dev/paper/results/NAME[_full].csv
 #
+# NAME: moons, fc-depth, allconv, autoencoder, scale, held-out, cost, explosions. Environment:
 #     NETS="..." INITS="..." RATES="..." METHODS="..." SEEDS="..."    only these; then it is NAME[_full]_part.csv
-#     JOBS=N     runs at once (default: processors), each on THREADS=N threads (default 1)
-#     OUT=DIR    rows of finished runs (default out/paper/experiments);  RESULTS=DIR    CSV files (default dev/paper/results)
+#     JOBS=N         runs at once (default: processors), each on THREADS=N threads (default 1)
+#     OUT=DIR        rows of finished runs (default out/paper/experiments)
+#     RESULTS=DIR    CSV files (default dev/paper/results)
 #
-# QUICK=1: minutes on two processors, smaller nets and fewer samples; without it the sizes of the paper, for a GPU. A finished run leaves
-# one row and is not repeated, unless its command line has changed; one that was stopped begins anew. A run that diverges is a result
-# (inf); any other error stops the experiment.
+# QUICK=1: minutes on two processors, smaller nets and fewer samples; without it the sizes of the paper, for a GPU. A
+# finished run leaves one row and is not repeated, unless its command line has changed; one that was stopped begins
+# anew. A run that diverges is a result (inf); any other error stops the experiment.
 #
-# A configuration is NET INIT LR METHOD SEED. For a seed, all methods have the same initial weights and the same batches.
-# Methods: method_flags. Nets, rates, seeds: lists. What they are on the command line of a trainer: run_flags. Columns: report.c.
+# A configuration is NET INIT LR METHOD SEED. For a seed, all methods have the same initial weights and batches.
+# Methods: method_flags. Nets, rates, seeds: lists. A run's trainer and options: run_flags. Columns: report.c.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 out=${OUT:-out/paper/experiments} results=${RESULTS:-dev/paper/results}
 quick=${QUICK:-0}
@@ -25,23 +27,25 @@ suffix=
 # method_flags METHOD STEPS: what it is on the command line; STEPS of the run.
 method_flags() {
     often="--rescale-every $((($2 + 19) / 20))steps"
+    pathcond="--rescale pathcond"
+    enorm="--rescale enorm --rescale-solver sweeps --rescale-sweeps 1"
     case $1 in
     none) echo "--rescale none" ;;
-    pathcond) echo "--rescale pathcond" ;;                                                   # the optimum
-    sweeps1) echo "--rescale pathcond --rescale-solver unit-sweeps --rescale-sweeps 1" ;;
-    sweeps10) echo "--rescale pathcond --rescale-solver unit-sweeps --rescale-sweeps 10" ;;  # as published
-    bound1) echo "--rescale pathcond --rescale-max-log 1" ;;                                 # |log lambda| <= 1
-    within) echo "--rescale pathcond --rescale-within" ;;                                    # means of the layers taken out
-    weights) echo "--rescale pathcond --rescale-paths weights" ;;                            # paths from biases left out
-    trace) echo "--rescale pathcond --rescale-max-trace 1" ;;                                # the optimum where the trace of G does not grow
-    trace1.5) echo "--rescale pathcond --rescale-max-trace 1.5" ;;
-    repeated) echo "--rescale pathcond $often" ;;                                            # 20 times during the run
-    pool-max) echo "--rescale pathcond --rescale-pool max" ;;                                # paths of the largest of a pool only
-    control) echo "--rescale pathcond --rescale-strength 0.001" ;;                           # next to nothing: what chance does
-    enorm) echo "--rescale enorm" ;;                                                         # its optimum, once
-    enorm-step) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 --rescale-every 1steps" ;;  # as its authors run it
-    enorm-epoch) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 --rescale-every 1epochs" ;;
-    enorm-20) echo "--rescale enorm --rescale-solver sweeps --rescale-sweeps 1 $often" ;;    # one cycle, 20 times
+    pathcond) echo "$pathcond" ;;                                             # the optimum
+    sweeps1) echo "$pathcond --rescale-solver unit-sweeps --rescale-sweeps 1" ;;
+    sweeps10) echo "$pathcond --rescale-solver unit-sweeps --rescale-sweeps 10" ;; # as published
+    bound1) echo "$pathcond --rescale-max-log 1" ;;                           # |log lambda| <= 1
+    within) echo "$pathcond --rescale-within" ;;                              # means of the layers taken out
+    weights) echo "$pathcond --rescale-paths weights" ;;                      # paths from biases left out
+    trace) echo "$pathcond --rescale-max-trace 1" ;;                          # the trace of G does not grow
+    trace1.5) echo "$pathcond --rescale-max-trace 1.5" ;;
+    repeated) echo "$pathcond $often" ;;                                      # 20 times during the run
+    pool-max) echo "$pathcond --rescale-pool max" ;;                          # paths of the largest of a pool only
+    control) echo "$pathcond --rescale-strength 0.001" ;;                     # next to nothing: what chance does
+    enorm) echo "--rescale enorm" ;;                                          # its optimum, once
+    enorm-step) echo "$enorm --rescale-every 1steps" ;;                       # as its authors run it
+    enorm-epoch) echo "$enorm --rescale-every 1epochs" ;;
+    enorm-20) echo "$enorm $often" ;;                                         # one cycle, 20 times
     *) echo "unknown method $1" >&2; return 1 ;;
     esac
 }
@@ -49,15 +53,20 @@ method_flags() {
 # widths N WIDTH: WIDTH,WIDTH,... N times
 widths() { i=0; while [ $i -lt "$1" ]; do printf ',%d' "$2"; i=$((i + 1)); done; }
 
-# lists EXPERIMENT: sets $nets, $inits, $rates, $methods, $seeds, and the data sets in $needs. An init is uniform or normal, and maybe xSCALE.
+# lists EXPERIMENT: sets $nets, $inits, $rates, $methods, $seeds, and the data sets in $needs.
+# An init is uniform or normal, and maybe xSCALE.
 lists() {
     seeds="1 2 3 4 5" inits=uniform needs=
-    methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control enorm enorm-20 enorm-step"
+    methods="none pathcond sweeps1 sweeps10 bound1 within weights trace trace1.5 repeated control"
+    methods="$methods enorm enorm-20 enorm-step"
     [ "$size" = quick ] && seeds="1 2 3"
     case $1-$size in
     moons-quick) nets="2-8x5-2 2-32x5-2" seeds="1 2 3 4 5" rates="0.001 0.01 0.1 0.3 1 3" ;;
     moons-full) nets="2-2x5-2 2-4x5-2 2-8x5-2 2-16x5-2 2-32x5-2" rates="0.0001 0.001 0.01 0.1 0.3 1 3" ;;
-    fc-depth-quick) nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5" rates="0.001 0.01 0.1 0.3 1" ;;
+    fc-depth-quick)
+        nets="fashion-500x3 fashion-500x5 fashion-500x5-bn cifar10-500x3 cifar10-500x5"
+        rates="0.001 0.01 0.1 0.3 1"
+        ;;
     fc-depth-full)
         nets='' inits="uniform normal" rates="0.0001 0.001 0.01 0.1 0.3 1"
         for data in cifar10 fashion; do for k in 3 4 5 6 7 8; do nets="$nets $data-500x$k $data-500x$k-bn"; done; done
@@ -65,23 +74,39 @@ lists() {
     allconv-quick) nets="allconv/4 allconv/8-bn small/2" rates="0.005 0.02 0.05 0.1" ;;
     allconv-full) nets="allconv allconv-bn small" inits="uniform normal" rates="0.001 0.01 0.05 0.1" ;;
     autoencoder-quick) nets="mnist-100-30 mnist-32-4 fashion-100-30 fashion-32-4" rates="0.1 0.3 1 3 10" ;;
-    autoencoder-full) nets="mnist-100-30 mnist-64-8 mnist-32-4 fashion-100-30 fashion-64-8 fashion-32-4" inits="uniform normal" rates="0.01 0.03 0.1 0.3 1 3 10" ;;
-    scale-quick) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.3 uniform uniformx3" rates="0.001 0.01 0.03 0.1 0.3 1 3" ;;
-    scale-full) nets="constant pyramid bottleneck encoder-decoder" inits="uniformx0.1 uniformx0.3 uniform uniformx3 uniformx10" rates="0.001 0.003 0.01 0.03 0.1 0.3 1 3" ;;
-    held-out-*) nets="moons:2-16x3-2 fc-depth:fashion-300x4 autoencoder:mnist-64-8 scale:trapezoid allconv:small/4" inits="uniform normal" rates="0.02 0.1 0.5 2" seeds="11 12 13 14 15" ;;
+    autoencoder-full)
+        nets="mnist-100-30 mnist-64-8 mnist-32-4 fashion-100-30 fashion-64-8 fashion-32-4"
+        inits="uniform normal" rates="0.01 0.03 0.1 0.3 1 3 10"
+        ;;
+    scale-quick)
+        nets="constant pyramid bottleneck encoder-decoder"
+        inits="uniformx0.3 uniform uniformx3" rates="0.001 0.01 0.03 0.1 0.3 1 3"
+        ;;
+    scale-full)
+        nets="constant pyramid bottleneck encoder-decoder"
+        inits="uniformx0.1 uniformx0.3 uniform uniformx3 uniformx10" rates="0.001 0.003 0.01 0.03 0.1 0.3 1 3"
+        ;;
+    held-out-*)
+        nets="moons:2-16x3-2 fc-depth:fashion-300x4 autoencoder:mnist-64-8 scale:trapezoid allconv:small/4"
+        inits="uniform normal" rates="0.02 0.1 0.5 2" seeds="11 12 13 14 15"
+        ;;
     esac
     case $1 in
     moons) inits="uniform normal" ;;
-    fc-depth) needs="fashion-mnist cifar10" methods="none pathcond sweeps10 bound1 within weights trace repeated enorm-epoch enorm-step" ;;
+    fc-depth)
+        needs="fashion-mnist cifar10"
+        methods="none pathcond sweeps10 bound1 within weights trace repeated enorm-epoch enorm-step"
+        ;;
     allconv) needs=cifar10 methods="none pathcond sweeps10 bound1 weights trace enorm-step" ;;
     autoencoder) needs="mnist fashion-mnist" methods="none pathcond sweeps10 bound1 within trace repeated enorm-step" ;;
     scale) needs=fashion-mnist methods="none pathcond bound1 within trace control enorm" ;;
     held-out) needs="mnist fashion-mnist cifar10" methods="none pathcond bound1 trace control" ;;
     esac
-    nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates} methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
+    nets=${NETS:-$nets} inits=${INITS:-$inits} rates=${RATES:-$rates}
+    methods=${METHODS:-$methods} seeds=${SEEDS:-$seeds}
 }
 
-# run_flags EXPERIMENT NET INIT: trainer and options of a run without learning rate, method and seed in $flags; its $steps.
+# run_flags EXPERIMENT NET INIT: sets $steps and $flags, trainer and options without learning rate, method and seed.
 run_flags() {
     case $2 in
     *:*) # EXPERIMENT:NET
@@ -140,11 +165,12 @@ run_flags() {
     case $3 in *x*) flags="$flags --init-scale ${3#*x}" ;; esac
 }
 
-# value KEY: a number of the report $json
-value() { sed -n "s/.*\"$1\": \([^,]*\),*$/\1/p" "$json" | head -n 1 | sed 's/null/nan/'; }
+. "$(dirname "$0")/value.sh"
 machine() {
     gpu=$(nvidia-smi -L 2>/dev/null | head -n 1)
-    echo "${gpu:+$gpu, }$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) processors ($(sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)), $(date +%F)"
+    processor=$(sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
+    processors=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+    echo "${gpu:+$gpu, }$processors processors ($processor), $(date +%F)"
 }
 
 # one EXPERIMENT NET INIT LR METHOD SEED: one run, one row
@@ -159,22 +185,31 @@ one() {
     temporary=$dir/$6.part$$ # a name of its own: what a killed runner left behind may still be running
     # shellcheck disable=SC2086
     OMP_NUM_THREADS=${THREADS:-1} $flags $method --lr "$4" --seed "$6" --steps $steps --quiet \
-        --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --overwrite --report "$temporary.json" 2>"$temporary.err"
+        --eval-every 0 --checkpoint-every 0 --log-dir "$temporary" --overwrite --report "$temporary.json" \
+        2>"$temporary.err"
     status=$?
     if [ $status -ne 0 ] && ! { [ $status -eq 1 ] && grep -q diverged "$temporary.err"; }; then
-        [ $status -eq 130 ] || [ $status -eq 143 ] || { cat "$temporary.err" >&2; echo "run.sh: $*: exit status $status" >&2; }
+        if [ $status -ne 130 ] && [ $status -ne 143 ]; then
+            cat "$temporary.err" >&2
+            echo "run.sh: $*: exit status $status" >&2
+        fi
         return 255 # xargs stops
     fi
-    json=$temporary.json
+    json=$temporary.json head="$1,$2,$3,$4,$5,$6,$steps"
     if [ $status -eq 0 ]; then
-        set -- "$@" "$(value final_train_loss)" "$(value final_test_loss)" "$(value final_test_accuracy)" "$(value max_abs_log_lambda)" \
-            "$(value trace_ratio)" "$(value seconds)" "$(value step_seconds)"
+        keys="final_train_loss final_test_loss final_test_accuracy max_abs_log_lambda trace_ratio seconds step_seconds"
+        for key in $keys; do head="$head,$(value "$json" $key)"; done
     else
-        set -- "$@" inf inf 0 nan nan 0 0 # it leaves no report: what is not known is nan
+        head="$head,inf,inf,0,nan,nan,0,0" # it leaves no report: what is not known is nan
     fi
-    awk -F, -v steps="$steps" -v head="$1,$2,$3,$4,$5,$6,$steps,$7,$8,$9,${10},${11},${12},${13}" -v failed=$status -v sum="$sum" -v commit="$(git describe --always --dirty)" '
+    commit=$(git describe --always --dirty)
+    awk -F, -v steps="$steps" -v head="$head" -v failed=$status -v sum="$sum" -v commit="$commit" '
     $3 == "step" { k = int(($1 - 1) * 20 / steps); total[k] += $4; n[k]++ }
-    END { printf "%s", head; for (k = 0; k < 20; k++) printf ",%s", (failed || !n[k] ? "inf" : sprintf("%.5g", total[k] / n[k])); print "," commit "," sum }' "$temporary/log.csv" >"$temporary.new" &&
+    END {
+        printf "%s", head
+        for (k = 0; k < 20; k++) printf ",%s", (failed || !n[k] ? "inf" : sprintf("%.5g", total[k] / n[k]))
+        print "," commit "," sum
+    }' "$temporary/log.csv" >"$temporary.new" &&
         mv "$temporary.new" "$row" && rm -rf "$temporary" "$json" "$temporary.err"
 }
 
@@ -192,26 +227,39 @@ experiment() {
             done
         done
     done >"$out/$size-$1.list" || return
-    xargs -P "$jobs" -L 1 sh "$0" one <"$out/$size-$1.list" || { echo "run.sh: $1 is not complete; the same command goes on" >&2; return 1; }
-    find "$out/$size/$1" -name '*.part*' -prune ! -newer "$out/$size-$1.list" -exec rm -rf {} + # of runs that were stopped before
+    list=$out/$size-$1.list
+    if ! xargs -P "$jobs" -L 1 sh "$0" one <"$list"; then
+        echo "run.sh: $1 is not complete; the same command goes on" >&2
+        return 1
+    fi
+    find "$out/$size/$1" -name '*.part*' -prune ! -newer "$list" -exec rm -rf {} + # of runs that were stopped before
     csv=$results/$1$suffix.csv
-    while read -r e net init lr method seed; do cat "$out/$size/$e/$(echo "$net" | tr / _)/$init/$lr/$method/$seed.row"; done <"$out/$size-$1.list" >"$csv.rows"
+    while read -r e net init lr method seed; do
+        cat "$out/$size/$e/$(echo "$net" | tr / _)/$init/$lr/$method/$seed.row"
+    done <"$list" >"$csv.rows"
+    commits=$(awk -F, '{ print $(NF - 1) }' "$csv.rows" | sort -u | tr '\n' ' ')
     {
-        echo "# $size, $(machine), commits of the runs: $(awk -F, '{ print $(NF - 1) }' "$csv.rows" | sort -u | tr '\n' ' ')"
-        printf 'experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,trace_ratio,rescale_seconds,train_seconds'
+        echo "# $size, $(machine), commits of the runs: $commits"
+        printf 'experiment,net,init,lr,method,seed,steps,train_loss,test_loss,test_accuracy,max_log_lambda,'
+        printf 'trace_ratio,rescale_seconds,train_seconds'
         for k in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do printf ',c%d' $k; done
         echo
-        awk -F, -v OFS=, '{ for (i = 8; i <= 14; i++) if ($i ~ /^[-+.0-9e]+$/) $i = sprintf("%.6g", $i); NF -= 2; print }' "$csv.rows"
+        awk -F, -v OFS=, '{
+            for (i = 8; i <= 14; i++) if ($i ~ /^[-+.0-9e]+$/) $i = sprintf("%.6g", $i)
+            NF -= 2
+            print
+        }' "$csv.rows"
     } >"$csv.part" && rm "$csv.rows" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
-# cost: what rescaling takes, beside a training step. Columns: net,parameters,diag_g,solve,apply (seconds),newton_steps,step (seconds per
-# step at batch 128, mean of 10), peak_memory_mib. All processors, three runs each; the net of 1.1 billion parameters once, two steps,
-# where 16 GiB of memory are free.
+# cost: what rescaling takes, beside a training step. Columns: net, parameters, diag_g, solve, apply (seconds),
+# newton_steps, step (seconds per step at batch 128, mean of 10), peak_memory_mib. All processors, three runs each; the
+# net of 1.1 billion parameters once, two steps, where 16 GiB of memory are free.
 cost() {
     sh data/get_data.sh cifar10 || return
     csv=$results/cost$suffix.csv
-    nets="mlp-256x3 mlp-512x5 mlp-512x20 mlp-1024x5 mlp-2048x5 mlp-4096x3 mlp-4096x6 mlp-16384x5 cnn-small cnn-allconv cnn-resnet18"
+    nets="mlp-256x3 mlp-512x5 mlp-512x20 mlp-1024x5 mlp-2048x5 mlp-4096x3 mlp-4096x6 mlp-16384x5"
+    nets="$nets cnn-small cnn-allconv cnn-resnet18"
     [ "$quick" = 1 ] || nets="$nets mlp-512x50 mlp-8192x5"
     {
         echo "# $size, $(machine), commit $(git describe --always --dirty)"
@@ -231,15 +279,22 @@ cost() {
             for seed in $seeds; do
                 json=$out/cost.json
                 # shellcheck disable=SC2086
-                $flags --data cifar10 --limit 640 --limit-test 128 --lr 1e-4 --seed $seed --steps $steps --rescale pathcond --eval-every 0 --quiet --report "$json" || return
-                echo "$net,$(value parameters),$(value seconds_diag_g),$(value seconds_solve),$(value seconds_apply),$(value iterations),$(awk "BEGIN { print $(value step_seconds) / $steps }"),$(value peak_memory_mib)"
+                $flags --data cifar10 --limit 640 --limit-test 128 --lr 1e-4 --seed $seed --steps $steps \
+                    --rescale pathcond --eval-every 0 --quiet --report "$json" || return
+                row=$net
+                for key in parameters seconds_diag_g seconds_solve seconds_apply iterations; do
+                    row=$row,$(value "$json" $key)
+                done
+                step=$(awk "BEGIN { print $(value "$json" step_seconds) / $steps }")
+                echo "$row,$step,$(value "$json" peak_memory_mib)"
             done
         done
     } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
-# explosions: how high the loss of a step goes, over that of the first, in runs that learn and in runs that do not: 2-32x5-2 on moons, where
-# the trainers' warning comes from. Columns: init,lr,method,seed,peak (over the first loss),learned (last loss below half the first).
+# explosions: how high the loss of a step goes, over that of the first, in runs that learn and in runs that do not:
+# 2-32x5-2 on moons, where the trainers' warning comes from.
+# Columns: init, lr, method, seed, peak (over the first loss), learned (last loss below half the first).
 explosions() {
     csv=$results/explosions$suffix.csv log=$out/explosions
     lists moons
@@ -253,8 +308,9 @@ explosions() {
                     for seed in $seeds; do
                         rm -rf "$log"
                         # shellcheck disable=SC2046,SC2086
-                        OMP_NUM_THREADS=1 $flags $(method_flags $method $steps) --lr $lr --seed "$seed" --steps $steps --quiet --eval-every 0 \
-                            --checkpoint-every 0 --log-dir "$log" 2>"$log.err" || grep -q diverged "$log.err" || { cat "$log.err" >&2; return 1; }
+                        OMP_NUM_THREADS=1 $flags $(method_flags $method $steps) --lr $lr --seed "$seed" --steps $steps \
+                            --quiet --eval-every 0 --checkpoint-every 0 --log-dir "$log" 2>"$log.err" ||
+                            grep -q diverged "$log.err" || { cat "$log.err" >&2; return 1; }
                         awk -F, -v head="$init,$lr,$method,$seed" -v failed="$(grep -c diverged "$log.err")" '
                         $3 == "step" { if (!n++) first = $4; last = $4; if ($4 + 0 > peak + 0) peak = $4 }
                         END { printf "%s,%.3g,%d\n", head, peak / first, !failed && last < first / 2 }' "$log/log.csv"
@@ -273,14 +329,18 @@ plot_curves() {
         mkdir -p "$logs/$run" || return
         awk -F, -v run="$run" '
         BEGIN { print "step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s" }
-        $1 == run { print "0," $2 ",train," $3 ",n/a,n/a,n/a,n/a,n/a"; print "0," $2 ",test," $4 "," $5 ",n/a,n/a,n/a,n/a" }
+        $1 == run {
+            print "0," $2 ",train," $3 ",n/a,n/a,n/a,n/a,n/a"
+            print "0," $2 ",test," $4 "," $5 ",n/a,n/a,n/a,n/a"
+        }
         ' "$csv" >"$logs/$run/log.csv" || return
         runs="$runs $run=$logs/$run"
     done
     title=$2 name=$1
     shift 2
     # shellcheck disable=SC2086
-    build/c/dev/compare "$@" --title "$title" --out "$logs" $runs >/dev/null && cp "$logs/compare.svg" "$results/$name.svg"
+    build/c/dev/compare "$@" --title "$title" --out "$logs" $runs >/dev/null &&
+        cp "$logs/compare.svg" "$results/$name.svg"
 }
 
 case ${1:-} in
@@ -292,8 +352,9 @@ moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions)
     mkdir -p "$out" "$results"
     case $1 in cost | explosions) "$1" ;; *) experiment "$1" ;; esac
     ;;
-table | harm | worse | best | above | summary) # for README.md: table LR NAME, harm NAME..., above RATIO METHOD NAME..., worse, best, summary
-    # METHOD NAME...; needs make build/c/dev/paper/report
+# For README.md: table LR NAME, harm NAME..., above RATIO METHOD NAME..., and worse, best, summary METHOD NAME...
+# They need make build/c/dev/paper/report.
+table | harm | worse | best | above | summary)
     command=$1 argument=
     [ "$1" = harm ] || { argument=${2:-} && shift; }
     [ "$command" != above ] || { argument="$argument ${2:-}" && shift; }
@@ -314,17 +375,27 @@ cost-table) # NAME (cost, cost_full): medians of the three runs
     csv=$results/${2:-cost}.csv
     [ -f "$csv" ] || { echo "not measured yet"; exit 0; }
     sed -n '1s/^# \(.*\)/\1\n/p' "$csv"
-    echo "| net | parameters | diag(G) ms | solve ms | apply ms | Newton steps | step ms | rescaling, steps | rescaling, epochs of 50,000 | peak MiB |"
+    printf '| net | parameters | diag(G) ms | solve ms | apply ms | Newton steps | step ms | rescaling, steps '
+    echo "| rescaling, epochs of 50,000 | peak MiB |"
     echo "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     awk -F, '
-    function median(a, b, c) { return a > b ? (b > c ? b : a > c ? c : a) : (a > c ? a : b > c ? c : b) }
+    function median(a, b, c) {
+        if (a > b) return median(b, a, c)
+        if (c < a) return a
+        return c < b ? c : b
+    }
     /^#/ || $1 == "net" { next }
     { k = n[$1]++; if (k == 0) order[++m] = $1; for (i = 2; i <= NF; i++) v[$1, i, k] = $i }
     END {
         for (j = 1; j <= m; j++) {
-            for (i = 2; i <= 8; i++) x[i] = n[order[j]] < 3 ? v[order[j], i, 0] : median(v[order[j], i, 0] + 0, v[order[j], i, 1] + 0, v[order[j], i, 2] + 0)
-            all = x[3] + x[4] + x[5]
-            printf "| %s | %d | %.2f | %.2f | %.2f | %d | %.1f | %.2f | %.5f | %d |\n", order[j], x[2], 1e3 * x[3], 1e3 * x[4], 1e3 * x[5], x[6], 1e3 * x[7], all / x[7], all / x[7] * 128 / 50000, x[8]
+            net = order[j]
+            for (i = 2; i <= 8; i++) {
+                x[i] = v[net, i, 0]
+                if (n[net] >= 3) x[i] = median(v[net, i, 0] + 0, v[net, i, 1] + 0, v[net, i, 2] + 0)
+            }
+            steps = (x[3] + x[4] + x[5]) / x[7]
+            printf "| %s | %d | %.2f | %.2f | %.2f | %d | ", net, x[2], 1e3 * x[3], 1e3 * x[4], 1e3 * x[5], x[6]
+            printf "%.1f | %.2f | %.5f | %d |\n", 1e3 * x[7], steps, steps * 128 / 50000, x[8]
         }
     }' "$csv"
     ;;
@@ -336,17 +407,28 @@ explosions-table)
     echo "| --- | ---: | ---: | ---: |"
     awk -F, '
     /^#/ || $1 == "init" { next }
-    { k = $6; if (!n[k]++ || $5 + 0 < least[k]) least[k] = $5 + 0; if ($5 + 0 > largest[k]) largest[k] = $5 + 0 }
-    END { for (k = 1; k >= 0; k--) printf "| %s | %d | %.3g | %.3g |\n", k ? "learns" : "ends near its first loss, or diverges", n[k], least[k], largest[k] }' "$csv"
+    {
+        k = $6
+        if (!n[k]++ || $5 + 0 < least[k]) least[k] = $5 + 0
+        if ($5 + 0 > largest[k]) largest[k] = $5 + 0
+    }
+    function row(what, k) { printf "| %s | %d | %.3g | %.3g |\n", what, n[k], least[k], largest[k] }
+    END {
+        row("learns", 1)
+        row("ends near its first loss, or diverges", 0)
+    }' "$csv"
     ;;
-plots) # of every experiment with a CSV file, of make run and of the language models; needs make build/c/dev/paper/report compare
+# Of every experiment with a CSV file, of make run and the language models. They need the programs of make paper-report.
+plots)
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
         # every plot has the baseline, the default and the bounded optimum
         case $name in
         *_part) continue ;;
         moons*) lists="none,pathcond,bound1,trace none,pathcond,sweeps10,within none,pathcond,enorm,enorm-step" ;;
-        fc-depth*) lists="none,pathcond,bound1,trace none,pathcond,weights,repeated none,pathcond,enorm-epoch,enorm-step" ;;
+        fc-depth*)
+            lists="none,pathcond,bound1,trace none,pathcond,weights,repeated none,pathcond,enorm-epoch,enorm-step"
+            ;;
         allconv*) lists=none,pathcond,bound1,enorm-step ;;
         autoencoder*) lists="none,pathcond,bound1,trace none,pathcond,sweeps10,enorm-step" ;;
         scale*) lists=none,pathcond,bound1,enorm ;;
@@ -360,14 +442,17 @@ plots) # of every experiment with a CSV file, of make run and of the language mo
     overview_of="moons fc-depth allconv autoencoder scale held-out" files=
     for name in $overview_of; do [ ! -f "$results/$name.csv" ] || files="$files $results/$name.csv"; done
     # shellcheck disable=SC2086
-    [ -z "$files" ] || { build/c/dev/paper/report overview pathcond,bound1 "Loss after rescaling, over the loss without" $files \
-        >"$results/overview.svg.part" && mv "$results/overview.svg.part" "$results/overview.svg"; } || exit
+    if [ -n "$files" ]; then
+        build/c/dev/paper/report overview pathcond,bound1 "Loss after rescaling, over the loss without" $files \
+            >"$results/overview.svg.part" && mv "$results/overview.svg.part" "$results/overview.svg" || exit
+    fi
     plot_curves make_run "MLP on fashion-mnist: not rescaled, PathCond, ENorm" || exit
     plot_curves make_shakespeare "tiny transformer on shakespeare: cross-entropy in nats per byte" --test-loss || exit
     RESULTS=$results sh dev/paper/shakespeare.sh plot
     ;;
 *)
-    echo "usage: [QUICK=1] sh dev/paper/run.sh moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions" >&2
+    names="moons | fc-depth | allconv | autoencoder | scale | held-out | cost | explosions"
+    echo "usage: [QUICK=1] sh dev/paper/run.sh $names" >&2
     exit 2
     ;;
 esac
