@@ -157,7 +157,7 @@ static void blank(char *text) {
 
 // Overwrites the commas between <<< and >>> and in template arguments: they make no comma statement.
 static void blank_arguments(char *text) {
-    static const char in_template[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:*, ";
+    static const char in_template[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:*/, ";
     for (char *p = text; (p = strchr(p, '<')) != NULL;) {
         const int launch = has_prefix(p, "<<<");
         char *end = launch ? strstr(p, ">>>") : p + 1 + strspn(p + 1, in_template);

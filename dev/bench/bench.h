@@ -1,6 +1,6 @@
 // bench.h -- for the benchmarks of trainers: timed steps and rescalings, random data, the matrix product's ceiling.
 //
-// Include it after a trainer (with TESTING defined): forward, backward, rescale_model and `trainer` are the trainer's own.
+// Include it after a trainer (with TESTING): forward, backward, rescale_model and `trainer` are the trainer's own.
 #pragma once
 #include "dev/timing.h"
 
