@@ -103,7 +103,7 @@ static void bench_net(const char *name, const int *dim, int n_dims, int task, do
     memset(&t, 0, sizeof t);
     dataset d = random_data(2048, 1, 1, dim[0], task == TASK_CLASSIFY ? dim[n_dims - 1] : 10);
     t.c = &c;
-    t.ready = -1;
+    t.ordered = -1;
     train_run_init(&t.run, "bench_rescale", VERSION, &c.train);
     train_set_length(&t.run, d.n);
     if (model_create(&t.m, dim, n_dims - 1, &c, t.run.batch, err, sizeof err)) exit(1);
