@@ -4,8 +4,10 @@
 #     check WHAT COMMAND...       counts one check; a failure prints it and the last lines of $work/out and $work/err
 #     skip WHY                    counts one skipped check, visibly
 #     is A B, not COMMAND..., same FILE FILE
-#     picture FILE                whether a plot of dev/plot.h is whole: light and dark colours, both axes of every panel titled (with
-#                                 SHARED=1 the panels share the vertical one), no number that is none, every marker inside its frame
+#     picture FILE                whether a plot of dev/plot.h is whole: light and dark colours, both axes of every
+#     panel
+#                                 titled (with SHARED=1 the panels share the vertical one), no number that is none,
+#                                 every marker inside its frame
 #     full_disk COMMAND...        runs a command whose files must not grow beyond a kilobyte: every write past it fails
 #     summary                     the last line `N passed, N failed, N skipped`; returns the exit status of the test
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
@@ -51,7 +53,8 @@ picture() {
         sub(/.*d="M/, "", at)
         split(at, point, /[ m]/)
         reach = 5
-        if (!frames || point[1] - reach < left || point[1] + reach > right || point[2] - reach < top || point[2] + reach > bottom)
+        outside = point[1] - reach < left || point[1] + reach > right
+        if (!frames || outside || point[2] - reach < top || point[2] + reach > bottom)
             bad = "a marker at the border or outside: " $0
         markers++
     }
@@ -62,7 +65,8 @@ picture() {
         if (bad) print bad
         exit bad != "" }' "$1"
 }
-# Writing fails, as on a full disk, and does not kill. A GPU's driver must not need files of its own then (its cache is off).
+# Writing fails, as on a full disk, and does not kill. A GPU's driver must not need files of its own then: no cache
+# for it.
 full_disk() { (trap '' XFSZ && export CUDA_CACHE_DISABLE=1 && ulimit -f 2 && exec "$@"); }
 summary() {
     echo "$passed passed, $failed failed, $skipped skipped"

@@ -1,10 +1,12 @@
-// damage.c -- what the shell tests of trainers cannot do with a shell alone: tiny data sets and networks, damaged files, signals.
+// damage.c -- what the shell tests of trainers cannot do alone: tiny data sets and networks, damaged files, signals.
 //
-//     damage parity DIR            the four IDX files of ref_parity.h (64 images of 6x6, 10 classes) and, for each of its
+//     damage parity DIR            the four IDX files of ref_parity.h (64 images of 6x6, 10 classes) and, for each of
+//     its
 //                                  runs, RUN.safetensors with the initial weights and RUN.options with the command line
 //     damage parity-check RUN LOG  compares the losses in a log.csv with reference_pytorch.csv; prints the worst
-//     damage cnn-parity DIR        the same for the runs of ref_cnn_parity.h: 32 images in DIR/cifar (3x32x32) and DIR/grey (1x28x28),
-//     damage cnn-parity-check RUN LOG   folders that exist already
+//     damage cnn-parity DIR        the same for the runs of ref_cnn_parity.h: 32 images in DIR/cifar (3x32x32) and
+//                                  DIR/grey (1x28x28), folders that exist already
+//     damage cnn-parity-check RUN LOG
 //     damage weights KIND FILE     a safetensors file for --layers 36,4,10: good, or with one thing wrong (see kinds[])
 //     damage set FILE OFFSET HEX   overwrites bytes; a negative offset counts from the end
 //     damage cut FILE N            cuts N bytes off the end; a negative N appends zeros
@@ -12,11 +14,12 @@
 //     damage read FILE TENSOR      prints a tensor's dtype and shape, and its value if it is a single I64
 //     damage same A B              whether two files have the same tensors, apart from those that name the run (run.*)
 //     damage signal SIGNAL FILE ROWS COMMAND...
-//                                  runs the command with default signals, sends SIGNAL (INT, TERM, HUP, KILL) as soon as FILE
-//                                  has ROWS lines, and exits with the command's status, 128 + number if a signal ended it
+//                                  runs the command with default signals, sends SIGNAL (INT, TERM, HUP, KILL) as soon
+//                                  as FILE has ROWS lines, exits with the command's status; 128 + number if a signal
+//                                  ended it
 //
-// Exit status 0, 1 when a comparison or an operation fails, 2 for usage errors. Built by check_trainer.sh where there is
-// none beside the tests (make build/c/test/damage).
+// Exit status 0, 1 when a comparison or an operation fails, 2 for usage errors. Built by check_trainer.sh where there
+// is none beside the tests (make build/c/test/damage).
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -38,7 +41,7 @@ static void die(int status, const char *what, const char *which) {
     exit(status);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- parity
+// -------------------------------------------------------------------------------------------------------------- parity
 
 static const RefParityCase *find_case(const char *name) {
     for (int c = 0; c < REF_PARITY_CASES; c++)
@@ -68,7 +71,7 @@ static void write_parity(const char *dir) {
     }
 }
 
-// Reads the step losses and, behind them, the last evaluation of the training set from a log.csv; NaN where there is none.
+// Reads the step losses and, behind them, the last evaluation of the training set from a log.csv; NaN where none is.
 static void read_log(const char *log, double *got, int steps) {
     char line[512], split[16];
     for (int i = 0; i <= steps; i++) got[i] = NAN;
@@ -84,7 +87,8 @@ static void read_log(const char *log, double *got, int steps) {
     fclose(f);
 }
 
-// Compares got[steps + 1] with want, the last one being the evaluation; prints the largest difference relative to its tolerance.
+// Compares got[steps + 1] with want, the last one being the evaluation. Prints the largest difference, as a part of its
+// tolerance.
 static int compare_losses(const char *name, const double *got, const double *want, const double *tolerance, int steps) {
     double worst = 0;
     int worst_row = 0;
@@ -95,10 +99,11 @@ static int compare_losses(const char *name, const double *got, const double *wan
             worst_row = i;
         }
     }
-    printf("%s: step 1 differs by %.1e, step %d by %.1e, evaluation by %.1e; at worst %.2f of the tolerance (%s %d)\n", name, fabs(got[0] / want[0] - 1),
-           steps, fabs(got[steps - 1] / want[steps - 1] - 1), fabs(got[steps] / want[steps] - 1), worst, worst_row < steps ? "step" : "evaluation",
-           worst_row + 1);
-    return worst <= 1 ? 0 : 1;
+    const double first = fabs(got[0] / want[0] - 1), last = fabs(got[steps - 1] / want[steps - 1] - 1);
+    printf("%s: step 1 differs by %.1e, step %d by %.1e, evaluation by %.1e; at worst %.2f of the tolerance (%s %d)\n",
+           name, first, steps, last, fabs(got[steps] / want[steps] - 1), worst,
+           worst_row < steps ? "step" : "evaluation", worst_row + 1);
+    return !(worst <= 1);
 }
 
 // The runs of ref_parity.h against PyTorch's losses.
@@ -126,20 +131,23 @@ static void write_cnn_parity(const char *dir) {
         snprintf(path, sizeof path, "%s/%s.options", dir, c->name);
         FILE *f = fopen(path, "w");
         if (!f) die(1, "cannot write", path);
-        fprintf(f, "--data %s/%s %s --batch-size %d --steps %d\n", dir, c->config.in_c == 3 ? "cifar" : "grey", c->options, REF_CNN_PARITY_BATCH,
+        const char *set = c->config.in_c == 3 ? "cifar" : "grey";
+        fprintf(f, "--data %s/%s %s --batch-size %d --steps %d\n", dir, set, c->options, REF_CNN_PARITY_BATCH,
                 REF_CNN_PARITY_STEPS);
         if (fclose(f)) die(1, "cannot write", path);
     }
 }
 static int check_cnn_parity(const char *name, const char *log) {
     double want[REF_CNN_PARITY_ROWS], got[REF_CNN_PARITY_STEPS + 1], tolerance[REF_CNN_PARITY_STEPS + 1];
-    if (!ref_cnn_parity_read(ref_cnn_parity_csv(), name, want)) die(1, "cannot read the reference", ref_cnn_parity_csv());
+    const char *csv = ref_cnn_parity_csv();
+    if (!ref_cnn_parity_read(csv, name, want)) die(1, "cannot read the reference", csv);
     read_log(log, got, REF_CNN_PARITY_STEPS);
-    for (int i = 0; i <= REF_CNN_PARITY_STEPS; i++) tolerance[i] = ref_cnn_parity_tolerance(i < REF_CNN_PARITY_STEPS ? i + 1 : i);
+    for (int i = 0; i <= REF_CNN_PARITY_STEPS; i++)
+        tolerance[i] = ref_cnn_parity_tolerance(i < REF_CNN_PARITY_STEPS ? i + 1 : i);
     return compare_losses(name, got, want, tolerance, REF_CNN_PARITY_STEPS);
 }
 
-// --------------------------------------------------------------------------------------------------------------- weights
+// ------------------------------------------------------------------------------------------------------------- weights
 
 // A network 36-4-10: tensors of 4x36, 4, 10x4 and 10 floats, 792 bytes.
 static const char good[] = "{\"fc1.weight\":{\"dtype\":\"F32\",\"shape\":[4,36],\"data_offsets\":[0,576]},"
@@ -187,9 +195,9 @@ static void write_weights(const char *kind, const char *path) {
     if (!at) die(2, "nothing to replace", kind);
     const int used = snprintf(header, sizeof header, "%.*s%s%s", (int)(at - good), good, kinds[k].replacement,
                               at + strlen(kinds[k].old));
-    const uint64_t length = !strcmp(kind, "huge-header")   ? UINT64_C(1) << 62
-                            : !strcmp(kind, "long-header") ? UINT64_C(5000)
-                                                           : (uint64_t)used;
+    uint64_t length = (uint64_t)used;
+    if (!strcmp(kind, "huge-header")) length = UINT64_C(1) << 62;
+    if (!strcmp(kind, "long-header")) length = 5000;
     FILE *f = fopen(path, "wb");
     if (!f) die(1, "cannot write", path);
     if (strcmp(kind, "empty")) {
@@ -204,7 +212,7 @@ static void write_weights(const char *kind, const char *path) {
     if (fclose(f)) die(1, "cannot write", path);
 }
 
-// ----------------------------------------------------------------------------------------------------------- other files
+// --------------------------------------------------------------------------------------------------------- other files
 
 // Overwrites bytes given in hexadecimal at an offset.
 static void set_bytes(const char *path, long offset, const char *hex) {
@@ -266,10 +274,18 @@ static int compare_files(const char *path_a, const char *path_b) {
     const int same = contains(&a, &b) && contains(&b, &a);
     safetensors_close(&a);
     safetensors_close(&b);
-    return same ? 0 : 1;
+    return !same;
 }
 
-// --------------------------------------------------------------------------------------------------------------- signals
+// ------------------------------------------------------------------------------------------------------------- signals
+
+// 0: no such signal.
+static int signal_number(const char *name) {
+    if (!strcmp(name, "INT")) return SIGINT;
+    if (!strcmp(name, "TERM")) return SIGTERM;
+    if (!strcmp(name, "HUP")) return SIGHUP;
+    return strcmp(name, "KILL") ? 0 : SIGKILL;
+}
 
 // Lines in a file; 0 when there is none.
 static long count_lines(const char *path) {
@@ -285,10 +301,7 @@ static long count_lines(const char *path) {
 // Runs a command and sends it a signal when a file has so many lines. Returns its exit status as a shell shows it. (A
 // shell cannot: its background jobs ignore SIGINT.)
 static int run_and_signal(const char *name, const char *file, long rows, char **command) {
-    static const struct { const char *name; int number; } signals[] = {{"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"KILL", SIGKILL}};
-    int number = 0;
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(name, signals[i].name)) number = signals[i].number;
+    const int number = signal_number(name);
     const struct timespec pause = {0, 200000};
     int status, sent = 0;
     if (!number) die(2, "no such signal", name);

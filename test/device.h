@@ -1,12 +1,12 @@
-// device.h -- what tests of kernels share: guarded and poisoned device memory, comparisons with doubles, numbers for inputs.
+// device.h -- what tests of kernels share: guarded and poisoned device memory, comparisons with doubles, random inputs.
 //
-// Include it after the code under test (cuda_common.h at least). Memory of a case is freed by release(), which also checks that
+// Include it after the code under test (cuda_common.h at least). release() frees the memory of a case and checks that
 // nothing around the device arrays was written.
 //
 //     snprintf(label, sizeof label, "relu rows=%d", rows);     names the case in messages
 //     float *x = floats(n);  fill(x, n, 0, 1);                  host memory, zeroed, then uniform in 0 +- 1
-//     float *y_d = out(n), *x_d = in(x, n);                     device memory between guards: poisoned with NaN; a copy of x
-//     same("y", y_d, want, n, rel, abs);                        as test_close; same_scaled: relative to the largest value
+//     float *y_d = out(n), *x_d = in(x, n);                     device memory between guards: all NaN; a copy of x
+//     same("y", y_d, want, n, rel, abs);                        as test_close; same_scaled: relative to the largest
 //     release();
 #pragma once
 #include "ref_parity.h"
@@ -92,7 +92,8 @@ static inline void release(void) {
         unsigned char *host = (unsigned char *)malloc(total);
         if (!host || !pieces[i].device) exit(1);
         CUDA_CHECK(cudaMemcpy(host, pieces[i].device, total, cudaMemcpyDeviceToHost));
-        for (size_t k = 0; k < GUARD; k++) intact = intact && host[k] == 0xa5 && host[GUARD + pieces[i].bytes + k] == 0xa5;
+        const unsigned char *front = host, *behind = host + GUARD + pieces[i].bytes;
+        for (size_t k = 0; k < GUARD; k++) intact = intact && front[k] == 0xa5 && behind[k] == 0xa5;
         CUDA_CHECK(cudaFree(pieces[i].device));
         free(host);
     }

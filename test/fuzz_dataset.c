@@ -83,7 +83,9 @@ static void make_files(void) {
         if (i < 2) {
             put32(f->bytes + 8, 7, 1);
             put32(f->bytes + 12, 5, 1);
-        } else for (uint32_t j = 0; j < n; j++) f->bytes[8 + j] = (unsigned char)(j % 4);
+        } else {
+            for (uint32_t j = 0; j < n; j++) f->bytes[8 + j] = (unsigned char)(j % 4);
+        }
     }
     for (int i = 0; i < 6; i++) {  // only the first and the last are damaged; the others stay on disk
         good_file *f = add(i ? 5 : 4, 'c', cifar[i], 2 * DATASET_CIFAR_RECORD);

@@ -1,5 +1,5 @@
-// gpt_test.h -- what the two tests of train_gpt_style.c share (float and double): small models with random parameters beside the
-// reference of ref_gpt.h. Include it after the trainer.
+// gpt_test.h -- what the two tests of train_gpt_style.c share (float and double): small models with random parameters
+// beside the reference of ref_gpt.h. Include it after the trainer.
 #pragma once
 #include "ref_gpt.h"
 #include "test.h"
@@ -40,7 +40,9 @@ static void gpt_make(model *m, const gpt_case *k, int recompute) {
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         for (size_t j = 0; j < (size_t)t->rows * (size_t)t->cols; j++) {
-            const double spread = t->n_dims == 1 ? 0.3 : t->layer < 0 ? 1 : 1.2 / sqrt((double)t->cols);
+            double spread = 1.2 / sqrt((double)t->cols);
+            if (t->layer < 0) spread = 1;
+            if (t->n_dims == 1) spread = 0.3;
             m->params[t->offset + j] = (real)((t->role == RESCALE_GAIN) + spread * test_random());
         }
     }
@@ -81,8 +83,9 @@ static double gpt_gradient(model *m, int B, int T) {
     return forward_backward(m, B, T, 1.0 / (B * T)) / (B * T);
 }
 
-// Fails unless got[n] is within rel of the largest |want| of the tensor, for every tensor; n is the number of parameters.
-static void gpt_compare_gradients(const char *label, const model *m, const double *got, const double *want, double rel) {
+// Fails unless got[n] is within rel of the largest |want| of its tensor, for every tensor; n parameters.
+static void gpt_compare_gradients(const char *label, const model *m, const double *got, const double *want,
+                                  double rel) {
     size_t at = 0;
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];

@@ -39,8 +39,8 @@ def main():
 // GENERATED: python3 test/make_golden_header.py mlp.json > test/golden_mlp.h. Do not edit.
 //
 // The weights are not stored but defined, see ref_golden_weights in ref_rescale.h: running index k = 0, 1, 2, ... over
-// W1, b1, W2, b2, ... (row-major [out][in]), h = (k + 1) * 0x9E3779B97F4A7C15 modulo 2^64, U = (h >> 11) / 2^53, value =
-// (2U - 1) / sqrt(fan_in). F = p log(sum_i g_i exp((Bu)_i)) - sum_i (Bu)_i. Units are numbered layer by layer.
+// W1, b1, W2, b2, ... (row-major [out][in]), h = (k + 1) * 0x9E3779B97F4A7C15 modulo 2^64, U = (h >> 11) / 2^53,
+// value = (2U - 1) / sqrt(fan_in). F = p log(sum_i g_i exp((Bu)_i)) - sum_i (Bu)_i. Units are numbered layer by layer.
 #pragma once
 
 typedef struct {

@@ -10,23 +10,25 @@ The committed file was made with torch 2.15.0 on a CPU, float32, one thread. Eve
 Data: 32 images of C x H x W pixels (3x32x32 or 1x28x28) and 10 classes, used for training and for evaluation.
     mix(k)            splitmix64's output function of (k + 1) * 0x9E3779B97F4A7C15, 64 bits
     label(i)          mix(1000000 + i) % 10
-    pixel(i,c,y,x)    mix(CHW i + HW c + W y + x) % 128                                noise, plus a pattern of 4x4 squares
-                      + mix(2000000 + ((C label(i) + c) H/4 + y/4) W/4 + x/4) % 128    an integer in 0..254
+    pixel(i,c,y,x)    mix(CHW i + HW c + W y + x) % 128                             noise, plus a pattern of 4x4 squares
+                      + mix(2000000 + ((C label(i) + c) H/4 + y/4) W/4 + x/4) % 128 an integer in 0..254
 Input: (pixel / 255 - mean) / std, mean and population std of each channel over all pixels of all images, in double.
 
 Weights: running index k over the weights and biases of all convolutions and linear layers in the order of
-model.parameters() (row-major; BatchNorm is left at PyTorch's defaults and not counted), U = (mix(3000000 + k) >> 11) / 2^53,
-a weight is (2U - 1) sqrt(6 / fan_in), a bias (2U - 1) / sqrt(fan_in), rounded to float32.
+model.parameters() (row-major; BatchNorm is left at PyTorch's defaults and not counted),
+U = (mix(3000000 + k) >> 11) / 2^53, a weight is (2U - 1) sqrt(6 / fan_in), a bias (2U - 1) / sqrt(fan_in), rounded to
+float32.
 
-The learning rates are small on purpose: where a ReLU or a max-pool decides the other way in float32, the update of that step
-changes by the learning rate times one unit's part of the gradient, and deep nets amplify that.
+The learning rates are small on purpose. Where a ReLU or a max-pool decides the other way in float32, the update of that
+step changes by the learning rate times one unit's part of the gradient, and deep nets amplify that.
 
-Training: batches of 8 in order, wrapping at the end of the data, 50 steps. Row `name,s,loss` is the loss of step s = 1..50 in
-training mode before its update; row `name,eval,loss` the loss over all 32 samples in evaluation mode after step 50 (with label
-smoothing where training has it). Rows `name,path_sum,x` and `name,path_max,x`: the sum of diag(G) over all parameters before
-training, in float64: the gradient, with respect to the squared parameters, of the sum of the logits of the network with squared
-parameters in evaluation mode on one image of ones; x -> (x + mean^2) / (var + eps) in place of BatchNorm's normalisation,
-average pooling with 1/k^2, max-pooling as a sum over the window or as it is.
+Training: batches of 8 in order, wrapping at the end of the data, 50 steps. Row `name,s,loss` is the loss of step s =
+1..50 in training mode before its update. Row `name,eval,loss` is the loss over all 32 samples in evaluation mode
+after step 50 (with label smoothing where training has it). Rows `name,path_sum,x` and `name,path_max,x` are the sum
+of diag(G) over all parameters before training, in float64. It is the gradient, with respect to the squared
+parameters, of the sum of the logits of the network with squared parameters in evaluation mode on one image of ones: x
+-> (x + mean^2) / (var + eps) in place of BatchNorm's normalisation, average pooling with 1/k^2, max-pooling as a sum
+over the window or as it is.
 """
 import math
 import sys

@@ -3,17 +3,18 @@
 
     python3 test/make_pytorch_gpt_reference.py > test/reference_pytorch_gpt.csv
 
-The committed file was made with torch 2.15.0 on a CPU, float32, one thread. Everything is defined by formula (test/test_gpt.c has the
-same formulas in C), so no data or weights are stored.
+The committed file was made with torch 2.15.0 on a CPU, float32, one thread. Everything is defined by formula
+(test/test_gpt.c has the same formulas in C), so no data or weights are stored.
 
     mix(k)      splitmix64's output function of (k + 1) * 0x9E3779B97F4A7C15, 64 bits
     token(0) = 0, token(i) = mix(i) % V where mix(i) % 5 = 0, else (5 token(i - 1) + 3) % V
-    weights     running index k over the parameters in the order of the trainer's files (wte, wpe, layers, ln_f, lm_head),
-                U = (mix(k) >> 11) / 2^53, s = 2U - 1; a matrix [rows][cols] has s / sqrt(cols), a gain 1 + s / 10, a bias s / 10,
-                rounded to float32
-Model: 2 layers, 3 heads, 24 channels, context 16, V = 37. Batches of 4 windows of 16 tokens in order, window w starting at token 16 w of
-800 + 1 tokens. 50 steps of AdamW, betas 0.9 and 0.999, weight decay 0.1 on matrices, gradients clipped to norm 1. Row `name,s,loss` is the
-loss of step s = 1..50 before its update; `name,eval,loss` the mean loss over all 50 windows after step 50.
+    weights     running index k over the parameters in the order of the trainer's files: wte, wpe, layers, ln_f,
+                lm_head. U = (mix(k) >> 11) / 2^53, s = 2U - 1; a matrix [rows][cols] has s / sqrt(cols), a
+                gain 1 + s / 10, a bias s / 10, rounded to float32
+Model: 2 layers, 3 heads, 24 channels, context 16, V = 37. Batches of 4 windows of 16 tokens in order, window w
+starting at token 16 w of 800 + 1 tokens. 50 steps of AdamW, betas 0.9 and 0.999, weight decay 0.1 on matrices,
+gradients clipped to norm 1. Row `name,s,loss` is the loss of step s = 1..50 before its update; `name,eval,loss` the
+mean loss over all 50 windows after step 50.
 """
 import math
 import os

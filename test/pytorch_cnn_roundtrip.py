@@ -2,20 +2,21 @@
 """Carries weights of convolutional nets between train_cnn and PyTorch, through safetensors files.
 
     python3 test/pytorch_cnn_roundtrip.py check TRAINER [-k NAME]
-        runs the trainer (--steps 0, no training) on small files of random images and checks, for every model and its options:
-        its own initial weights load into plain torch.nn modules; PyTorch's weights come back bit for bit; after
-        --rescale pathcond the modules compute the same outputs, to 1e-5, in evaluation and in training mode; and the trainer's
-        test loss and accuracy are PyTorch's. Last line: N passed, N failed, N skipped. -k runs the cases with NAME in their name
+        runs the trainer (--steps 0, no training) on small files of random images and checks, for every model and its
+        options: its own initial weights load into plain torch.nn modules; PyTorch's weights come back bit for bit;
+        after --rescale pathcond the modules compute the same outputs, to 1e-5, in evaluation and in training mode;
+        the trainer's test loss and accuracy are PyTorch's. Last line: N passed, N failed, N skipped. -k runs the
+        cases with NAME in their name
     python3 test/pytorch_cnn_roundtrip.py init OUT.safetensors --model M --shape 3,32,32 [options]
         writes an initial checkpoint as PyTorch creates it, to train from with --load
     python3 test/pytorch_cnn_roundtrip.py eval IN.safetensors --model M --data FOLDER [options]
-        loads a trainer's --save file into PyTorch modules (every name and shape must fit), evaluates it on the test set of a
-        folder with IDX or CIFAR-10 files and prints one line: loss L accuracy A samples N
+        loads a trainer's --save file into PyTorch modules (every name and shape must fit), evaluates it on the test set
+        of a folder with IDX or CIFAR-10 files and prints one line: loss L accuracy A samples N
 
-Options as the trainer's: --norm none|batch --no-bias --shortcut identity|projection --width X --classes N (init). Modules are in
-test/torch_cnn_models.py; where torchvision is installed, ResNet-18 at full width is also loaded into torchvision's. Inputs are
-(pixel / 255 - mean) / std with mean and population std per channel of all training pixels. float32, CPU. Needs torch and
-safetensors; without them it says so and exits with status 77 (skipped).
+Options as the trainer's: --norm none|batch --no-bias --shortcut identity|projection --width X --classes N (init).
+Modules are in test/torch_cnn_models.py; where torchvision is installed, ResNet-18 at full width is also loaded into
+torchvision's. Inputs are (pixel / 255 - mean) / std with mean and population std per channel of all training pixels.
+float32, CPU. Needs torch and safetensors; without them it says so and exits with status 77 (skipped).
 """
 import argparse
 import gzip
@@ -62,14 +63,15 @@ CASES = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------------------------- networks
+# ------------------------------------------------------------------------------------------------------------- networks
 
 def build(model, shape, classes, norm, no_bias, shortcut, width, fc_bias=True):
-    return torch_cnn_models.build(model, shape, classes, width, norm == "batch", not no_bias, fc_bias, shortcut == "projection")
+    projection = shortcut == "projection"
+    return torch_cnn_models.build(model, shape, classes, width, norm == "batch", not no_bias, fc_bias, projection)
 
 
 def load(path, model, shape, classes, norm, no_bias, shortcut, width):
-    """The network in a safetensors file; every name, shape and type must fit. Only fc.bias may be missing with no_bias."""
+    """The network in a safetensors file; every name, shape and type must fit. With no_bias fc.bias may be missing."""
     tensors = safetensors.torch.load_file(path)
     net = build(model, shape, classes, norm, no_bias, shortcut, width, not no_bias or "fc.bias" in tensors)
     for name, want in net.state_dict().items():
@@ -83,7 +85,7 @@ def load(path, model, shape, classes, norm, no_bias, shortcut, width):
 
 
 def randomise(net):
-    """Weights large enough for the outputs to depend on the image; BatchNorm away from its defaults, so that all of it matters."""
+    """Weights large enough for the outputs to depend on the image; BatchNorm away from its defaults."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)
@@ -119,7 +121,7 @@ def distance(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-# -------------------------------------------------------------------------------------------------------------------- data
+# ----------------------------------------------------------------------------------------------------------------- data
 
 def read(folder, name):
     path = os.path.join(folder, name)
@@ -189,7 +191,7 @@ def loss_and_accuracy(net, x, labels):
     return loss, (logits.argmax(1) == labels).double().mean().item()
 
 
-# ------------------------------------------------------------------------------------------------------------------- check
+# ---------------------------------------------------------------------------------------------------------------- check
 
 class Checks:
     """Counts checks; a failure prints what was expected and what was found."""
@@ -215,7 +217,8 @@ def check_case(checks, case, trainer, folder, work):
     options += ["--shortcut", shortcut] if model == "resnet18" else []
 
     def run(what, *more):
-        done = subprocess.run([trainer] + options + list(more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [trainer] + options + list(more)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         found = "exit status %d: %s" % (done.returncode, done.stdout.strip()[-500:])
         return checks.check(done.returncode == 0, "%s: %s" % (name, what), found)
 
@@ -252,8 +255,8 @@ def check_case(checks, case, trainer, folder, work):
     state = {key: value.contiguous() for key, value in net.state_dict().items()}
     safetensors.torch.save_file(state, path % "torch")
     report = path % "report"
-    if not run("the trainer loads PyTorch's weights", "--rescale", "none", "--load", path % "torch", "--save", path % "same",
-               "--report", report):
+    if not run("the trainer loads PyTorch's weights", "--rescale", "none", "--load", path % "torch",
+               "--save", path % "same", "--report", report):
         return
     same = safetensors.torch.load_file(path % "same")
     checks.check(set(same) == set(state), "%s: the same names" % name, sorted(set(same) ^ set(state))[:5])
@@ -281,10 +284,12 @@ def check_case(checks, case, trainer, folder, work):
     moved = max(((b - a).abs().max() / a.abs().max()).item() for a, b in zip(net.parameters(), rescaled.parameters()))
     checks.check(moved > 1e-3, "%s: rescaling moves the weights" % name, moved)
     buffers = dict(rescaled.named_buffers())
-    checks.check(all(torch.equal(value, buffers[key]) for key, value in net.named_buffers()), "%s: running statistics stay" % name)
+    stay = all(torch.equal(value, buffers[key]) for key, value in net.named_buffers())
+    checks.check(stay, "%s: running statistics stay" % name)
     for training in (False, True):
         gap = distance(outputs(rescaled, x, training), outputs(net, x, training))
-        checks.check(gap <= 1e-5, "%s: outputs after rescaling, %s mode" % (name, "training" if training else "evaluation"), gap)
+        mode = "training" if training else "evaluation"
+        checks.check(gap <= 1e-5, "%s: outputs after rescaling, %s mode" % (name, mode), gap)
     if model == "resnet18" and width == 1 and norm == "batch" and shortcut == "identity":
         if torchvision is None:
             checks.skipped += 1
@@ -312,7 +317,7 @@ def check(args):
     sys.exit(1 if checks.failed or not checks.passed else 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 def initialise(args):
     """Writes a checkpoint with PyTorch's default initialisation."""
@@ -329,7 +334,8 @@ def evaluate(args):
     x, labels = test_inputs(args.data)
     classes = int(read_set(args.data, False)[1].max()) + 1 if x.shape[1] == 1 else CLASSES
     try:
-        net = load(args.file, args.model, tuple(x.shape[1:]), classes, args.norm, args.no_bias, args.shortcut, args.width)
+        shape = tuple(x.shape[1:])
+        net = load(args.file, args.model, shape, classes, args.norm, args.no_bias, args.shortcut, args.width)
     except ValueError as problem:
         sys.exit(str(problem))
     print("loss %.9g accuracy %.9g samples %d" % (loss_and_accuracy(net, x, labels) + (len(labels),)))

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Carries transformer weights between train_gpt_style and PyTorch, through safetensors files.
 
-    python3 test/pytorch_gpt_roundtrip.py init OUT.safetensors --layers L --heads NH --channels C --context T --vocabulary V [--untied] [--seed N]
+    python3 test/pytorch_gpt_roundtrip.py init OUT.safetensors --layers L --heads NH --channels C --context T
+            --vocabulary V [--untied] [--seed N]
         writes an initial checkpoint made by PyTorch, to train from with --load
     python3 test/pytorch_gpt_roundtrip.py eval IN.safetensors --heads NH --data TEXT
-        loads a --save file into PyTorch modules (every name and shape must fit; all sizes but the number of heads are read off the
-        tensors), evaluates it on the validation part of a text as the trainer does (its last tenth, in disjoint windows of the context) and prints
-        one line: loss L accuracy A tokens N
+        loads a --save file into PyTorch modules (every name and shape must fit; all sizes but the number of heads are
+        read off the tensors), evaluates it on the validation part of a text as the trainer does (its last tenth, in
+        disjoint windows of the context) and prints one line: loss L accuracy A tokens N
 
-The modules are those of test/torch_gpt.py, named as nanoGPT's. float32, CPU. Needs torch and safetensors; without them it says so and exits with
-status 77 (skipped).
+The modules are those of test/torch_gpt.py, named as nanoGPT's. float32, CPU. Needs torch and safetensors; without
+them it says so and exits with status 77 (skipped).
 """
 import argparse
 import os

@@ -3,7 +3,8 @@
 
     python3 test/pytorch_roundtrip.py init OUT.safetensors --layers 784,512,10 [--norm batch] [--no-bias] [--seed N]
         writes an initial checkpoint as PyTorch creates it, to train from with --load
-    python3 test/pytorch_roundtrip.py eval IN.safetensors --data FOLDER [--split test|train] [--task classify|autoencode]
+    python3 test/pytorch_roundtrip.py eval IN.safetensors --data FOLDER [--split test|train]
+            [--task classify|autoencode]
         loads a trainer's --save file into PyTorch modules (every name and shape must fit), evaluates it on IDX data
         and prints one line: loss L accuracy A samples N    (accuracy n/a for an autoencoder)
 

@@ -1,47 +1,50 @@
-// ref_cnn.h -- reference convolutional networks in double precision: primitives, three model families, forward, backward.
+// ref_cnn.h -- reference convolutional networks in double precision: primitives, three families, forward, backward.
 //
-// For tests only: written from the definitions, sharing no code with the trainers. C11 and C++17, header-only. The optimizers
-// and the linear layer are those of ref_mlp.h; rescaling is in ref_cnn_rescale.h, PyTorch's training runs in ref_cnn_parity.h.
+// For tests only: written from the definitions, sharing no code with the trainers. C11 and C++17, header-only.
+// ref_mlp.h has the optimizers and the linear layer, ref_cnn_rescale.h rescaling, ref_cnn_parity.h PyTorch's runs.
 //
 // PRIMITIVES (all tensors NCHW, row-major; weights [out][in][kh][kw] as PyTorch's)
-//   ref_window(...)                          shapes of a convolution or a pooling: any kernel, stride, padding, any image
-//   ref_conv_forward, ref_conv_backward      a convolution's output is the product of its weights with each receptive field
-//   ref_norm_forward, ref_norm_backward      BatchNorm2d: eps 1e-5. REF_TRAIN: batch mean and biased variance; the running mean
-//                                            and the UNBIASED variance move with momentum 0.1. REF_EVAL: running statistics
-//   ref_relu_forward, ref_relu_backward      derivative 0 at 0
-//   ref_max_pool_forward, _backward          padding never wins; ties go to the first entry of the window in row-major order
-//   ref_avg_pool_forward, _backward          over the whole map
-//   ref_smooth_cross_entropy                 softmax cross-entropy with label smoothing, mean over the batch
+//   ref_window(...)                       shapes of a convolution or a pooling: any kernel, stride, padding, any image
+//   ref_conv_forward, ref_conv_backward   a convolution's output is the product of its weights and a receptive field
+//   ref_norm_forward, ref_norm_backward   BatchNorm2d: eps 1e-5. REF_TRAIN: batch mean and biased variance; the running
+//                                         mean and the UNBIASED variance move with momentum 0.1. REF_EVAL: running
+//                                         statistics
+//   ref_relu_forward, ref_relu_backward   derivative 0 at 0
+//   ref_max_pool_forward, _backward       padding never wins; ties go to the first entry of the window, row-major
+//   ref_avg_pool_forward, _backward       over the whole map
+//   ref_smooth_cross_entropy              softmax cross-entropy with label smoothing, mean over the batch
 //
 // NETWORKS
-//   A RefCnn is a list of layers in topological order, each with an input layer (-1: the image) and optionally a residual
-//   layer whose output is added to its own. ref_cnn_create builds the families; `width` multiplies the channel counts,
-//   max(1, round(width * c)):
-//   REF_ALLCONV    conv1 conv2 conv3 of 128 channels, max-pool, conv4 conv5 conv6 of 256, max-pool, conv7 of 320, conv8 of 320
-//                  (1x1), conv9 to the classes (1x1), average pool = logits. 3x3 convolutions with padding 1, ReLU after conv1
-//                  to conv8, max-pools 3/2/1. With norm, bn1 follows conv3 and bn2 conv6, before the ReLU.
-//   REF_RESNET18   torchvision's for small images: conv1 3x3/1/1 of 64 channels, bn1, ReLU, no stem pool; layer1 .. layer4 of two
-//                  BasicBlocks each with 64, 128, 256, 512 channels, stride 2 at the first block of layer2 .. layer4; average
-//                  pool, fc. Shortcuts are the identity where shapes allow, else downsample.0 (1x1) and downsample.1
-//                  (BatchNorm); with `projection` every block has them. Convolutions have a bias only without norm.
-//   REF_SMALL      conv1 3x3/1/1 of 32, ReLU, max-pool 2/2/0, conv2 of 64, ReLU, max-pool 2/2/0, conv3 of 64, ReLU, flatten
-//                  (C, H, W), fc. With norm, bn1, bn2, bn3 between a convolution and its ReLU.
+//   A RefCnn is a list of layers in topological order, each with an input layer (-1: the image) and optionally a
+//   residual layer whose output is added to its own. ref_cnn_create builds the families; `width` multiplies the channel
+//   counts, max(1, round(width * c)):
+//   REF_ALLCONV    conv1 conv2 conv3 of 128 channels, max-pool, conv4 conv5 conv6 of 256, max-pool, conv7 of 320, conv8
+//                  of 320 (1x1), conv9 to the classes (1x1), average pool = logits. 3x3 convolutions with padding 1,
+//                  ReLU after conv1 to conv8, max-pools 3/2/1. With norm, bn1 follows conv3 and bn2 conv6, before the
+//                  ReLU.
+//   REF_RESNET18   torchvision's for small images: conv1 3x3/1/1 of 64 channels, bn1, ReLU, no stem pool; layer1 ..
+//                  layer4 of two BasicBlocks each with 64, 128, 256, 512 channels, stride 2 at the first block of
+//                  layer2 .. layer4; average pool, fc. Shortcuts are the identity where shapes allow, else
+//                  downsample.0 (1x1) and downsample.1 (BatchNorm); with `projection` every block has them.
+//                  Convolutions have a bias only without norm.
+//   REF_SMALL      conv1 3x3/1/1 of 32, ReLU, max-pool 2/2/0, conv2 of 64, ReLU, max-pool 2/2/0, conv3 of 64, ReLU,
+//                  flatten (C, H, W), fc. With norm, bn1, bn2, bn3 between a convolution and its ReLU.
 //   Other networks: ref_cnn_empty, then ref_cnn_conv, ref_cnn_norm, ref_cnn_relu, ref_cnn_max_pool, ref_cnn_avg_pool,
 //   ref_cnn_linear in topological order; the last layer's output is the logits.
 //
 // HOW TO USE
-//   RefCnnConfig c = {REF_ALLCONV, 3, 32, 32, 10, 0.125, 1, 1, 1, 0}; // a 3x32x32 image, 10 classes, an eighth, norm, biases
+//   RefCnnConfig c = {REF_ALLCONV, 3, 32, 32, 10, 0.125, 1, 1, 1, 0}; // 3x32x32, 10 classes, an eighth, norm, biases
 //   RefCnn m = ref_cnn_create(&c);
 //   fill m.tensors[t].data (by name, see below), e.g. from a trainer;
-//   double loss = ref_cnn_forward(&m, REF_TRAIN, x, labels, n);        // x[n][C][H][W]; m.label_smoothing is 0 unless set
-//   ref_cnn_backward(&m);                                             // m.tensors[t].grad and m.d_input are overwritten
+//   double loss = ref_cnn_forward(&m, REF_TRAIN, x, labels, n);   // x[n][C][H][W]; m.label_smoothing is 0 unless set
+//   ref_cnn_backward(&m);                                         // m.tensors[t].grad and m.d_input are overwritten
 //   RefOptimizer opt = ref_optimizer(REF_MOMENTUM, 0.1, 0.9, 5e-4);
 //   ref_tensors_step(m.tensors, m.n_tensors, &opt);
 //   ref_cnn_free(&m);
-//   m.logits[n][classes] and m.correct belong to the last forward pass. ref_cnn_tensor(&m, "layer1.0.conv1.weight") finds a
-//   parameter, ref_cnn_buffer(&m, "bn1.running_var") a running statistic, both NULL when there is none. Tensors are in the
-//   order of PyTorch's model.parameters() (a BatchNorm behind its convolution, downsample last in its block);
-//   m.tensors[t].rows is the number of output channels, .cols all the rest, m.shapes[t] the shape as PyTorch has it.
+//   m.logits[n][classes] and m.correct belong to the last forward pass. ref_cnn_tensor(&m, "layer1.0.conv1.weight")
+//   finds a parameter, ref_cnn_buffer(&m, "bn1.running_var") a running statistic, both NULL when there is none. Tensors
+//   are in the order of PyTorch's model.parameters() (a BatchNorm behind its convolution, downsample last in its
+//   block); m.tensors[t].rows is the number of output channels, .cols all the rest, m.shapes[t] PyTorch's shape.
 #pragma once
 #include "ref_mlp.h"
 
@@ -49,7 +52,7 @@ enum { REF_ALLCONV, REF_RESNET18, REF_SMALL };
 enum { REF_LAYER_CONV, REF_LAYER_NORM, REF_LAYER_RELU, REF_LAYER_MAX_POOL, REF_LAYER_AVG_POOL, REF_LAYER_LINEAR };
 enum { REF_CNN_MAX_LAYERS = 96, REF_CNN_MAX_TENSORS = 128 };
 
-// How the network computes: as itself, or with path sums in place of values (ref_cnn_rescale.h; all weights are squared then).
+// How the network computes: as itself, or with path sums in place of values (ref_cnn_rescale.h; weights are squared).
 enum { REF_VALUES, REF_PATHS_SUM, REF_PATHS_MAX };
 
 // A window that slides over a map: of a convolution, or of a pooling (then in_c = out_c).
@@ -124,7 +127,9 @@ static inline RefWindow ref_window(int in_c, int in_h, int in_w, int out_c, int 
 }
 
 static inline size_t ref_window_in(const RefWindow *s) { return (size_t)s->in_c * (size_t)s->in_h * (size_t)s->in_w; }
-static inline size_t ref_window_out(const RefWindow *s) { return (size_t)s->out_c * (size_t)s->out_h * (size_t)s->out_w; }
+static inline size_t ref_window_out(const RefWindow *s) {
+    return (size_t)s->out_c * (size_t)s->out_h * (size_t)s->out_w;
+}
 
 // The receptive field of output position (oy, ox) in one image x[in_c][in_h][in_w]: patch[in_c][kh][kw], zero outside.
 static inline void ref_patch_read(double *patch, const double *x, const RefWindow *s, int oy, int ox) {
@@ -206,7 +211,7 @@ static inline void ref_conv_backward(double *dx, double *dw, double *db, const d
 // ---------------------------------------------------------------------------------------------------------------
 // BatchNorm2d, ReLU
 
-// y[n][c][map] = gamma * xhat + beta, xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps); keeps xhat (like y) and rstd[c].
+// y[n][c][map] = gamma * xhat + beta, xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps); keeps xhat and rstd[c].
 // REF_TRAIN takes mean and variance over n * map values (at least 2) and, with `track`, moves the running ones.
 static inline void ref_norm_forward(double *y, double *xhat, double *rstd, const double *x, const double *gamma,
                                     const double *beta, double *running_mean, double *running_var, double eps, int mode,
@@ -330,10 +335,11 @@ static inline void ref_avg_pool_backward(double *dx, const double *dy, int plane
 // ---------------------------------------------------------------------------------------------------------------
 // Loss
 
-// Mean over the batch of -sum_k q_k log softmax(logits)_k, q = (1 - smoothing) [k = label] + smoothing / c. d[n][c] is the
-// gradient with respect to the logits, *correct counts samples whose largest logit (first of equals) is the label's.
-static inline double ref_smooth_cross_entropy(double *d, const double *logits, const int *labels, double smoothing, int n,
-                                              int c, int *correct) {
+// Mean over the batch of -sum_k q_k log softmax(logits)_k, with q = (1 - smoothing) [k = label] + smoothing / c.
+// d[n][c] is the gradient with respect to the logits. *correct counts the samples whose largest logit (first of
+// equals) is the label's.
+static inline double ref_smooth_cross_entropy(double *d, const double *logits, const int *labels, double smoothing,
+                                              int n, int c, int *correct) {
     double loss = 0;
     *correct = 0;
     for (int i = 0; i < n; i++, logits += c, d += c) {
@@ -442,7 +448,8 @@ static inline int ref_cnn_relu(RefCnn *m, int input) {
 static inline int ref_cnn_max_pool(RefCnn *m, int input, int kernel, int stride, int pad) {
     int c, h, w;
     ref_cnn_shape(m, input, &c, &h, &w);
-    return ref_cnn_add_layer(m, REF_LAYER_MAX_POOL, "maxpool", input, ref_window(c, h, w, c, kernel, kernel, stride, pad));
+    const RefWindow window = ref_window(c, h, w, c, kernel, kernel, stride, pad);
+    return ref_cnn_add_layer(m, REF_LAYER_MAX_POOL, "maxpool", input, window);
 }
 
 static inline int ref_cnn_avg_pool(RefCnn *m, int input) {
@@ -483,7 +490,8 @@ static inline void ref_cnn_build_allconv(RefCnn *m, const RefCnnConfig *c) {
     int l = -1, norms = 0;
     for (int k = 1; k <= 9; k++) {
         char name[32];
-        const int out = k < 9 ? ref_cnn_channels(c->width, channels[k - 1]) : c->classes, kernel = k < 8 ? 3 : 1;
+        const int out = k < 9 ? ref_cnn_channels(c->width, channels[k - 1]) : c->classes;
+        const int kernel = k < 8 ? 3 : 1;
         snprintf(name, sizeof name, "conv%d", k);
         l = ref_cnn_conv(m, name, l, out, kernel, kernel, 1, kernel / 2, c->bias);
         if (k == 9) break;
@@ -499,7 +507,8 @@ static inline void ref_cnn_build_allconv(RefCnn *m, const RefCnnConfig *c) {
 }
 
 // One BasicBlock from layer `input`; returns the layer of its last ReLU.
-static inline int ref_cnn_build_block(RefCnn *m, const RefCnnConfig *c, const char *block, int input, int out, int stride) {
+static inline int ref_cnn_build_block(RefCnn *m, const RefCnnConfig *c, const char *block, int input, int out,
+                                      int stride) {
     char name[32];
     int in, h, w, shortcut = input;
     const int bias = c->bias && !c->norm;
@@ -533,7 +542,8 @@ static inline void ref_cnn_build_resnet18(RefCnn *m, const RefCnnConfig *c) {
         for (int block = 0; block < 2; block++) {
             char name[32];
             snprintf(name, sizeof name, "layer%d.%d", stage, block);
-            l = ref_cnn_build_block(m, c, name, l, ref_cnn_channels(c->width, 32 << stage), stage > 1 && block == 0 ? 2 : 1);
+            const int stride = stage > 1 && block == 0 ? 2 : 1;
+            l = ref_cnn_build_block(m, c, name, l, ref_cnn_channels(c->width, 32 << stage), stride);
         }
     l = ref_cnn_avg_pool(m, l);
     ref_cnn_linear(m, "fc", l, c->classes, c->fc_bias);
@@ -640,8 +650,8 @@ static inline void ref_cnn_layer_forward(RefCnn *m, RefCnnLayer *l, const double
     case REF_LAYER_NORM:
         l->xhat = ref_mlp_doubles(total);
         l->rstd = ref_mlp_doubles((size_t)s->out_c);
-        ref_norm_forward(l->y, l->xhat, l->rstd, x, w, b, l->running_mean, l->running_var, paths ? 0 : REF_BN_EPS, m->mode,
-                         m->track_running, n, s->out_c, map);
+        ref_norm_forward(l->y, l->xhat, l->rstd, x, w, b, l->running_mean, l->running_var, paths ? 0 : REF_BN_EPS,
+                         m->mode, m->track_running, n, s->out_c, map);
         if (m->mode == REF_TRAIN && m->track_running) l->batches_tracked++;
         break;
     case REF_LAYER_RELU:

@@ -1,15 +1,16 @@
-// ref_cnn_parity.h -- the training runs of test/reference_pytorch_cnn.csv in C: same data, same initial weights, by formula.
+// ref_cnn_parity.h -- the training runs of test/reference_pytorch_cnn.csv in C: the same data and initial weights.
 //
 // For tests only. test/make_pytorch_cnn_reference.py has the same formulas in Python and describes them; change both.
 //
 //     ref_cnn_parity_cases[k]                    seven runs; .options is the trainer's command line for one
 //     ref_cnn_parity_read(path, name, ref)       the PyTorch losses of one run, from the CSV; 1 when complete
 //     ref_cnn_parity_train(c, steps, losses)     the same run with ref_cnn.h in double precision
-//     ref_cnn_parity_tolerance(step)             relative difference allowed at a step: 1e-6 at 1, 3e-5 at 2, 1e-3 at 50
+//     ref_cnn_parity_tolerance(step)             relative difference allowed: 1e-6 at step 1, 3e-5 at 2, 1e-3 at 50
 //     ref_cnn_parity_model(c)                    the initial network
 //     ref_cnn_parity_images, _labels, _inputs    the 32 samples in memory: bytes, labels, normalised doubles
-//     ref_cnn_parity_write_cifar(folder)         the 3x32x32 samples as the six files of CIFAR-10's binary version: the training
-//                                                images in data_batch_1.bin (7), _2 (7), _3, _4, _5 (6 each), all in test_batch.bin
+//     ref_cnn_parity_write_cifar(folder)         the 3x32x32 samples as the six files of CIFAR-10's binary version: the
+//                                                training images in data_batch_1.bin (7), _2 (7), _3, _4, _5 (6 each),
+//                                                all in test_batch.bin
 //     ref_cnn_parity_write_idx(folder)           the 1x28x28 samples as MNIST-style IDX files, train and t10k alike
 //     ref_cnn_parity_write_safetensors(path, c)  the initial network for --load
 //     ref_cnn_write_safetensors(path, &m)        any network, float32, PyTorch's names
@@ -17,20 +18,22 @@
 //     --data FOLDER --load FILE --shuffle none --batch-size 8 --steps 50 --rescale none and c->options
 // and compare its losses with ref_cnn_parity_read's.
 //
-// Losses are an array of REF_CNN_PARITY_ROWS: [s - 1] is the training loss of step s = 1..50 before the update of that step,
-// [50] the loss over all samples in evaluation mode at the end, [51] and [52] the sum of diag(G) before training with sums and
-// with maxima in place of max-pooling.
+// Losses are an array of REF_CNN_PARITY_ROWS: [s - 1] is the training loss of step s = 1..50 before the update of that
+// step, [50] the loss over all samples in evaluation mode at the end, [51] and [52] the sum of diag(G) before training
+// with sums and with maxima in place of max-pooling.
 //
-// The tolerance leaves room for decisions: a ReLU or a max-pool that sees a difference of rounding size decides the other way and
-// moves one update (so does AdamW's first step for a gradient of rounding size). Measured, PyTorch's float32 against float64, with
-// four implementations (oneDNN, native, channels_last, inputs changed in the last bit): at most 0.4 of it. This header's runs in
-// double differ from the CSV by 1.8e-7 to 5.8e-5 at step 50, and nowhere by more than 0.25 of the tolerance.
+// The tolerance leaves room for decisions. A ReLU or a max-pool that sees a difference of rounding size decides the
+// other way and moves one update (so does AdamW's first step for a gradient of rounding size). PyTorch's float32
+// against float64, with four implementations (oneDNN, native, channels_last, inputs changed in the last bit), is at
+// most 0.4 of it. This header's runs in double differ from the CSV by 1.8e-7 to 5.8e-5 at step 50, and nowhere by
+// more than 0.25 of the tolerance.
 #pragma once
 #include "ref_cnn_rescale.h"
 #include "ref_parity.h"
 
 enum { REF_CNN_PARITY_SAMPLES = 32, REF_CNN_PARITY_CLASSES = 10, REF_CNN_PARITY_BATCH = 8, REF_CNN_PARITY_STEPS = 50 };
-enum { REF_CNN_PARITY_EVAL = REF_CNN_PARITY_STEPS, REF_CNN_PARITY_PATH_SUM, REF_CNN_PARITY_PATH_MAX, REF_CNN_PARITY_ROWS };
+enum { REF_CNN_PARITY_EVAL = REF_CNN_PARITY_STEPS, REF_CNN_PARITY_PATH_SUM, REF_CNN_PARITY_PATH_MAX };
+enum { REF_CNN_PARITY_ROWS = REF_CNN_PARITY_PATH_MAX + 1 };
 
 typedef struct {
     const char *name;
@@ -50,7 +53,8 @@ static const RefCnnParityCase ref_cnn_parity_cases[] = {
      "--model resnet18 --norm batch --shortcut identity --width 0.125 --optimizer momentum --lr 5e-5 --momentum 0.9 "
      "--weight-decay 1e-3"},
     {"resnet18_c", {REF_RESNET18, 3, 32, 32, 10, 0.125, 1, 1, 1, 1}, 0, REF_ADAMW, 3e-5, 0, 0.01,
-     "--model resnet18 --norm batch --shortcut projection --width 0.125 --optimizer adamw --lr 3e-5 --weight-decay 0.01"},
+     "--model resnet18 --norm batch --shortcut projection --width 0.125 --optimizer adamw --lr 3e-5 "
+     "--weight-decay 0.01"},
     {"resnet18_plain", {REF_RESNET18, 3, 32, 32, 10, 0.125, 0, 1, 1, 0}, 0, REF_SGD, 3e-5, 0, 0,
      "--model resnet18 --norm none --shortcut identity --width 0.125 --optimizer sgd --lr 3e-5 --weight-decay 0"},
     {"small", {REF_SMALL, 1, 28, 28, 10, 0.3, 0, 1, 1, 0}, 0, REF_ADAMW, 3e-4, 0, 0.01,
@@ -78,7 +82,8 @@ static inline void ref_cnn_parity_image(int i, int channels, int height, int wid
         for (int y = 0; y < height; y++)
             for (int x = 0; x < width; x++) {
                 const int position = ((i * channels + c) * height + y) * width + x;
-                const int square = ((ref_cnn_parity_label(i) * channels + c) * (height / 4) + y / 4) * (width / 4) + x / 4;
+                const int patch = ref_cnn_parity_label(i) * channels + c;
+                const int square = (patch * (height / 4) + y / 4) * (width / 4) + x / 4;
                 const uint64_t noise = ref_parity_mix((uint64_t)position) % 128;
                 *bytes++ = (unsigned char)(noise + ref_parity_mix(UINT64_C(2000000) + (uint64_t)square) % 128);
             }
@@ -92,7 +97,8 @@ static inline void ref_cnn_parity_images(const RefCnnConfig *c, unsigned char *b
 
 // Network inputs x[32][channels][height][width]: standardised per channel, rounded to float.
 static inline void ref_cnn_parity_inputs(const RefCnnConfig *config, double *x) {
-    const int map = config->in_h * config->in_w, features = config->in_c * map, total = REF_CNN_PARITY_SAMPLES * features;
+    const int map = config->in_h * config->in_w, features = config->in_c * map;
+    const int total = REF_CNN_PARITY_SAMPLES * features;
     unsigned char *bytes = (unsigned char *)ref_grow(NULL, (size_t)total);
     ref_cnn_parity_images(config, bytes);
     for (int c = 0; c < config->in_c; c++) {
@@ -134,8 +140,8 @@ static inline RefCnn ref_cnn_parity_model(const RefCnnParityCase *c) {
     return m;
 }
 
-// The first `steps` steps of a run in double precision; fills losses[REF_CNN_PARITY_ROWS], NaN where a step was not made (and the
-// evaluation loss when steps < 50).
+// The first `steps` steps of a run in double precision; fills losses[REF_CNN_PARITY_ROWS]. NaN stands where a step was
+// not made (and for the evaluation loss when steps < 50).
 static inline void ref_cnn_parity_train(const RefCnnParityCase *c, int steps, double *losses) {
     const size_t features = (size_t)(c->config.in_c * c->config.in_h * c->config.in_w);
     double *x = ref_doubles(REF_CNN_PARITY_SAMPLES * features);
@@ -258,8 +264,8 @@ static inline int ref_cnn_parity_write_idx(const char *folder) {
     return 1;
 }
 
-// Writes a network as float32 safetensors with PyTorch's names and shapes, BatchNorm's num_batches_tracked as int64 scalars.
-// 1 on success.
+// Writes a network as float32 safetensors with PyTorch's names and shapes, BatchNorm's num_batches_tracked as int64
+// scalars. Returns 1 on success.
 static inline int ref_cnn_write_safetensors(const char *path, const RefCnn *m) {
     static char json[1 << 16];
     char name[64], shape[64];

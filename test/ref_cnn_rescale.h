@@ -1,32 +1,33 @@
-// ref_cnn_rescale.h -- reference for rescaling the networks of ref_cnn.h: symmetry groups, diag(G), and solvers for large nets.
+// ref_cnn_rescale.h -- reference for rescaling the networks of ref_cnn.h: groups, diag(G), solvers for large nets.
 //
-// For tests only: from the definitions, in double precision, sharing no code with rescale.cuh or the trainers. C11, C++17.
+// For tests only: from the definitions, in double precision; no code of rescale.cuh or the trainers. C11, C++17.
 //
 // CONTENTS
 //   ref_cnn_get_theta, ref_cnn_set_theta     all parameters as one array theta[p], in the order of m.tensors
 //   ref_cnn_groups                           which scalar parameter enters and leaves which unit, from the layers alone
 //   ref_cnn_diag_g                           diag(G) by one squared forward and backward pass of one sample of ones
 //   ref_cnn_graph                            the network as a graph of scalar units: diag(G) by enumerating its paths
-//   ref_cnn_problem                          the criterion F of ref_rescale.h: ref_F, ref_grad_F, ref_optimum (dense), ...
-//   ref_pairs, ref_pairs_F, _grad, _unit_sweeps, _block_sweeps, _optimum
-//                                            the same for large nets: parameters that lie between the same two units are one
+//   ref_cnn_problem                          the criterion F of ref_rescale.h: ref_F, ref_grad_F, ref_optimum
+//   (dense), ... ref_pairs, ref_pairs_F, _grad, _unit_sweeps, _block_sweeps, _optimum
+//                                            the same for large nets: parameters between the same two units are one
 //   ref_cnn_published                        the published algorithm: arg-max pooling, 10 sweeps unit by unit
 //   ref_cnn_rescale                          applies u to the network
 //
 // THE GROUPS
-//   A group is a set of channels that are scaled alike wherever they appear. A convolution's rows and bias enter the group of
-//   its output, its columns leave the group of its input; in front of a BatchNorm it enters nothing, and gamma and beta enter
-//   instead (so the function is the same in training and in evaluation mode). ReLU and pooling hand the group on. An added
-//   shortcut makes both sides the same group: all that writes into a residual stream enters it, all that reads it leaves it. A
-//   channel owns H * W columns of a linear layer behind it. Image and logits are never scaled.
-//   Groups are numbered in the order in which the first tensor that enters them appears in m.tensors; units group by group.
+//   A group is a set of channels that are scaled alike wherever they appear. A convolution's rows and bias enter the
+//   group of its output, its columns leave the group of its input. In front of a BatchNorm it enters nothing; gamma
+//   and beta enter instead, so the function is the same in training and in evaluation mode. ReLU and pooling hand the
+//   group on. An added shortcut makes both sides the same group: all that writes into a residual stream enters it,
+//   all that reads it leaves it. A channel owns H * W columns of a linear layer behind it. Image and logits are never
+//   scaled. Groups are numbered in the order in which the first tensor that enters them appears in m.tensors; units
+//   group by group.
 //
 // HOW TO USE
 //   RefCnnGroups gr = ref_cnn_groups(&m);
 //   double *g = ref_doubles(gr.n_params), *u = ref_doubles(gr.n_units);
 //   ref_cnn_diag_g(&m, REF_PATHS_SUM, g);                 // or REF_PATHS_MAX, as published
-//   const RefProblem q = ref_cnn_problem(&gr, g);         // small nets: ref_optimum(&q, u), ref_unit_sweeps(&q, u, 10, 0, 0)
-//   RefPairs pairs = ref_pairs(&q);                       // large nets: ref_pairs_optimum(&pairs, u)
+//   const RefProblem q = ref_cnn_problem(&gr, g);         // small nets: ref_optimum(&q, u), ref_unit_sweeps(&q, u,
+//   ...) RefPairs pairs = ref_pairs(&q);                       // large nets: ref_pairs_optimum(&pairs, u)
 //   ref_cnn_rescale(&m, &gr, u);                          // theta_i exp(-(Bu)_i / 2)
 //   ref_pairs_free(&pairs); ref_cnn_groups_free(&gr);
 #pragma once
@@ -71,14 +72,14 @@ static inline int ref_cnn_same_scale(const int *parent, int l) {
     return l;
 }
 
-static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
-    RefCnnGroups gr;
-    int parent[REF_CNN_MAX_LAYERS], fixed[REF_CNN_MAX_LAYERS] = {0}, number[REF_CNN_MAX_LAYERS], owner[REF_CNN_MAX_TENSORS];
-    memset(&gr, 0, sizeof gr);
-    // 1. layers whose outputs have the same scale
+// Finds layers whose outputs have the same scale (parent[] of a union-find), and the scales that must stay 1: those of
+// the logits and of all that a BatchNorm normalises.
+static inline void ref_cnn_same_scales(const RefCnn *m, int *parent, int *unscaled) {
+    int fixed[REF_CNN_MAX_LAYERS] = {0};
     for (int l = 0; l < m->n_layers; l++) {
         const RefCnnLayer *layer = &m->layers[l];
-        const int passes = layer->kind == REF_LAYER_RELU || layer->kind == REF_LAYER_MAX_POOL || layer->kind == REF_LAYER_AVG_POOL;
+        const int pools = layer->kind == REF_LAYER_MAX_POOL || layer->kind == REF_LAYER_AVG_POOL;
+        const int passes = layer->kind == REF_LAYER_RELU || pools;
         parent[l] = l;
         if (passes && layer->input < 0) fixed[l] = 1; // an image that is only pooled
         if (passes && layer->input >= 0) parent[l] = ref_cnn_same_scale(parent, layer->input);
@@ -87,14 +88,21 @@ static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
             parent[a] = b;
         }
     }
-    // 2. scales that must stay 1: logits, and whatever a BatchNorm normalises
-    int unscaled[REF_CNN_MAX_LAYERS] = {0};
+    memset(unscaled, 0, (size_t)m->n_layers * sizeof *unscaled);
     for (int l = 0; l < m->n_layers; l++) {
         if (fixed[l] || l + 1 == m->n_layers) unscaled[ref_cnn_same_scale(parent, l)] = 1;
         if (m->layers[l].kind == REF_LAYER_NORM && m->layers[l].input >= 0)
             unscaled[ref_cnn_same_scale(parent, m->layers[l].input)] = 1;
     }
-    // 3. numbers, in the order of the tensors
+}
+
+static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
+    RefCnnGroups gr;
+    int parent[REF_CNN_MAX_LAYERS], unscaled[REF_CNN_MAX_LAYERS], number[REF_CNN_MAX_LAYERS];
+    int owner[REF_CNN_MAX_TENSORS];
+    memset(&gr, 0, sizeof gr);
+    ref_cnn_same_scales(m, parent, unscaled);
+    // Numbers, in the order of the tensors.
     for (int l = 0; l < m->n_layers; l++) {
         number[l] = -1;
         if (m->layers[l].weight >= 0) owner[m->layers[l].weight] = l;
@@ -111,7 +119,7 @@ static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
         const int root = ref_cnn_same_scale(parent, l);
         gr.layer_group[l] = unscaled[root] ? -1 : number[root];
     }
-    // 4. every scalar parameter
+    // Every scalar parameter.
     gr.n_params = (int)ref_cnn_param_count(m);
     gr.enter = (int *)ref_grow(NULL, sizeof(int) * (size_t)gr.n_params);
     gr.leave = (int *)ref_grow(NULL, sizeof(int) * (size_t)gr.n_params);
@@ -119,7 +127,8 @@ static inline RefCnnGroups ref_cnn_groups(const RefCnn *m) {
         const RefCnnLayer *layer = &m->layers[owner[t]];
         const int matrix = m->shapes[t].rank > 1; // a convolution's or a linear layer's weight
         const int out = gr.layer_group[owner[t]], in = matrix && layer->input >= 0 ? gr.layer_group[layer->input] : -1;
-        const int per_channel = matrix ? m->tensors[t].cols / layer->win.in_c : 1; // kernel positions, or a channel's columns
+        // Kernel positions, or the columns of a channel.
+        const int per_channel = matrix ? m->tensors[t].cols / layer->win.in_c : 1;
         gr.tensor_enter[t] = out;
         gr.tensor_leave[t] = in;
         for (int row = 0; row < m->tensors[t].rows; row++)
@@ -160,21 +169,24 @@ static inline void ref_cnn_rescale(RefCnn *m, const RefCnnGroups *gr, const doub
 // ---------------------------------------------------------------------------------------------------------------
 // diag(G)
 
-// diag(G) into g[p]: parameters squared, BatchNorm as in evaluation mode (xhat = rstd^2 x + (mean rstd)^2), average pooling
-// 1/k^2, no clipping, one sample of ones; then g is the gradient of the sum of the outputs with respect to the squared
-// parameters. Max-pooling: REF_PATHS_SUM adds its window, REF_PATHS_MAX follows the largest entry (as published). The gradients
-// and what the last pass kept are overwritten (layers[].arg keeps the arg-max); parameters and statistics are not changed.
+// diag(G) into g[p]: parameters squared, BatchNorm as in evaluation mode (xhat = rstd^2 x + (mean rstd)^2), average
+// pooling 1/k^2, no clipping, one sample of ones. Then g is the gradient of the sum of the outputs with respect to the
+// squared parameters. Max-pooling: REF_PATHS_SUM adds its window, REF_PATHS_MAX follows the largest entry (as
+// published). The gradients and all that the last pass kept are overwritten (layers[].arg keeps the arg-max);
+// parameters and statistics are not changed.
 static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
     const size_t p = ref_cnn_param_count(m), inputs = (size_t)(m->in_c * m->in_h * m->in_w);
     const int outputs = (int)ref_window_out(&m->layers[m->n_layers - 1].win);
-    double *theta = ref_doubles(p), *squared = ref_doubles(p), *ones = ref_doubles(inputs), *d = ref_doubles((size_t)outputs);
+    double *theta = ref_doubles(p), *squared = ref_doubles(p);
+    double *ones = ref_doubles(inputs), *d = ref_doubles((size_t)outputs);
     double *saved[REF_CNN_MAX_LAYERS][2] = {{0}};
     ref_cnn_get_theta(m, theta);
     for (size_t i = 0; i < p; i++) squared[i] = theta[i] * theta[i];
     for (size_t i = 0; i < inputs; i++) ones[i] = 1;
     for (int o = 0; o < outputs; o++) d[o] = 1;
     ref_cnn_set_theta(m, squared);
-    for (int l = 0; l < m->n_layers; l++) { // (x - mean) * rstd with -mean^2 for mean and rstd^2 for rstd; eps is 0 in such a pass
+    // (x - mean) * rstd with -mean^2 for mean and rstd^2 for rstd; eps is 0 in such a pass.
+    for (int l = 0; l < m->n_layers; l++) {
         RefCnnLayer *layer = &m->layers[l];
         if (layer->kind != REF_LAYER_NORM) continue;
         const size_t c = (size_t)layer->win.out_c;
@@ -192,7 +204,8 @@ static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
     ref_cnn_forward_layers(m, REF_EVAL, ones, 1);
     ref_cnn_backward_from(m, d);
     m->arithmetic = REF_VALUES;
-    for (int t = 0; t < m->n_tensors; g += m->tensors[t++].n) memcpy(g, m->tensors[t].grad, m->tensors[t].n * sizeof *g);
+    for (int t = 0; t < m->n_tensors; g += m->tensors[t++].n)
+        memcpy(g, m->tensors[t].grad, m->tensors[t].n * sizeof *g);
     ref_cnn_set_theta(m, theta);
     for (int l = 0; l < m->n_layers; l++) {
         if (!saved[l][0]) continue;
@@ -221,13 +234,20 @@ static inline void ref_cnn_pair_energies(const RefCnn *m, int t, const double *g
     }
 }
 
-// The network in evaluation mode as a graph of scalar units: one node for every value, one parameter for every scalar of
-// theta. A convolution weight lies on one edge for every position; padding has no edges. BatchNorm: fixed edges rstd and
-// -mean * rstd (from the constant) to xhat, then gamma and beta. Max-pool: the sum of its window, or, with along_arg, only the
-// entry that won in the last pass (sample 0). Sources: the image, then the constant 1.
+// The kind of node that the outputs of layer l are.
+static inline int ref_cnn_node_kind(const RefCnn *m, int l) {
+    if (l + 1 == m->n_layers) return REF_OUTPUT;
+    return m->layers[l].kind == REF_LAYER_RELU ? REF_RELU : REF_HIDDEN;
+}
+
+// The network in evaluation mode as a graph of scalar units: one node for every value, one parameter for every scalar
+// of theta. A convolution weight lies on one edge for every position; padding has no edges. BatchNorm: fixed edges
+// rstd and -mean * rstd (from the constant) to xhat, then gamma and beta. Max-pool: the sum of its window, or, with
+// along_arg, only the entry that won in the last pass (sample 0). Sources: the image, then the constant 1.
 static inline RefNet ref_cnn_graph(const RefCnn *m, const RefCnnGroups *gr, int along_arg) {
     RefNet net;
-    int node[REF_CNN_MAX_LAYERS], param[REF_CNN_MAX_TENSORS]; // first node of a layer's output, first parameter of a tensor
+    int node[REF_CNN_MAX_LAYERS];    // first node of a layer's output
+    int param[REF_CNN_MAX_TENSORS];  // first parameter of a tensor
     memset(&net, 0, sizeof net);
     net.n_units = gr->n_units;
     for (int t = 0, i = 0; t < m->n_tensors; t++) {
@@ -239,17 +259,18 @@ static inline RefNet ref_cnn_graph(const RefCnn *m, const RefCnnGroups *gr, int 
     for (int l = 0; l < m->n_layers; l++) {
         const RefCnnLayer *layer = &m->layers[l];
         const RefWindow *s = &layer->win;
-        const int x = layer->input >= 0 ? node[layer->input] : 0, n_in = (int)ref_window_in(s), n_out = (int)ref_window_out(s);
+        const int x = layer->input >= 0 ? node[layer->input] : 0;
+        const int n_in = (int)ref_window_in(s), n_out = (int)ref_window_out(s);
         const int in_map = s->in_h * s->in_w, map = s->out_h * s->out_w;
-        const int w = layer->weight >= 0 ? param[layer->weight] : -1, b = layer->bias >= 0 ? param[layer->bias] : -1;
+        const int w = layer->weight >= 0 ? param[layer->weight] : -1;
+        const int b = layer->bias >= 0 ? param[layer->bias] : -1;
         int xhat = -1;
         if (layer->kind == REF_LAYER_NORM) {
             xhat = net.n_nodes;
             for (int k = 0; k < n_out; k++) ref_net_node(&net, REF_HIDDEN);
         }
         const int y = node[l] = net.n_nodes;
-        const int kind = l + 1 == m->n_layers ? REF_OUTPUT : layer->kind == REF_LAYER_RELU ? REF_RELU : REF_HIDDEN;
-        for (int k = 0; k < n_out; k++) ref_net_node(&net, kind);
+        for (int k = 0; k < n_out; k++) ref_net_node(&net, ref_cnn_node_kind(m, l));
         for (int k = 0; k < n_out; k++) {
             const int o = k / map, oy = k % map / s->out_w, ox = k % s->out_w;
             if (layer->residual >= 0) ref_net_edge(&net, node[layer->residual] + k, y + k, -1, 1);
@@ -286,8 +307,8 @@ static inline RefNet ref_cnn_graph(const RefCnn *m, const RefCnnGroups *gr, int 
 // ---------------------------------------------------------------------------------------------------------------
 // The criterion for large nets
 
-// Parameters with the same two units have the same (Bu)_i, so F needs only the sum of their g and their number. A unit's
-// pairs are listed, so that a sweep over all units costs O(pairs).
+// Parameters with the same two units have the same (Bu)_i, so F needs only the sum of their g and their number. A
+// unit's pairs are listed, so that a sweep over all units costs O(pairs).
 typedef struct {
     int n_pairs, n_units;
     double p;                // number of parameters
@@ -351,7 +372,8 @@ static inline void ref_pairs_free(RefPairs *r) {
 }
 
 static inline double ref_pairs_bu(const RefPairs *q, const double *u, int k) {
-    return (q->leave[k] >= 0 ? u[q->leave[k]] : 0) - (q->enter[k] >= 0 ? u[q->enter[k]] : 0);
+    const double leaving = q->leave[k] >= 0 ? u[q->leave[k]] : 0;
+    return leaving - (q->enter[k] >= 0 ? u[q->enter[k]] : 0);
 }
 
 static inline double ref_pairs_F(const RefPairs *q, const double *u) {
@@ -389,8 +411,8 @@ static inline int ref_pairs_pinned(const RefPairs *q, unsigned char *pinned) {
     return ref_pinned(&as_problem, pinned);
 }
 
-// As ref_minimise_unit: minimises F over u[h] alone, |u_h| <= 2 max_log when that is positive. `total` is S with u_h in it, and
-// is kept up to date. Returns |change of u_h|.
+// As ref_minimise_unit: minimises F over u[h] alone, |u_h| <= 2 max_log when that is positive. `total` is S with u_h in
+// it, and is kept up to date. Returns |change of u_h|.
 static inline double ref_pairs_minimise_unit(const RefPairs *q, double *u, int h, double max_log, double *total) {
     const double before = u[h], n = q->n[h], p = q->p;
     double B = 0, C = 0;
@@ -416,8 +438,8 @@ static inline double ref_pairs_total(const RefPairs *q, const double *u) {
     return sum;
 }
 
-// As ref_unit_sweeps: n_sweeps over all units in index order, from the u given; stops after a sweep with a total change below
-// tol (0: never). Returns the number of sweeps done.
+// As ref_unit_sweeps: n_sweeps over all units in index order, from the u given. Stops after a sweep with a total change
+// below tol (0: never). Returns the number of sweeps done.
 static inline int ref_pairs_unit_sweeps(const RefPairs *q, double *u, int n_sweeps, double tol, double max_log) {
     unsigned char *pinned = (unsigned char *)ref_grow(NULL, (size_t)q->n_units + 1);
     ref_pairs_pinned(q, pinned);
@@ -434,7 +456,8 @@ static inline int ref_pairs_unit_sweeps(const RefPairs *q, double *u, int n_swee
 }
 
 // As ref_block_sweeps: every group in turn is minimised exactly, by cycling over its units until nothing moves.
-static inline void ref_pairs_block_sweeps(const RefPairs *q, double *u, const int *first_unit, int n_groups, int n_sweeps) {
+static inline void ref_pairs_block_sweeps(const RefPairs *q, double *u, const int *first_unit, int n_groups,
+                                          int n_sweeps) {
     unsigned char *pinned = (unsigned char *)ref_grow(NULL, (size_t)q->n_units + 1);
     ref_pairs_pinned(q, pinned);
     for (int sweep = 0; sweep < n_sweeps; sweep++)
@@ -448,7 +471,8 @@ static inline void ref_pairs_block_sweeps(const RefPairs *q, double *u, const in
     free(pinned);
 }
 
-// out = H v for the Hessian at u, H = (p / S) (A - q q^T / S): w[k] are the rescaled energies, sum = S. Pinned units do not move.
+// out = H v for the Hessian at u, H = (p / S) (A - q q^T / S). w[k] are the rescaled energies, sum = S.
+// Pinned units stay.
 static inline void ref_pairs_hessian(const RefPairs *q, const double *w, double sum, const unsigned char *pinned,
                                      const double *v, double *out) {
     double mean = 0; // sum_k w_k (Bv)_k / S
@@ -463,9 +487,9 @@ static inline void ref_pairs_hessian(const RefPairs *q, const double *w, double 
         if (pinned[h]) out[h] = 0;
 }
 
-// Solves H step = -grad by conjugate gradients, preconditioned with the diagonal of A. Returns the number of iterations.
-static inline int ref_pairs_newton_step(const RefPairs *q, const double *u, const unsigned char *pinned, const double *grad,
-                                        double *step) {
+// Solves H step = -grad by conjugate gradients, preconditioned with the diagonal of A. Returns the iterations.
+static inline int ref_pairs_newton_step(const RefPairs *q, const double *u, const unsigned char *pinned,
+                                        const double *grad, double *step) {
     const size_t n = (size_t)q->n_units;
     double *w = ref_doubles((size_t)q->n_pairs), *diagonal = ref_doubles(n), *r = ref_doubles(n), *z = ref_doubles(n);
     double *direction = ref_doubles(n), *Hd = ref_doubles(n), sum = 0, rz = 0, start = 0;
@@ -505,9 +529,9 @@ static inline int ref_pairs_newton_step(const RefPairs *q, const double *u, cons
     return iteration;
 }
 
-// The exact optimum: ten unit sweeps, then Newton's method with conjugate gradients and step halving until the gradient no
-// longer gets smaller. Returns max |dF/du_h| over the units that are not pinned (rounding leaves about 1e-14 p), NaN when it did
-// not get there.
+// The exact optimum: ten unit sweeps, then Newton's method with conjugate gradients and step halving until the gradient
+// no longer gets smaller. Returns max |dF/du_h| over the units that are not pinned (rounding leaves about 1e-14 p), NaN
+// when it did not get there.
 static inline double ref_pairs_optimum(const RefPairs *q, double *u) {
     const size_t n = (size_t)q->n_units;
     double *grad = ref_doubles(n), *step = ref_doubles(n), *trial = ref_doubles(n), best = INFINITY;
@@ -537,8 +561,9 @@ static inline double ref_pairs_optimum(const RefPairs *q, double *u) {
     return iteration < 200 && best < 1e-9 * q->p ? best : NAN;
 }
 
-// The published algorithm on a network: diag(G) along arg-max paths, then 10 sweeps unit by unit, from u = 0. With tol 1e-2 it
-// stops early as published; 0 makes it exactly 10 sweeps. u[n_units] is overwritten; returns the number of sweeps.
+// The published algorithm on a network: diag(G) along arg-max paths, then 10 sweeps unit by unit, from u = 0. With
+// tol 1e-2 it stops early as published; 0 makes it exactly 10 sweeps. u[n_units] is overwritten; returns the number
+// of sweeps.
 static inline int ref_cnn_published(RefCnn *m, const RefCnnGroups *gr, double tol, double *u) {
     double *g = ref_doubles((size_t)gr->n_params);
     ref_cnn_diag_g(m, REF_PATHS_MAX, g);

@@ -26,9 +26,9 @@
 //
 // TENSORS
 //   m.tensors[0 .. m.n_tensors-1] are all parameters in PyTorch's order: fc1.weight, fc1.bias, bn1.weight, bn1.bias,
-//   fc2.weight, ... ref_mlp_tensor(&m, "bn1.weight") finds one. The same arrays are m.w[l], m.b[l], m.gamma[l], m.beta[l]
-//   (NULL where absent); running statistics are m.running_mean[l], m.running_var[l]. l counts linear layers from 0.
-//   ref_mlp_default_norm sets gamma 1, beta 0, running mean 0, running variance 1; ref_mlp_create does so, too.
+//   fc2.weight, ... ref_mlp_tensor(&m, "bn1.weight") finds one. The same arrays are m.w[l], m.b[l], m.gamma[l],
+//   m.beta[l] (NULL where absent); running statistics are m.running_mean[l], m.running_var[l]. l counts linear layers
+//   from 0. ref_mlp_default_norm sets gamma 1, beta 0, running mean 0, running variance 1; ref_mlp_create does so, too.
 #pragma once
 #include <math.h>
 #include <stdio.h>

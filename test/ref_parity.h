@@ -15,9 +15,9 @@
 // Losses are an array of REF_PARITY_ROWS: [s - 1] is the training loss of step s = 1..100 before the update of that
 // step, [100] the loss over all samples in evaluation mode at the end.
 //
-// AdamW with BatchNorm, a trap: the bias of a linear layer in front of BatchNorm has gradient zero, up to rounding; AdamW
-// scales that noise up to steps of size lr. Training losses do not see it (the batch mean removes it), but the running
-// mean lags behind, so evaluation losses of float32 runs differ by about 1e-3: ref_parity_eval_tolerance.
+// AdamW with BatchNorm, a trap: the bias of a linear layer in front of BatchNorm has gradient zero, up to rounding;
+// AdamW scales that noise up to steps of size lr. Training losses do not see it (the batch mean removes it), but the
+// running mean lags behind, so evaluation losses of float32 runs differ by about 1e-3: ref_parity_eval_tolerance.
 #pragma once
 #include "ref_mlp.h"
 #include "ref_rescale.h"

@@ -1,4 +1,4 @@
-// ref_rescale.h -- reference for path-conditioned rescaling and ENorm, in double precision, written from the definitions.
+// ref_rescale.h -- reference for path-conditioned rescaling and ENorm, in double precision, from the definitions.
 //
 // For tests only: slow, obvious, and sharing no code with rescale.cuh or the trainers. C11 and C++17, header-only.
 //
@@ -167,7 +167,9 @@ static inline RefNet ref_net_mlp(const int *dims, int n_layers, int bias, int la
         const int unit = net.n_units; // this layer's first unit
         if (!last) net.n_units += n_out;
         const int z = net.n_nodes; // first node of this layer's linear output
-        for (int o = 0; o < n_out; o++) ref_net_node(&net, last ? REF_OUTPUT : with_bn ? REF_HIDDEN : REF_RELU);
+        int kind = with_bn ? REF_HIDDEN : REF_RELU;
+        if (last) kind = REF_OUTPUT;
+        for (int o = 0; o < n_out; o++) ref_net_node(&net, kind);
         for (int o = 0; o < n_out; o++) {
             const int enter = last || with_bn ? -1 : unit + o;
             for (int i = 0; i < n_in; i++) {
@@ -198,9 +200,9 @@ static inline RefNet ref_net_mlp(const int *dims, int n_layers, int bias, int la
     return net;
 }
 
-// A residual stream: x -> s = relu(W0 x + b0); two blocks s = relu(s + W2 relu(W1 s + b1) + b2); y = W3 s + b3; parameters in
-// this order. Stream channel c is ONE unit: W0, b0 and every W2, b2 enter it, every W1 and W3 leave it. Units: the stream's
-// `width` channels, then each block's `hidden` ones. At most 8 of each.
+// A residual stream: x -> s = relu(W0 x + b0); two blocks s = relu(s + W2 relu(W1 s + b1) + b2); y = W3 s + b3;
+// parameters in this order. Stream channel c is ONE unit: W0, b0 and every W2, b2 enter it, every W1 and W3 leave it.
+// Units: the stream's `width` channels, then each block's `hidden` ones. At most 8 of each.
 static inline RefNet ref_net_residual(int n_in, int width, int hidden, int n_out) {
     RefNet net;
     memset(&net, 0, sizeof net);
@@ -316,8 +318,8 @@ static inline void ref_paths_diag_g(const RefPaths *paths, double *g) {
 }
 
 // Continues the path edge_stack[0..depth-1], which ends at `node`; adds the squared derivatives of every path to g.
-static inline void ref_walk_paths(const RefNet *net, const double *theta, int node, int *edge_stack, int depth, double *g,
-                                  long *count) {
+static inline void ref_walk_paths(const RefNet *net, const double *theta, int node, int *edge_stack, int depth,
+                                  double *g, long *count) {
     if (net->kind[node] == REF_OUTPUT) {
         ++*count;
         for (int s = 0; s < depth; s++) {

@@ -6,7 +6,7 @@
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
-# ONLY=NAME runs one test, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a test that takes longer has failed.
+# ONLY=NAME runs one test, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has failed.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 device=$1 host=$2
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
@@ -37,7 +37,8 @@ run() {
         printf '%-28s skipped: %s\n' "$name" "$(tail -n 1 "$log")"
         return
     fi
-    counts=$(sed -n 's/^\([0-9][0-9]*\) passed, \([0-9][0-9]*\) failed, \([0-9][0-9]*\) skipped$/\1 \2 \3/p' "$log" | tail -n 1)
+    closing='s/^\([0-9][0-9]*\) passed, \([0-9][0-9]*\) failed, \([0-9][0-9]*\) skipped$/\1 \2 \3/p'
+    counts=$(sed -n "$closing" "$log" | tail -n 1)
     if [ -z "$counts" ]; then
         cat "$log"
         printf '%-28s FAILED: no closing line, exit status %d\n' "$name" $status

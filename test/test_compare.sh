@@ -125,15 +125,17 @@ diverged,1,123456,inf,0.1
 diverged,2,nan,nan,nan
 END
 check "compare.csv" same want plots/here/compare.csv
-cat >want <<'END'
-run,target_train_loss,epochs_to_target,best_test_accuracy,best_test_accuracy_epoch,best_test_loss,best_test_loss_epoch,seconds,rescale_seconds,samples_per_s
+columns=run,target_train_loss,epochs_to_target,best_test_accuracy,best_test_accuracy_epoch
+echo "$columns,best_test_loss,best_test_loss_epoch,seconds,rescale_seconds,samples_per_s" >want
+cat >>want <<'END'
 none,0.5,3,0.69,2,0.8125,2,12.25,n/a,51234.4
 pathcond,0.5,2,0.71,1,0.75,1,192.5,0.012,50000
 diverged,0.5,n/a,0.1,0,2.26,0,n/a,n/a,n/a
 END
 check "compare_summary.csv" same want plots/here/compare_summary.csv
 check "compare.svg" svg plots/here/compare.svg
-for text in '>Three runs</text>' '>none</text>' '>pathcond</text>' '>diverged</text>' '>Training loss (log scale)</text>' \
+for text in '>Three runs</text>' '>none</text>' '>pathcond</text>' '>diverged</text>' \
+    '>Training loss (log scale)</text>' \
     '>Test accuracy</text>' '>epoch</text>' '>target</text>' '>0.5000</text>' '>100</text>' '>60%</text>'; do
     check "compare.svg has $text" has plots/here/compare.svg "$text"
 done
@@ -157,7 +159,8 @@ mkdir long auto point testonly zero
 { echo $header; seq 0 100 | sed 's/.*/&,&,train,1,n\/a,n\/a,n\/a,n\/a,n\/a/'; } >long/log.csv
 run 0 long=long
 check "at most 40 rows" [ "$(grep -c '^[0-9]' out)" -eq 40 ]
-check "the first and the last among them" [ "$(grep '^[0-9]' out | sed -n '1p;$p' | cut -d' ' -f1 | tr '\n' ' ')" = "0 100 " ]
+check "the first and the last among them" \
+    [ "$(grep '^[0-9]' out | sed -n '1p;$p' | cut -d' ' -f1 | tr '\n' ' ')" = "0 100 " ]
 run 0 --max-rows 0 long=long
 check "all rows" [ "$(grep -c '^[0-9]' out)" -eq 101 ]
 run 0 --max-rows 1 long=long
@@ -188,12 +191,24 @@ run 0 --out point p=point
 check "the plot of one point" svg point/compare.svg
 check "its titles, colours, markers" picture point/compare.svg
 mkdir perfect
-{ printf '%s\n0,0,train,2.3,0.1,n/a,n/a,n/a,n/a\n' $header
-  for i in 0 1 2 3 4; do printf '%d,%d,test,2.3,%s,n/a,n/a,n/a,n/a\n' $i $i "$(echo "1 0 0.5 1 1" | cut -d' ' -f$((i + 1)))"; done; } >perfect/log.csv
+# accuracies NUMBER...: a log with these test accuracies, one an epoch
+accuracies() {
+    epoch=0
+    for accuracy; do
+        printf '%d,%d,test,2.3,%s,n/a,n/a,n/a,n/a\n' $epoch $epoch "$accuracy"
+        epoch=$((epoch + 1))
+    done
+}
+{
+    printf '%s\n0,0,train,2.3,0.1,n/a,n/a,n/a,n/a\n' $header
+    accuracies 1 0 0.5 1 1
+} >perfect/log.csv
 run 0 --out perfect p=perfect
 check "accuracies of 0 and 100 %: the markers are whole" picture perfect/compare.svg
-{ printf '%s\n' $header
-  for i in 0 1 2 3 4; do printf '%d,%d,test,2.3,%s,n/a,n/a,n/a,n/a\n' $i $i "$(echo "0.9 0.1 0.2 0.3 0.2" | cut -d' ' -f$((i + 1)))"; done; } >perfect/log.csv
+{
+    printf '%s\n' $header
+    accuracies 0.9 0.1 0.2 0.3 0.2
+} >perfect/log.csv
 run 0 --out perfect p=perfect
 check "an epoch 0 above the others is left out" picture perfect/compare.svg
 check "and the plot says so" has perfect/compare.svg '>epoch 0 is outside of this range</text>'
@@ -202,8 +217,10 @@ run 0 --out testonly p=testonly none=none
 check "a baseline without training loss" has out '^target: none, run p has no training loss$'
 check "its epochs to target" has out '^epochs to target  |                        n/a |                        n/a$'
 check "its plot" svg testonly/compare.svg
-printf '%s\n0,0,train,1,n/a,n/a,n/a,n/a,n/a\n1,1,train,0,n/a,n/a,n/a,n/a,n/a\n2,2,train,-1,n/a,n/a,n/a,n/a,n/a\n' $header \
-    >zero/log.csv
+{
+    printf '%s\n0,0,train,1,n/a,n/a,n/a,n/a,n/a\n' $header
+    printf '1,1,train,0,n/a,n/a,n/a,n/a,n/a\n2,2,train,-1,n/a,n/a,n/a,n/a,n/a\n'
+} >zero/log.csv
 run 0 --out zero p=zero
 check "losses that are not positive" svg zero/compare.svg
 check "their titles, colours, markers" picture zero/compare.svg
@@ -213,7 +230,9 @@ run 0 --out testloss --test-loss none=none
 check "--test-loss" has testloss/compare.svg '>Test loss (log scale)</text>'
 check "--test-loss: no accuracy is plotted" hasnt testloss/compare.svg '>Test accuracy'
 runs=
-for i in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16; do runs="$runs a_run_with_a_name_that_is_too_long_for_it$i=none"; done
+for i in 01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16; do
+    runs="$runs a_run_with_a_name_that_is_too_long_for_it$i=none"
+done
 # shellcheck disable=SC2086 # one word per run
 fails 2 "two runs are called 'a_run_with_a_name_that_is_too_long_for_i' (see --help)" $runs
 runs=
@@ -230,11 +249,13 @@ fails 2 "expected at most 16 arguments (NAME=LOGDIR ...), 'x=none' is one more (
 extreme() {
     rm -rf extreme
     mkdir extreme
-    printf '%s\n0,%s,train,%s,0.5,n/a,n/a,n/a,n/a\n1,%s,train,%s,0.5,n/a,n/a,n/a,n/a\n' $header "$1" "$2" "$3" "$4" >extreme/log.csv
+    row=train,%s,0.5,n/a,n/a,n/a,n/a
+    printf "%s\n0,%s,$row\n1,%s,$row\n" $header "$1" "$2" "$3" "$4" >extreme/log.csv
     (ulimit -c 0 && ulimit -t 5 && ulimit -f 2000 && exec "$compare" --out extreme e=extreme) >out 2>err
     check "epochs $1 and $3, losses $2 and $4: exit status" [ $? -eq 0 ]
     check "epochs $1 and $3, losses $2 and $4: the plot" svg extreme/compare.svg
-    check "epochs $1 and $3, losses $2 and $4: a few ticks" is "$(grep -c 'class="tick"' extreme/compare.svg | sed 's/^[1-4]\{0,1\}[0-9]$/few/')" few
+    ticks=$(grep -c 'class="tick"' extreme/compare.svg | sed 's/^[1-4]\{0,1\}[0-9]$/few/')
+    check "epochs $1 and $3, losses $2 and $4: a few ticks" is "$ticks" few
 }
 extreme 1e17 2 100000000000000032 1
 extreme 9007199254740993 2 9007199254740999 1
@@ -252,7 +273,8 @@ extreme 1e299 1 1e300 2
 # The seconds of all rescalings, when a report has them.
 mkdir total
 cp none/log.csv total
-echo '{"rescale":{"seconds":0.5,"seconds_solve":0.1},"train":{"seconds":1e1,"samples_per_second":null}}' >total/report.json
+    rescaling='{"seconds":0.5,"seconds_solve":0.1}'
+    echo "{\"rescale\":$rescaling,\"train\":{\"seconds\":1e1,\"samples_per_second\":null}}" >total/report.json
 run 0 t=total
 check "rescale.seconds" has out '^of it rescaling   |                     500 ms$'
 check "a number that is null" has out '^samples/s         |                        n/a$'
@@ -280,7 +302,8 @@ fails 1 "bad/log.csv: the log has no evaluation yet" a=bad
 printf 'epoch,loss\n1,2\n' >bad/log.csv
 fails 1 "bad/log.csv: not a training log, its first line should be $header" a=bad
 for row in rubbish '' 1,1,train,1,1,1,1,1 1,1,train,1,1,1,1,1,1,1 1,1,valid,1,1,1,1,1,1 1,1,train,1x,1,1,1,1,1 \
-    1,,train,1,1,1,1,1,1 1,-1,train,1,1,1,1,1,1 1,nan,train,1,1,1,1,1,1 1,1e301,train,1,1,1,1,1,1 ,1,train,1,1,1,1,1,1 '1,1,train,1,1,1,1,1,\0011'; do
+    1,,train,1,1,1,1,1,1 1,-1,train,1,1,1,1,1,1 1,nan,train,1,1,1,1,1,1 1,1e301,train,1,1,1,1,1,1 ,1,train,1,1,1,1,1,1 \
+    '1,1,train,1,1,1,1,1,\0011'; do
     # shellcheck disable=SC2059 # one of the rows has a control character
     { echo $header; echo 1,1,train,1,1,1,1,1,1; printf "$row\n"; } >bad/log.csv
     fails 1 "bad/log.csv: line 3 is not a row of the log" a=bad

@@ -1,10 +1,10 @@
-// test_conv.cu -- tests of common/conv.cuh against the convolutions of ref_cnn.h in double precision, on a GPU or on the CPU build.
+// test_conv.cu -- tests of common/conv.cuh against the convolutions of ref_cnn.h in double precision, on GPU or CPU.
 //
 //     make test-programs && build/cpu/test/test_conv        (or build/cuda/test/test_conv)
 //
 // 1. plans: algorithms, sizes, working memory that does not grow with the batch
-// 2. every kernel: the reorderings against plain loops; Winograd's transforms by what they must do together, F(4x4, 3x3), and each
-//    backward transform as the transpose of the forward one
+// 2. every kernel: the reorderings against plain loops; Winograd's transforms by what they must do together, F(4x4,
+//    3x3); each backward transform as the transpose of the forward one
 // 3. both passes, all algorithms: odd shapes, chunks with a last partial one, guarded and poisoned memory
 // 4. identities: adjoints, exact scaling by powers of two, threads, repetition
 // The layout here is NHWC, the reference's NCHW. Errors are relative to the largest value, see `tolerance`.
@@ -38,11 +38,16 @@ static void to_nhwc(double *y, const double *x, int n, int c, int h, int w) {
 static void to_nchw(double *y, const float *x, int n, int c, int h, int w) {
     for (int i = 0; i < n; i++)
         for (int k = 0; k < c; k++)
-            for (int p = 0; p < h * w; p++) *y++ = (double)x[((size_t)i * (size_t)(h * w) + (size_t)p) * (size_t)c + (size_t)k];
+            for (int p = 0; p < h * w; p++)
+                *y++ = (double)x[((size_t)i * (size_t)(h * w) + (size_t)p) * (size_t)c + (size_t)k];
 }
 
-static size_t in_floats(const conv_plan *p, int images) { return (size_t)images * (size_t)(p->h * p->w) * (size_t)p->in_c; }
-static size_t out_floats(const conv_plan *p, int images) { return (size_t)images * (size_t)(p->out_h * p->out_w) * (size_t)p->out_c; }
+static size_t in_floats(const conv_plan *p, int images) {
+    return (size_t)images * (size_t)(p->h * p->w) * (size_t)p->in_c;
+}
+static size_t out_floats(const conv_plan *p, int images) {
+    return (size_t)images * (size_t)(p->out_h * p->out_w) * (size_t)p->out_c;
+}
 
 static double dot(const float *a, const float *b, size_t n) {
     double sum = 0;
@@ -87,10 +92,13 @@ static problem make_problem(conv_plan p, int images, int bias, int relu, int acc
 // Runs both passes in memory that is poisoned first, between guards; inputs must stay as they are.
 static void run_passes(problem *q) {
     const conv_plan *p = &q->p;
-    const size_t n_in = in_floats(p, q->images), n_out = out_floats(p, q->images), n_w = conv_weights(p), n_work = conv_work_floats(p, q->images);
-    float *x = in(q->x, n_in), *w = in(q->w, n_w), *b = q->b ? in(q->b, (size_t)p->out_c) : NULL, *dy = in(q->dy, n_out);
+    const size_t n_in = in_floats(p, q->images), n_out = out_floats(p, q->images);
+    const size_t n_w = conv_weights(p), n_work = conv_work_floats(p, q->images);
+    float *x = in(q->x, n_in), *w = in(q->w, n_w), *dy = in(q->dy, n_out);
+    float *b = q->b ? in(q->b, (size_t)p->out_c) : NULL;
     float *y = out(n_out), *dw = out(n_w), *u = out(conv_transformed_floats(p)), *work = out(n_work);
-    float *dx = q->before ? q->accumulate ? in(q->before, n_in) : out(n_in) : NULL;
+    float *dx = NULL;
+    if (q->before) dx = q->accumulate ? in(q->before, n_in) : out(n_in);
     conv_forward(&g, p, q->images, x, w, b, q->relu, y, u, work);
     CUDA_CHECK_LAUNCH();
     CUDA_CHECK(cudaMemset(work, 0xff, n_work * sizeof(float)));  // nothing but u is kept for the backward pass
@@ -112,12 +120,13 @@ enum { OF_Y, OF_DW, OF_DX, N_RESULTS };
 static double worst_max[N_ALGORITHMS][N_RESULTS], worst_rms[N_ALGORITHMS][N_RESULTS];
 static int cases[N_ALGORITHMS];
 
-// Errors allowed, relative to the largest value: in the largest element, and as the root of the mean square (over the root of the
-// mean square of the values). Measured over the shapes below (the last lines that this program prints): 8e-7 and 4e-7 for sums of
-// up to 1,600 products, 3e-6 and 1.2e-6 for Winograd, whose transforms cancel. About twice that is allowed.
+// Errors allowed, relative to the largest value: in the largest element, and as the root of the mean square (over the
+// root of the mean square of the values). Measured over the shapes below (the last lines that this program prints):
+// 8e-7 and 4e-7 for sums of up to 1,600 products, 3e-6 and 1.2e-6 for Winograd, whose transforms cancel. About twice
+// that is allowed.
 static const double tolerance[N_ALGORITHMS][2] = {{2e-6, 8e-7}, {2e-6, 8e-7}, {6e-6, 2.5e-6}};
 
-// Every value is a sum of `terms` products of numbers in [-1, 1): that has a size of sqrt(terms) / 3, also where it happens to cancel.
+// Every value is a sum of `terms` products of numbers in [-1, 1). Its size is sqrt(terms) / 3, even where it cancels.
 static void compare(int algorithm, int which, const float *got, const double *want, size_t n, double terms) {
     static const char *const what[] = {"y", "dweight", "dx"};
     double largest = sqrt(terms) / 3, square = 0, error = 0, worst = 0;
@@ -155,18 +164,22 @@ static void test_plans(void) {
         {64, 9, 9, 7, 3, 3, 1, 1, CONV_IM2COL, 9, 9},          {64, 9, 9, 64, 1, 1, 1, 1, CONV_IM2COL, 11, 11},
     };
     for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
-        const conv_plan p = conv_make_plan(k[i].in_c, k[i].h, k[i].w, k[i].out_c, k[i].kh, k[i].kw, k[i].stride, k[i].pad, 1 << 20);
+        const conv_plan p = conv_make_plan(k[i].in_c, k[i].h, k[i].w, k[i].out_c, k[i].kh, k[i].kw, k[i].stride,
+                                           k[i].pad, 1 << 20);
         const int ok = p.algorithm == k[i].algorithm && p.out_h == k[i].out_h && p.out_w == k[i].out_w;
-        if (!CHECK(ok, "algorithm and size of the output")) printf("    plan %zu: %s, %d x %d\n", i, algorithm_name[p.algorithm], p.out_h, p.out_w);
+        if (!CHECK(ok, "algorithm and size of the output"))
+            printf("    plan %zu: %s, %d x %d\n", i, algorithm_name[p.algorithm], p.out_h, p.out_w);
         // Work: for at most `limit` floats of windows or tiles, but one image at least; not more for a larger batch.
         for (int limit = 0; limit < 6; limit++)
             for (int images = 1; images < 200000; images *= 7) {
                 conv_plan q = p;
                 q.limit = limit ? (size_t)1 << (14 + 2 * limit) : 0;
                 const size_t one = conv_image_floats(&q), most = one > q.limit ? one : q.limit;
-                const size_t chunk = (size_t)conv_chunk(&q, images), extra = conv_transformed_floats(&q) + 2 * CONV_POINTS * CONV_PAD;
-                CHECK(chunk >= 1 && chunk <= (size_t)images && conv_work_floats(&q, images) <= most + extra, "work of a chunk");
-                CHECK(chunk == (size_t)images || conv_work_floats(&q, 100 * images) == conv_work_floats(&q, images), "work does not grow with the batch");
+                const size_t chunk = (size_t)conv_chunk(&q, images), work = conv_work_floats(&q, images);
+                const size_t extra = conv_transformed_floats(&q) + 2 * CONV_POINTS * CONV_PAD;
+                CHECK(chunk >= 1 && chunk <= (size_t)images && work <= most + extra, "work of a chunk");
+                CHECK(chunk == (size_t)images || conv_work_floats(&q, 100 * images) == work,
+                      "work does not grow with the batch");
                 const size_t rows = (size_t)(q.algorithm == CONV_WINOGRAD ? conv_tiles(&q) : q.out_h * q.out_w);
                 CHECK(q.algorithm == CONV_DIRECT || chunk == 1 || chunk * rows <= 65535, "blocks in y");
             }
@@ -182,7 +195,8 @@ static void test_pack(int in_c, int out_c, int positions) {
     fill(w, n, 0, 1);
     for (int o = 0; o < out_c; o++)
         for (int i = 0; i < in_c; i++)
-            for (int k = 0; k < positions; k++) want[(o * positions + k) * in_c + i] = w[(o * in_c + i) * positions + k];
+            for (int k = 0; k < positions; k++)
+                want[(o * positions + k) * in_c + i] = w[(o * in_c + i) * positions + k];
     float *packed = out(n), *back = out(n);
     conv_pack_kernel<<<conv_grid(in_c, out_c, positions), CONV_BLOCK>>>(packed, in(w, n), in_c, positions);
     same_bits("packed", packed, want, n * sizeof(float));
@@ -199,7 +213,8 @@ static void test_columns(int in_c, int h, int w, int kh, int kw, int stride, int
     const size_t n = (size_t)rows * (size_t)columns, n_x = in_floats(&p, images);
     float *x = floats(n_x), *c = floats(n), *want = floats(n), *before = floats(n_x);
     double *sum = doubles(n_x);
-    snprintf(label, sizeof label, "columns of %dx%dx%d, kernel %dx%d, stride %d, padding %d", in_c, h, w, kh, kw, stride, pad);
+    snprintf(label, sizeof label, "columns of %dx%dx%d, kernel %dx%d, stride %d, padding %d", in_c, h, w, kh, kw,
+             stride, pad);
     fill(x, n_x, 0, 1);
     fill(c, n, 0, 1);
     fill(before, n_x, 0, 1);
@@ -211,7 +226,8 @@ static void test_columns(int in_c, int h, int w, int kh, int kw, int stride, int
                 const int pixel = r % (p.out_h * p.out_w), image = r / (p.out_h * p.out_w);
                 const int iy = pixel / p.out_w * stride - pad + k / kw, ix = pixel % p.out_w * stride - pad + k % kw;
                 if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue;
-                const size_t from = (((size_t)image * (size_t)h + (size_t)iy) * (size_t)w + (size_t)ix) * (size_t)in_c + (size_t)i;
+                const size_t from_pixel = ((size_t)image * (size_t)h + (size_t)iy) * (size_t)w + (size_t)ix;
+                const size_t from = from_pixel * (size_t)in_c + (size_t)i;
                 want[at] = x[from];
                 sum[from] += (double)c[at];
             }
@@ -221,7 +237,8 @@ static void test_columns(int in_c, int h, int w, int kh, int kw, int stride, int
     int equal = 1;  // 0 and -0 are equal
     for (size_t i = 0; i < n; i++) equal = equal && got[i] == want[i];
     if (!CHECK(equal, "windows")) printf("    %s\n", label);
-    for (int k = 0; k < kh * kw; k++) conv_col2im_kernel<<<conv_grid(in_c, rows, 1), CONV_BLOCK>>>(dx, c_d, k / kw, k % kw, p);
+    for (int k = 0; k < kh * kw; k++)
+        conv_col2im_kernel<<<conv_grid(in_c, rows, 1), CONV_BLOCK>>>(dx, c_d, k / kw, k % kw, p);
     same("added back", dx, sum, n_x, 1e-6, 2e-6);
     release();
 }
@@ -232,62 +249,96 @@ static float *unit_vectors(int n) {
     for (int i = 0; i < n; i++) v[i * n + i] = 1;
     return v;
 }
-static void test_transforms(void) {
-    enum { POINTS = CONV_POINTS, TILE = CONV_TILE * CONV_TILE, WINDOW = 36, KERNEL = 9 };
+
+// Winograd's transforms of one tile, GAP floats between two points: input[point][pixel], weight[point][position],
+// output[pixel][point].
+enum { POINTS = CONV_POINTS, TILE = CONV_TILE * CONV_TILE, WINDOW = 36, KERNEL = 9, GAP = 3 };
+enum { PER_WINDOW = WINDOW + GAP, PER_KERNEL = KERNEL + GAP, PER_POINT = POINTS + GAP, PER_TILE = TILE + GAP };
+typedef struct transforms {
+    const float *input, *weight, *output;
+} transforms;
+
+static conv_plan one_tile(void) {
     conv_plan p = conv_make_plan(WINDOW, 6, 6, POINTS, 3, 3, 1, 0, 0);
     p.algorithm = CONV_WINOGRAD;
-    snprintf(label, sizeof label, "Winograd's transforms");
     CHECK(p.out_h == 4 && p.out_w == 4 && conv_tiles(&p) == 1, "one tile");
-    const int pad = 3;  // floats between two points
-    // input[point][pixel], weight[point][position], output[pixel][point]
-    float *input_d = out(POINTS * (WINDOW + pad)), *weight_d = out(POINTS * (KERNEL + pad)), *output_d = out(TILE * POINTS);
-    float *m = floats(POINTS * (POINTS + pad));
-    for (int k = 0; k < POINTS; k++) m[k * (POINTS + pad) + k] = 1;
-    conv_input_kernel<<<conv_grid(WINDOW, 1, 1), CONV_BLOCK>>>(input_d, in(unit_vectors(WINDOW), WINDOW * WINDOW), p, WINDOW + pad);
-    conv_weight_kernel<<<conv_grid(KERNEL, 1, 1), CONV_BLOCK>>>(weight_d, in(unit_vectors(KERNEL), KERNEL * KERNEL), KERNEL, 9, KERNEL + pad);
-    conv_output_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(output_d, in(m, POINTS * (POINTS + pad)), (const float *)NULL, 0, p, POINTS + pad);
-    const float *input = (const float *)fetch(input_d, POINTS * (WINDOW + pad) * sizeof(float)),
-                *weight = (const float *)fetch(weight_d, POINTS * (KERNEL + pad) * sizeof(float)),
-                *output = (const float *)fetch(output_d, TILE * POINTS * sizeof(float));
-    for (int k = 0; k < POINTS; k++)
-        for (int i = 0; i < pad; i++)
-            CHECK(isnan(input[k * (WINDOW + pad) + WINDOW + i]) && isnan(weight[k * (KERNEL + pad) + KERNEL + i]), "nothing between two points");
-    // together: y[pixel] = sum over the kernel of x[pixel + position] w[position]
+    return p;
+}
+
+// The unit vectors of the points, [POINTS][PER_POINT], on the device.
+static float *unit_points(void) {
+    float *m = floats(POINTS * PER_POINT);
+    for (int k = 0; k < POINTS; k++) m[k * PER_POINT + k] = 1;
+    return in(m, POINTS * PER_POINT);
+}
+
+static transforms forward_transforms(conv_plan p) {
+    float *input = out(POINTS * PER_WINDOW), *weight = out(POINTS * PER_KERNEL), *output = out(TILE * POINTS);
+    const float *windows = in(unit_vectors(WINDOW), WINDOW * WINDOW);
+    const float *kernels = in(unit_vectors(KERNEL), KERNEL * KERNEL);
+    conv_input_kernel<<<conv_grid(WINDOW, 1, 1), CONV_BLOCK>>>(input, windows, p, PER_WINDOW);
+    conv_weight_kernel<<<conv_grid(KERNEL, 1, 1), CONV_BLOCK>>>(weight, kernels, KERNEL, 9, PER_KERNEL);
+    conv_output_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(output, unit_points(), (const float *)NULL, 0, p,
+                                                               PER_POINT);
+    transforms t;
+    t.input = (const float *)fetch(input, POINTS * PER_WINDOW * sizeof(float));
+    t.weight = (const float *)fetch(weight, POINTS * PER_KERNEL * sizeof(float));
+    t.output = (const float *)fetch(output, TILE * POINTS * sizeof(float));
+    return t;
+}
+
+// Together: y[pixel] = sum over the kernel of x[pixel + position] w[position].
+static void check_together(const transforms *t) {
     double *got = doubles(TILE * WINDOW * KERNEL), *want = doubles(TILE * WINDOW * KERNEL);
+    for (int k = 0; k < POINTS; k++)
+        for (int i = 0; i < GAP; i++)
+            CHECK(isnan(t->input[k * PER_WINDOW + WINDOW + i]) && isnan(t->weight[k * PER_KERNEL + KERNEL + i]),
+                  "nothing between two points");
     for (int y = 0; y < TILE; y++)
         for (int x = 0; x < WINDOW; x++)
             for (int w = 0; w < KERNEL; w++) {
                 const int at = (y * WINDOW + x) * KERNEL + w;
-                for (int k = 0; k < POINTS; k++)
-                    got[at] += (double)output[y * POINTS + k] * (double)weight[k * (KERNEL + pad) + w] * (double)input[k * (WINDOW + pad) + x];
+                for (int k = 0; k < POINTS; k++) {
+                    const double to_y = (double)t->output[y * POINTS + k];
+                    got[at] += to_y * (double)t->weight[k * PER_KERNEL + w] * (double)t->input[k * PER_WINDOW + x];
+                }
                 want[at] = x / 6 == y / 4 + w / 3 && x % 6 == y % 4 + w % 3;
             }
     test_close_d("F(4x4, 3x3)", got, want, TILE * WINDOW * KERNEL, 0, 2e-6);
-    // each backward transform: the transpose
-    float *dx_d = in(floats(WINDOW * POINTS), WINDOW * POINTS), *dm_d = out(POINTS * (TILE + pad)), *dw_d = out(POINTS * KERNEL);
-    float *dv = floats(POINTS * (POINTS + pad));
-    double *transposed = doubles(POINTS * WINDOW);
-    conv_plan q = p;
-    for (int k = 0; k < POINTS; k++) dv[k * (POINTS + pad) + k] = 1;
-    q.in_c = POINTS;
-    conv_input_adjoint_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(dx_d, in(dv, POINTS * (POINTS + pad)), q, POINTS + pad, 1, 1, 0);
+}
+
+// Each backward transform is the transpose of the forward one.
+static void check_transposes(const transforms *t, conv_plan p) {
+    float *dx = in(floats(WINDOW * POINTS), WINDOW * POINTS), *dw = out(POINTS * KERNEL);
+    float *dm_d = out(POINTS * PER_TILE);
+    double *transposed = doubles(POINTS * WINDOW), *dm_got = doubles(POINTS * TILE);
+    const float *dv = unit_points(), *tiles = in(unit_vectors(TILE), TILE * TILE);
+    p.in_c = POINTS;
+    conv_input_adjoint_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(dx, dv, p, PER_POINT, 1, 1, 0);
     for (int x = 0; x < WINDOW; x++)
-        for (int k = 0; k < POINTS; k++) transposed[x * POINTS + k] = (double)input[k * (WINDOW + pad) + x];
-    same("of the input", dx_d, transposed, WINDOW * POINTS, 1e-6, 1e-6);
-    conv_weight_adjoint_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(dw_d, in(dv, POINTS * (POINTS + pad)), POINTS, POINTS + pad);
+        for (int k = 0; k < POINTS; k++) transposed[x * POINTS + k] = (double)t->input[k * PER_WINDOW + x];
+    same("of the input", dx, transposed, WINDOW * POINTS, 1e-6, 1e-6);
+    conv_weight_adjoint_kernel<<<conv_grid(POINTS, 1, 1), CONV_BLOCK>>>(dw, dv, POINTS, PER_POINT);
     for (int k = 0; k < POINTS; k++)
-        for (int w = 0; w < KERNEL; w++) transposed[k * KERNEL + w] = (double)weight[k * (KERNEL + pad) + w];
-    same("of the weights", dw_d, transposed, POINTS * KERNEL, 1e-6, 1e-6);
-    q.out_c = TILE;
-    conv_output_adjoint_kernel<<<conv_grid(TILE, 1, 1), CONV_BLOCK>>>(dm_d, in(unit_vectors(TILE), TILE * TILE), q, TILE + pad);
-    const float *dm = (const float *)fetch(dm_d, POINTS * (TILE + pad) * sizeof(float));
-    double *dm_got = doubles(POINTS * TILE);
+        for (int w = 0; w < KERNEL; w++) transposed[k * KERNEL + w] = (double)t->weight[k * PER_KERNEL + w];
+    same("of the weights", dw, transposed, POINTS * KERNEL, 1e-6, 1e-6);
+    p.out_c = TILE;
+    conv_output_adjoint_kernel<<<conv_grid(TILE, 1, 1), CONV_BLOCK>>>(dm_d, tiles, p, PER_TILE);
+    const float *dm = (const float *)fetch(dm_d, POINTS * PER_TILE * sizeof(float));
     for (int k = 0; k < POINTS; k++)
         for (int y = 0; y < TILE; y++) {
-            dm_got[k * TILE + y] = (double)dm[k * (TILE + pad) + y];
-            transposed[k * TILE + y] = (double)output[y * POINTS + k];
+            dm_got[k * TILE + y] = (double)dm[k * PER_TILE + y];
+            transposed[k * TILE + y] = (double)t->output[y * POINTS + k];
         }
     test_close_d("transposed output transform", dm_got, transposed, POINTS * TILE, 1e-6, 1e-6);
+}
+
+static void test_transforms(void) {
+    snprintf(label, sizeof label, "Winograd's transforms");
+    const conv_plan p = one_tile();
+    const transforms t = forward_transforms(p);
+    check_together(&t);
+    check_transposes(&t, p);
     release();
 }
 
@@ -313,22 +364,29 @@ static void test_kernels(void) {
 static int variant;
 
 // One shape with one algorithm, forward and backward, against the reference.
-static void test_case(int in_c, int h, int w, int out_c, int kh, int kw, int stride, int pad, int images, int algorithm) {
+static void test_case(int in_c, int h, int w, int out_c, int kh, int kw, int stride, int pad, int images,
+                      int algorithm) {
     static const int per_chunk[] = {0, 1, 3, 1000};  // images; 0: a limit of nothing
     conv_plan p = conv_make_plan(in_c, h, w, out_c, kh, kw, stride, pad, 0);
     if (algorithm != AS_PLANNED) p.algorithm = algorithm;
     p.limit = (size_t)per_chunk[variant % 4] * conv_image_floats(&p) + (size_t)(variant % 5);
-    const int bias = variant % 3 != 0, relu = variant % 7 > 2, accumulate = variant % 5 > 2, want_dx = variant % 11 != 0;
+    const int bias = variant % 3 != 0, relu = variant % 7 > 2;
+    const int accumulate = variant % 5 > 2, want_dx = variant % 11 != 0;
     variant++;
-    snprintf(label, sizeof label, "%s, %d x %dx%dx%d to %d, kernel %dx%d, stride %d, padding %d, %d a chunk%s%s%s%s", algorithm_name[p.algorithm], images,
-             in_c, h, w, out_c, kh, kw, stride, pad, conv_chunk(&p, images), bias ? ", bias" : "", relu ? ", ReLU" : "", accumulate ? ", added" : "",
-             want_dx ? "" : ", no dx");
+    const char *bias_name = bias ? ", bias" : "";
+    const char *relu_name = relu ? ", ReLU" : "";
+    const char *added_name = accumulate ? ", added" : "";
+    const char *dx_name = want_dx ? "" : ", no dx";
+    snprintf(label, sizeof label, "%s, %d x %dx%dx%d to %d, kernel %dx%d, stride %d, padding %d, %d a chunk%s%s%s%s",
+             algorithm_name[p.algorithm], images, in_c, h, w, out_c, kh, kw, stride, pad, conv_chunk(&p, images),
+             bias_name, relu_name, added_name, dx_name);
     problem q = make_problem(p, images, bias, relu, accumulate, want_dx);
     const RefWindow win = ref_window(in_c, h, w, out_c, kh, kw, stride, pad);
     CHECK(win.out_h == p.out_h && win.out_w == p.out_w, "size of the output");
     const size_t n_in = in_floats(&p, images), n_out = out_floats(&p, images), n_w = conv_weights(&p);
-    double *x = doubles(n_in), *dy = doubles(n_out), *weights = doubles(n_w), *b = doubles((size_t)out_c), *y = doubles(n_out), *dx = doubles(n_in),
-           *dw = doubles(n_w), *want = doubles(n_in > n_out ? n_in : n_out);
+    double *x = doubles(n_in), *dy = doubles(n_out), *weights = doubles(n_w), *b = doubles((size_t)out_c);
+    double *y = doubles(n_out), *dx = doubles(n_in), *dw = doubles(n_w);
+    double *want = doubles(n_in > n_out ? n_in : n_out);
     to_nchw(x, q.x, images, in_c, h, w);
     to_nchw(dy, q.dy, images, out_c, p.out_h, p.out_w);
     for (size_t i = 0; i < n_w; i++) weights[i] = (double)q.w[i];
@@ -353,19 +411,23 @@ static void test_shape(int in_c, int h, int w, int out_c, int kh, int kw, int st
     const conv_plan p = conv_make_plan(in_c, h, w, out_c, kh, kw, stride, pad, 0);
     test_case(in_c, h, w, out_c, kh, kw, stride, pad, images, AS_PLANNED);
     if (p.algorithm != CONV_IM2COL) test_case(in_c, h, w, out_c, kh, kw, stride, pad, images, CONV_IM2COL);
-    if (p.algorithm != CONV_WINOGRAD && kh == 3 && kw == 3 && stride == 1) test_case(in_c, h, w, out_c, kh, kw, stride, pad, images, CONV_WINOGRAD);
+    if (p.algorithm != CONV_WINOGRAD && kh == 3 && kw == 3 && stride == 1)
+        test_case(in_c, h, w, out_c, kh, kw, stride, pad, images, CONV_WINOGRAD);
 }
 
 static void test_passes(void) {
     static const int sizes[][2] = {{7, 5}, {5, 9}, {3, 3}, {1, 2}, {8, 12}, {9, 4}};
-    static const int channels[][2] = {{1, 1}, {3, 17}, {17, 3}, {64, 1}, {1, 64}, {17, 17}, {3, 64}, {64, 17}, {8, 9}, {17, 64}, {1, 3}};
+    static const int channels[][2] = {{1, 1},   {3, 17}, {17, 3},  {64, 1}, {1, 64}, {17, 17},
+                                      {3, 64},  {64, 17}, {8, 9},  {17, 64}, {1, 3}};
     int k = 0;
     for (int kernel = 1; kernel <= 5; kernel += 2)
         for (int stride = 1; stride <= 2; stride++)
             for (int pad = 0; pad <= 2; pad++)
                 for (int s = 0; s < 6; s++)
-                    for (int round = 0; round < 4; round++, k++)
-                        test_shape(channels[k % 11][0], sizes[s][0], sizes[s][1], channels[k % 11][1], kernel, kernel, stride, pad, k % 2 ? 7 : 1);
+                    for (int round = 0; round < 4; round++, k++) {
+                        const int in_c = channels[k % 11][0], out_c = channels[k % 11][1], images = k % 2 ? 7 : 1;
+                        test_shape(in_c, sizes[s][0], sizes[s][1], out_c, kernel, kernel, stride, pad, images);
+                    }
     for (int s = 0; s < 6; s++)  // whole maps, and kernels that are not square
         for (int i = 0; i < 11; i++, k++) {
             const int c = channels[i][0], o = channels[i][1], h = sizes[s][0], w = sizes[s][1];
@@ -398,15 +460,20 @@ static void test_passes(void) {
 static const struct {
     int in_c, h, w, out_c, kernel, stride, pad, images, algorithm, per_chunk;
 } layers[] = {
-    {17, 9, 7, 13, 3, 1, 1, 5, CONV_WINOGRAD, 2}, {64, 6, 11, 64, 3, 1, 0, 3, CONV_WINOGRAD, 1}, {3, 5, 5, 8, 3, 1, 2, 4, CONV_WINOGRAD, 9},
-    {17, 9, 7, 13, 3, 1, 1, 5, CONV_IM2COL, 2},   {3, 8, 9, 16, 5, 2, 2, 4, CONV_IM2COL, 3},     {12, 7, 7, 5, 1, 2, 0, 4, CONV_IM2COL, 9},
+    {17, 9, 7, 13, 3, 1, 1, 5, CONV_WINOGRAD, 2},
+    {64, 6, 11, 64, 3, 1, 0, 3, CONV_WINOGRAD, 1},
+    {3, 5, 5, 8, 3, 1, 2, 4, CONV_WINOGRAD, 9},
+    {17, 9, 7, 13, 3, 1, 1, 5, CONV_IM2COL, 2},
+    {3, 8, 9, 16, 5, 2, 2, 4, CONV_IM2COL, 3},
+    {12, 7, 7, 5, 1, 2, 0, 4, CONV_IM2COL, 9},
     {17, 5, 6, 9, 1, 1, 0, 4, CONV_DIRECT, 9},
 };
 enum { N_LAYERS = sizeof layers / sizeof *layers };
 
 static conv_plan layer_plan(int i) {
     const int kernel = layers[i].kernel;
-    conv_plan p = conv_make_plan(layers[i].in_c, layers[i].h, layers[i].w, layers[i].out_c, kernel, kernel, layers[i].stride, layers[i].pad, 0);
+    conv_plan p = conv_make_plan(layers[i].in_c, layers[i].h, layers[i].w, layers[i].out_c, kernel, kernel,
+                                 layers[i].stride, layers[i].pad, 0);
     p.algorithm = layers[i].algorithm;
     p.limit = (size_t)layers[i].per_chunk * conv_image_floats(&p);
     return p;
@@ -424,8 +491,8 @@ static void test_adjoint(int i) {
     release();
 }
 
-// Channels and weights scaled by powers of two give outputs and gradients scaled by them, bit for bit: x by 2^a over the inputs, w
-// by 2^(b - a), bias by 2^b, dy by 2^-b; then y comes by 2^b, dw by 2^(a - b), dx by 2^-a.
+// Channels and weights scaled by powers of two give outputs and gradients scaled by them, bit for bit: x by 2^a over
+// the inputs, w by 2^(b - a), bias by 2^b, dy by 2^-b. Then y comes by 2^b, dw by 2^(a - b), dx by 2^-a.
 static void test_powers_of_two(int i) {
     problem q = make_problem(layer_plan(i), layers[i].images, 1, i % 2, 0, 1), r = q;
     const int positions = q.p.kernel_h * q.p.kernel_w;
@@ -451,17 +518,21 @@ static void test_powers_of_two(int i) {
     int y = 1, dx = 1, dw = 1;
     for (size_t k = 0; k < n_out; k++) y = y && r.y[k] == ldexpf(q.y[k], b[k % out_c]);
     for (size_t k = 0; k < n_in; k++) dx = dx && r.dx[k] == ldexpf(q.dx[k], -a[k % in_c]);
-    for (size_t k = 0; k < n_w; k++) dw = dw && r.dw[k] == ldexpf(q.dw[k], a[k / (size_t)positions % in_c] - b[k / (size_t)positions / in_c]);
+    for (size_t k = 0; k < n_w; k++) {
+        const size_t pair = k / (size_t)positions;  // of an output and an input channel
+        dw = dw && r.dw[k] == ldexpf(q.dw[k], a[pair % in_c] - b[pair / in_c]);
+    }
     CHECK(y && dx && dw, "scaled exactly");
     if (!y || !dx || !dw) printf("    %s: y %d, dx %d, dweight %d\n", label, y, dx, dw);
     release();
 }
 
-// The same call gives the same bits; with the built-in product for any number of threads. Weights that have changed since the last
-// forward pass are transformed anew.
+// The same call gives the same bits; with the built-in product for any number of threads. Weights that have changed
+// since the last forward pass are transformed anew.
 static void test_repetition(int i) {
     problem q = make_problem(layer_plan(i), layers[i].images, 1, 1, 1, 1);
-    const size_t y_bytes = out_floats(&q.p, q.images) * sizeof(float), w_bytes = conv_weights(&q.p) * sizeof(float), x_bytes = in_floats(&q.p, q.images) * sizeof(float);
+    const size_t n_y = out_floats(&q.p, q.images), n_w = conv_weights(&q.p), n_x = in_floats(&q.p, q.images);
+    const size_t y_bytes = n_y * sizeof(float), w_bytes = n_w * sizeof(float), x_bytes = n_x * sizeof(float);
     snprintf(label, sizeof label, "repetition, layer %d", i);
     run_passes(&q);
     problem again = q;
@@ -473,9 +544,10 @@ static void test_repetition(int i) {
 #if !DEVICE_IS_GPU
     g.threads = threads;
 #endif
-    CHECK(!memcmp(q.y, again.y, y_bytes) && !memcmp(q.dw, again.dw, w_bytes) && !memcmp(q.dx, again.dx, x_bytes), "the same bits again");
-    float *u = out(conv_transformed_floats(&q.p)), *work = out(conv_work_floats(&q.p, q.images)), *y = out(y_bytes / sizeof(float)), *x = in(q.x, x_bytes / sizeof(float));
-    float *other = floats(w_bytes / sizeof(float)), *w = in(other, w_bytes / sizeof(float)), *b = in(q.b, (size_t)q.p.out_c);
+    CHECK(!memcmp(q.y, again.y, y_bytes) && !memcmp(q.dw, again.dw, w_bytes) && !memcmp(q.dx, again.dx, x_bytes),
+          "the same bits again");
+    float *u = out(conv_transformed_floats(&q.p)), *work = out(conv_work_floats(&q.p, q.images));
+    float *y = out(n_y), *x = in(q.x, n_x), *w = in(floats(n_w), n_w), *b = in(q.b, (size_t)q.p.out_c);
     conv_forward(&g, &q.p, q.images, x, w, b, 1, y, u, work);
     CUDA_CHECK(cudaMemcpy(w, q.w, w_bytes, cudaMemcpyHostToDevice));
     conv_forward(&g, &q.p, q.images, x, w, b, 1, y, u, work);
@@ -503,8 +575,10 @@ int main(void) {
         test_repetition(i);
     }
     for (int a = 0; a < N_ALGORITHMS; a++)
-        printf("     %-8s %4d cases; largest error of y, dweight, dx: %.1e %.1e %.1e; root mean square: %.1e %.1e %.1e\n", algorithm_name[a], cases[a],
-               worst_max[a][OF_Y], worst_max[a][OF_DW], worst_max[a][OF_DX], worst_rms[a][OF_Y], worst_rms[a][OF_DW], worst_rms[a][OF_DX]);
+        printf("     %-8s %4d cases; largest error of y, dweight, dx: %.1e %.1e %.1e; "
+               "root mean square: %.1e %.1e %.1e\n",
+               algorithm_name[a], cases[a], worst_max[a][OF_Y], worst_max[a][OF_DW], worst_max[a][OF_DX],
+               worst_rms[a][OF_Y], worst_rms[a][OF_DW], worst_rms[a][OF_DX]);
     gemm_destroy(&g);
     return test_summary();
 }

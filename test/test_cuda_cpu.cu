@@ -481,7 +481,8 @@ __global__ void last_block(float *out, float *part, const float *in, int n) {
     *out = s;
 }
 
-static void test_scheduler(void) {
+// Blocks and warps whose threads leave early, at different times, or take different ways.
+static void test_exits(void) {
     for (int i = 0; i < 4 * 77; i++) want[i] = 77;
     float *out = device_floats(4 * 77);
     early_exit<<<4, 100>>>(out, 77);
@@ -498,10 +499,14 @@ static void test_scheduler(void) {
     out = device_floats(1);
     leave_in_turn<<<1, 150>>>(out);
     check_device("leave_in_turn", out, want, 1, 0);
-    for (int i = 0; i < 96; i++) want[i] = i < 32 ? 31 * 16 : i < 64 ? 39 : 8;
+    for (int i = 0; i < 32; i++) want[i] = 31 * 16;
+    for (int i = 32; i < 96; i++) want[i] = i < 64 ? 39 : 8;
     out = device_floats(96);
     warps_differ<<<1, 96>>>(out);
     check_device("warps_differ", out, want, 96, 0);
+}
+
+static void test_shuffles(void) {
     for (int t = 0; t < 128; t++) {
         const int lane = t % 32, width = lane < 16 ? 16 : 8, first = t / 32 * 32;
         double *w = want + 10 * t;
@@ -518,11 +523,15 @@ static void test_scheduler(void) {
         w[8] = t >= 32;
         w[9] = t % 16 ? t - 1 : t;
     }
-    out = device_floats(1280);
+    float *out = device_floats(1280);
     shuffles<<<1, dim3(8, 4, 4)>>>(out);
     check_device("shuffles", out, want, 1280, 0);
+}
+
+// Shared memory of both kinds, many barriers, large stack frames, a counter over blocks.
+static void test_blocks(void) {
     for (int i = 0; i < 5 * 64; i++) want[i] = 63 - i % 64 + i / 64 * 100 + (i + 1) % 64;
-    out = device_floats(5 * 64);
+    float *out = device_floats(5 * 64);
     static_and_dynamic<<<5, 64, 64 * sizeof(float)>>>(out);
     check_device("static_and_dynamic", out, want, 5 * 64, 0);
     for (int i = 0; i < 128; i++) want[i] = (i + 500) % 128;
@@ -589,8 +598,8 @@ static void test_rewriting(void) {
     if (a < b) inner::store<<<1, 1>>>(out + 3, 1 << 3); else inner::store<<<1, 1>>>(out + 3, 0);
     store_size<Pair<double>><<<1, 1>>>(out + 4);
     store_size<unsigned char><<<1, 1, 4 * sizeof(float)>>>(out + 5); store_size<float4><<<1, 1>>>(out + 6);
-    STORE_TWICE(out + 7, 5) const char *text = "inner::store<<<1, 1>>>(out) \" /* in a string";
-    quote = '"';
+    STORE_TWICE(out + 7, 5)
+    const char *text = "inner::store<<<1, 1>>>(out) \" /* in a string"; const char quote = '"';
     inner::store<<<1, 1>>>(out + 9, (int)strlen(text) + (quote == '"' ? 100'000 : 0));
     CUDA_CHECK(cudaStreamDestroy(stream));
     const double expected[] = {12.5, 34.25, 7, 8, 16, 1, 16, 5, 5, 100044};
@@ -598,7 +607,7 @@ static void test_rewriting(void) {
     float *first = device_floats(10);
     CUDA_CHECK(cudaMemcpy(first, out, 10 * sizeof *out, cudaMemcpyDeviceToDevice));
     check_device("rewritten launches", first, want, 10, 0);
-    CHECK(__LINE__ == 599, "line numbers are those of the source");
+    CHECK(__LINE__ == 610, "line numbers are those of the source");
     CUDA_CHECK(cudaFree(out));
 }
 
@@ -646,7 +655,7 @@ static void test_intrinsics(void) {
     CUDA_CHECK(cudaFree(device));
 }
 
-static void test_runtime(void) {
+static void test_queries(void) {
     char text[300];
     device_describe(text, sizeof text);
     printf("device: %s\n", text);
@@ -668,7 +677,9 @@ static void test_runtime(void) {
     CHECK(cudaPeekAtLastError() == cudaErrorInvalidDevice && cudaGetLastError() == cudaErrorInvalidDevice &&
               cudaGetLastError() == cudaSuccess,
           "an error is kept until cudaGetLastError");
+}
 
+static void test_streams(void) {
     cudaStream_t stream;
     cudaEvent_t begin, end;
     float ms = -1.0f, *host, *memory, *result;
@@ -715,9 +726,12 @@ int main(void) {
     test_column_sums();
     test_matmul();
     test_atomics();
-    test_scheduler();
+    test_exits();
+    test_shuffles();
+    test_blocks();
     test_rewriting();
     test_intrinsics();
-    test_runtime();
+    test_queries();
+    test_streams();
     return test_summary();
 }

@@ -159,15 +159,8 @@ static int is(const char *name) {
     return !strcmp(mistake, name);
 }
 
-int main(int argc, char **argv) {
-    if (argc > 1) mistake = argv[1];
-    if (is("no_gpu")) device_require("test_cuda_cpu_errors");
-    float *p, *q, h[N];
-    for (int i = 0; i < N; i++) h[i] = (float)i;
-    CUDA_CHECK(cudaMalloc(&p, sizeof h));
-    CUDA_CHECK(cudaMalloc(&q, sizeof h));
-    CUDA_CHECK(cudaMemcpy(q, h, sizeof h, cudaMemcpyHostToDevice));
-    CUDA_CHECK(cudaMemset(p, 0, sizeof h));
+// Mistakes inside a kernel.
+static void wrong_kernel(float *p, float *q) {
     if (is("none")) fine<<<1, N>>>(p);
     if (is("two_barriers")) two_barriers<<<1, 32>>>(p);
     if (is("barrier_and_shuffle")) barrier_and_shuffle<<<1, 64>>>(p);
@@ -190,6 +183,12 @@ int main(int argc, char **argv) {
     if (is("missing_sync")) missing_sync<<<1, N>>>(p, q);
     if (is("missing_sync_2")) missing_sync_2<<<1, N>>>(p, q);
     if (is("big_stack")) big_stack<<<1, 32>>>(p);
+    if (is("leave_between_barriers")) leave_between_barriers<<<1, 32>>>(p);
+    if (is("return_between_barriers")) return_between_barriers<<<1, 32>>>(p);
+}
+
+// Mistakes of a launch.
+static void wrong_launch(float *p) {
     if (is("too_many_threads")) fine<<<1, 2048>>>(p);
     if (is("no_block")) fine<<<0, 32>>>(p);
     if (is("too_much_shared")) fine<<<1, 32, 100000>>>(p);
@@ -205,25 +204,43 @@ int main(int argc, char **argv) {
         CUDA_CHECK(cudaFuncSetAttribute(fine, cudaFuncAttributeMaxDynamicSharedMemorySize, 99999));
         fine<<<1, 32, 100000>>>(p);
     }
-    if (is("leave_between_barriers")) leave_between_barriers<<<1, 32>>>(p);
-    if (is("return_between_barriers")) return_between_barriers<<<1, 32>>>(p);
     if (is("check_launch")) {
         fine<<<1, 2048>>>(p);
         CUDA_CHECK_LAUNCH();
     }
+}
+
+// Mistakes of the runtime's calls, with a device array *p of N floats and others on the host and on the device.
+static cudaError_t wrong_call(float **p, float *host, float *q) {
+    const size_t bytes = N * sizeof *host;
     cudaError_t e = cudaGetLastError();
-    if (is("copy_overrun")) e = cudaMemcpy(p, h, sizeof h + 4, cudaMemcpyHostToDevice);
-    if (is("copy_direction")) e = cudaMemcpy(h, q, sizeof h, cudaMemcpyHostToDevice);
-    if (is("copy_host_as_device")) e = cudaMemcpy(h, h, sizeof h, cudaMemcpyDeviceToDevice);
-    if (is("memset_host")) e = cudaMemset(h, 0, sizeof h);
-    if (is("free_host_pointer")) e = cudaFree(h);
-    if (is("check_call")) CUDA_CHECK(cudaMemset(p + 1, 0, sizeof h));
+    if (is("copy_overrun")) e = cudaMemcpy(*p, host, bytes + 4, cudaMemcpyHostToDevice);
+    if (is("copy_direction")) e = cudaMemcpy(host, q, bytes, cudaMemcpyHostToDevice);
+    if (is("copy_host_as_device")) e = cudaMemcpy(host, host, bytes, cudaMemcpyDeviceToDevice);
+    if (is("memset_host")) e = cudaMemset(host, 0, bytes);
+    if (is("free_host_pointer")) e = cudaFree(host);
     if (is("double_free")) {
-        CUDA_CHECK(cudaFree(p));
-        e = cudaFree(p);
-        CUDA_CHECK(cudaMalloc(&p, sizeof h));
-        CUDA_CHECK(cudaMemset(p, 0, sizeof h));
+        CUDA_CHECK(cudaFree(*p));
+        e = cudaFree(*p);
+        CUDA_CHECK(cudaMalloc(p, bytes));
+        CUDA_CHECK(cudaMemset(*p, 0, bytes));
     }
+    return e;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) mistake = argv[1];
+    if (is("no_gpu")) device_require("test_cuda_cpu_errors");
+    float *p, *q, h[N];
+    for (int i = 0; i < N; i++) h[i] = (float)i;
+    CUDA_CHECK(cudaMalloc(&p, sizeof h));
+    CUDA_CHECK(cudaMalloc(&q, sizeof h));
+    CUDA_CHECK(cudaMemcpy(q, h, sizeof h, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemset(p, 0, sizeof h));
+    wrong_kernel(p, q);
+    wrong_launch(p);
+    if (is("check_call")) CUDA_CHECK(cudaMemset(p + 1, 0, sizeof h));
+    const cudaError_t e = wrong_call(&p, h, q);
     printf("last error: %s\n", cudaGetErrorString(e));
     CUDA_CHECK(cudaMemcpy(h, p, sizeof h, cudaMemcpyDeviceToHost));
     double sum = 0;

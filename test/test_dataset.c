@@ -83,8 +83,9 @@ static void expect_error(const char *what, const char *const words[3]) {
     ok = dataset_load(dir, NULL, &train, &test, err, sizeof err) == -1;
     for (int i = 0; i < 3; i++) ok = ok && (!words[i] || strstr(err, words[i]));
     ok = ok && !strchr(err, '\n') && !train.labels && !test.labels && !train.pixels && !test.pixels && !train.n;
-    snprintf(line, sizeof line, "%s: expected an error with '%s' '%s' '%s', got: %s", what, words[0],
-             words[1] ? words[1] : "", words[2] ? words[2] : "", err);
+    const char *second = words[1] ? words[1] : "";
+    snprintf(line, sizeof line, "%s: expected an error with '%s' '%s' '%s', got: %s", what, words[0], second,
+             words[2] ? words[2] : "", err);
     CHECK(ok, line);
     if (ok && getenv("SHOW_MESSAGES")) printf("%s\n", err);
     dataset_free(&train);
@@ -155,7 +156,8 @@ static void test_idx_good(void) {
     free_both();
 }
 
-static void test_idx_bad(void) {
+// Files that are missing, cut, too long, or of another kind.
+static void test_idx_files(void) {
     const uint32_t dim[3] = {20, 4, 3};
     unsigned char raw[64] = {0};
     write_good();
@@ -188,6 +190,10 @@ static void test_idx_bad(void) {
     write_good();
     write_idx(TRAIN_IMAGES, 0xd03, 3, dim, 240, 256, 0);
     EXPECT_ERROR("an IDX file of floats", TRAIN_IMAGES, "wrong magic", "0x00000d03");
+}
+
+// Headers that promise too little or too much, and sets whose files contradict each other.
+static void test_idx_headers(void) {
     write_good();
     write_labels(TRAIN_LABELS, 19, 5);
     EXPECT_ERROR("counts differ", TRAIN_LABELS, "expected 20 labels", "found 19");
@@ -217,6 +223,10 @@ static void test_idx_bad(void) {
     write_good();
     write_labels(TRAIN_LABELS, 20, 1);
     EXPECT_ERROR("one class", "expected at least 2 classes");
+}
+
+// Files that cannot be read.
+static void test_idx_access(void) {
     write_good();
     unlink(at(TEST_LABELS));
     mkdir(at(TEST_LABELS), 0777);
@@ -245,8 +255,10 @@ static void test_names(void) {
           strstr(err, "mnist") && strstr(err, "built in: images"), "a set that is not there says how to get it");
     write_good();
     write_labels(TRAIN_LABELS, 20, 12);
-    CHECK(symlink(dir, at("mnist")) == 0 && dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 &&
-          strstr(err, "expected training labels 0 to 9, found a label 11"), "a training label that MNIST does not have");
+    const int linked = symlink(dir, at("mnist")) == 0;
+    CHECK(linked && dataset_load("mnist", dir, &train, &test, err, sizeof err) == -1 &&
+              strstr(err, "expected training labels 0 to 9, found a label 11"),
+          "a training label that MNIST does not have");
     unlink(at("mnist"));
     unlink(at(TRAIN_IMAGES));
     unlink(at(TRAIN_LABELS));
@@ -464,7 +476,8 @@ static void test_is_shard(void) {
         CHECK(dataset_is_shard(at(files[i].name)) == files[i].shard, files[i].name);
         unlink(at(files[i].name));
     }
-    CHECK(!dataset_is_shard("grammar") && !dataset_is_shard("shakespeare") && !dataset_is_shard(at("nothing")), "names");
+    const int no_names = !dataset_is_shard("grammar") && !dataset_is_shard("shakespeare");
+    CHECK(no_names && !dataset_is_shard(at("nothing")), "names");
 #ifdef USE_ZLIB
     dataset_text text;
     dataset_shard shard;
@@ -473,37 +486,43 @@ static void test_is_shard(void) {
     write_file("tokens", raw, sizeof raw);
     compress_file("tokens", 0, 0);
     CHECK(dataset_is_shard(at("tokens.gz")) && dataset_is_shard(at("tokens")), "a compressed shard");
-    CHECK(!dataset_shard_load(at("tokens.gz"), &shard, err, sizeof err) && shard.n == 3 && shard.tokens[1] == 258, "its tokens");
+    const int loaded = !dataset_shard_load(at("tokens.gz"), &shard, err, sizeof err);
+    CHECK(loaded && shard.n == 3 && shard.tokens[1] == 258, "its tokens");
     dataset_shard_free(&shard);
     write_file("text", "To be, or not to be\n", 20);
     compress_file("text", 0, 0);
-    CHECK(!dataset_text_load(at("text.gz"), NULL, &text, err, sizeof err) && text.n == 20 && !memcmp(text.bytes, "To be", 5),
-          "a compressed text by its name");
+    const int read = !dataset_text_load(at("text.gz"), NULL, &text, err, sizeof err);
+    CHECK(read && text.n == 20 && !memcmp(text.bytes, "To be", 5), "a compressed text by its name");
     dataset_text_free(&text);
     compress_file("text.gz", 0, 0);
-    CHECK(dataset_text_load(at("text.gz.gz"), NULL, &text, err, sizeof err) == -1 && strstr(err, "gzip data inside gzip data"),
-          "compressed twice");
+    const int status = dataset_text_load(at("text.gz.gz"), NULL, &text, err, sizeof err);
+    CHECK(status == -1 && strstr(err, "gzip data inside gzip data"), "compressed twice");
     unlink(at("tokens.gz"));
     unlink(at("text.gz.gz"));
 #endif
 }
 
-// The built-in text: exactly n bytes, the same every time, a longer one begins with the shorter; whole sentences whose verbs agree.
+// The built-in text: exactly n bytes, the same every time; a longer one begins with the shorter; whole sentences whose
+// verbs agree.
 static void test_grammar(void) {
     dataset_text text, longer;
     CHECK(!dataset_grammar(&text, 5000, 7, err, sizeof err) && text.n == 5000, "grammar: as many bytes as asked for");
-    CHECK(!dataset_grammar(&longer, 6000, 7, err, sizeof err) && !memcmp(text.bytes, longer.bytes, text.n), "grammar: a longer text goes on");
+    CHECK(!dataset_grammar(&longer, 6000, 7, err, sizeof err) && !memcmp(text.bytes, longer.bytes, text.n),
+          "grammar: a longer text goes on");
     dataset_text_free(&longer);
-    CHECK(!dataset_grammar(&longer, 5000, 8, err, sizeof err) && memcmp(text.bytes, longer.bytes, text.n), "grammar: another seed, another text");
+    CHECK(!dataset_grammar(&longer, 5000, 8, err, sizeof err) && memcmp(text.bytes, longer.bytes, text.n),
+          "grammar: another seed, another text");
     dataset_text_free(&longer);
     int fine = 1, sentences = 0;
     for (size_t i = 0; i < text.n; i++) {
         const unsigned char c = text.bytes[i];
-        fine = fine && ((c >= 'a' && c <= 'z') || c == ' ' || c == '.' || c == '\n') && (c != '\n' || (i > 0 && text.bytes[i - 1] != ' '));
+        const int known = (c >= 'a' && c <= 'z') || c == ' ' || c == '.' || c == '\n';
+        fine = fine && known && (c != '\n' || (i > 0 && text.bytes[i - 1] != ' '));
         sentences += c == '.';
     }
     CHECK(fine && sentences > 80, "grammar: words, blanks, full stops, lines");
-    static const char *const nouns = " cat cats dog dogs bird birds child children king kings teacher teachers fox foxes woman women ";
+    static const char *const nouns =
+        " cat cats dog dogs bird birds child children king kings teacher teachers fox foxes woman women ";
     int singular = 0, plural = 0, agree = 1;
     char word[16], noun[20] = "";
     for (size_t i = 0, length = 0; i < text.n; i++) {
@@ -513,7 +532,9 @@ static void test_grammar(void) {
         }
         word[length] = 0;
         if (noun[0] && strcmp(word, "that")) {  // a verb follows its noun: with s where the noun is singular
-            const int many = noun[strlen(noun) - 2] == 's' || strstr(noun, "ren") || strstr(noun, "women"), s = strcspn(word, ".") - 1 < length && word[strcspn(word, ".") - 1] == 's';
+            const size_t end = strcspn(word, ".");
+            const int many = noun[strlen(noun) - 2] == 's' || strstr(noun, "ren") || strstr(noun, "women");
+            const int s = end - 1 < length && word[end - 1] == 's';
             agree = agree && s == !many;
             singular += !many;
             plural += many;
@@ -752,7 +773,9 @@ static void test_real(const char *data_dir) {
 int main(int argc, char **argv) {
     snprintf(dir, sizeof dir, "%s", test_make_dir());
     test_idx_good();
-    test_idx_bad();
+    test_idx_files();
+    test_idx_headers();
+    test_idx_access();
     test_names();
     test_cifar();
     test_gz();

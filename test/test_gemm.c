@@ -1,10 +1,10 @@
 // test_gemm.c -- gemm.h against a triple loop in double precision, for the backend it is compiled with.
 //
-//     cc  -std=c11 -D_GNU_SOURCE -O3 -march=native -fopenmp test/test_gemm.c -lm                          built-in kernel
-//     cc  -std=c11 -D_GNU_SOURCE -O3 -march=native -fopenmp -DUSE_OPENBLAS test/test_gemm.c -lopenblas -lm   OpenBLAS
-//     nvcc -x cu -arch=native test/test_gemm.c -lcublas                                                   cuBLAS
-// Every matrix is stored with sentinels before, between and after its rows, which must survive; C holds NaN before every product
-// with beta == 0. On a machine without a GPU the CUDA build exits with 77.
+//     cc -std=c11 -D_GNU_SOURCE -O3 -march=native -fopenmp test/test_gemm.c -lm                    the built-in product
+//     cc ... -DUSE_OPENBLAS test/test_gemm.c -lopenblas -lm                                        OpenBLAS
+//     nvcc -x cu -arch=native test/test_gemm.c -lcublas                                            cuBLAS
+// Every matrix is stored with sentinels before, between and after its rows, which must survive. C holds NaN before
+// every product with beta == 0. On a machine without a GPU the CUDA build exits with 77.
 #include "../common/gemm.h"
 #include "test.h"
 
@@ -104,6 +104,11 @@ static double element(const matrix *x, int transposed, int row, int col) {
     return (double)(transposed ? x->host[(size_t)col * x->ld + row] : x->host[(size_t)row * x->ld + col]);
 }
 
+// The operand of a product that has this many rows and columns; it may be stored transposed.
+static matrix operand(int transposed, int rows, int cols, int gap) {
+    return transposed ? matrix_create(cols, rows, gap) : matrix_create(rows, cols, gap);
+}
+
 // want[m][n] in double, and per element a bound on the rounding error of a sum of k products in fp32.
 static void reference(int ta, int tb, int m, int n, int k, float alpha, const matrix *A, const matrix *B, float beta,
                       const matrix *C, double *want, double *size) {
@@ -125,7 +130,7 @@ static void reference(int ta, int tb, int m, int n, int k, float alpha, const ma
 // Returns nonzero on success.
 static int check_product(gemm_context *g, int ta, int tb, int m, int n, int k, float alpha, float beta, int gap,
                          double rounding) {
-    matrix A = matrix_create(ta ? k : m, ta ? m : k, gap), B = matrix_create(tb ? n : k, tb ? k : n, gap ? gap + 2 : 0);
+    matrix A = operand(ta, m, k, gap), B = operand(tb, k, n, gap ? gap + 2 : 0);
     matrix C = matrix_create(m, n, gap ? gap + 1 : 0);
     double *want = (double *)test_alloc(sizeof(double) * ((size_t)m * (size_t)n + 1));
     double *size = (double *)test_alloc(sizeof(double) * ((size_t)m * (size_t)n + 1));
@@ -162,16 +167,21 @@ static void test_sizes(gemm_context *g) {
     const int count = (int)(sizeof edge / sizeof *edge);
     for (int t = 0; t < 4; t++) {
         for (int i = 0; i < count; i++)
-            for (int j = 0; j < count; j++)
-                check_product(g, t & 1, t >> 1, edge[i], edge[j], edge[(3 * i + 7 * j + t) % count], 1, 0, (i + j) % 4, 1e-7);
-        static const int large[][3] = {{128, 512, 784}, {128, 10, 512},  {10, 512, 128},  {512, 10, 128},  {129, 100, 257},
-                                       {400, 33, 300},  {385, 65, 255},  {1, 500, 3072},  {1, 10, 513},    {3, 1000, 784},
-                                       {500, 1, 300},   {1000, 32, 2},   {2, 32, 1000},   {32, 2, 1000},   {1000, 2, 32},
-                                       {777, 131, 513}, {30, 100, 2000}, {5, 7, 5000}, {2, 3000, 40}};
+            for (int j = 0; j < count; j++) {
+                const int k = edge[(3 * i + 7 * j + t) % count];
+                check_product(g, t & 1, t >> 1, edge[i], edge[j], k, 1, 0, (i + j) % 4, 1e-7);
+            }
+        static const int large[][3] = {
+            {128, 512, 784}, {128, 10, 512}, {10, 512, 128}, {512, 10, 128},  {129, 100, 257}, {400, 33, 300},
+            {385, 65, 255},  {1, 500, 3072}, {1, 10, 513},   {3, 1000, 784},  {500, 1, 300},   {1000, 32, 2},
+            {2, 32, 1000},   {32, 2, 1000},  {1000, 2, 32},  {777, 131, 513}, {30, 100, 2000}, {5, 7, 5000},
+            {2, 3000, 40}};
         for (size_t s = 0; s < sizeof large / sizeof *large; s++)
-            for (int gap = 0; gap < 6; gap += 5)
-                check_product(g, t & 1, t >> 1, large[s][0], large[s][1], large[s][2], gap ? -0.5f : 1, gap ? 1.5f : 0,
-                              gap, 1e-7);
+            for (int gap = 0; gap < 6; gap += 5) {
+                const float alpha = gap ? -0.5f : 1;
+                const float beta = gap ? 1.5f : 0;
+                check_product(g, t & 1, t >> 1, large[s][0], large[s][1], large[s][2], alpha, beta, gap, 1e-7);
+            }
     }
 }
 
@@ -217,7 +227,7 @@ static void test_nonfinite(gemm_context *g) {
                 const int m = shapes[s][0], n = shapes[s][1], k = shapes[s][2], ta = t & 1, tb = t >> 1;
                 const int in_b = kind & 1, l = k / 2, row = m - 1, col = n - 1;
                 const float value = kind >> 1 ? INFINITY : NAN;
-                matrix A = matrix_create(ta ? k : m, ta ? m : k, 3), B = matrix_create(tb ? n : k, tb ? k : n, 1);
+                matrix A = operand(ta, m, k, 3), B = operand(tb, k, n, 1);
                 matrix C = matrix_create(m, n, 2);
                 if (in_b) B.host[tb ? (size_t)col * B.ld + l : (size_t)l * B.ld + col] = value;
                 else A.host[ta ? (size_t)l * A.ld + row : (size_t)row * A.ld + l] = value;
@@ -231,9 +241,11 @@ static void test_nonfinite(gemm_context *g) {
                     for (int j = 0; j < n; j++) {
                         const double c = element(&C, 0, i, j);
                         const int reached = in_b ? j == col : i == row;
-                        wrong += reached ? (isnan(value) ? !isnan(c) : isfinite(c)) : !isfinite(c);
+                        const int special = isnan(value) ? isnan(c) : !isfinite(c);
+                        wrong += reached ? !special : !isfinite(c);
                     }
-                CHECK(wrong == 0 && matrix_intact(&C), "NaN or infinity reaches its row or column of C and nothing else");
+                CHECK(wrong == 0 && matrix_intact(&C),
+                      "NaN or infinity reaches its row or column of C and nothing else");
                 matrix_destroy(&A);
                 matrix_destroy(&B);
                 matrix_destroy(&C);
@@ -247,7 +259,7 @@ static void test_determinism(gemm_context *g) {
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int t = 0; t < 4; t++) {
             const int m = shapes[s][0], n = shapes[s][1], k = shapes[s][2], ta = t & 1, tb = t >> 1;
-            matrix A = matrix_create(ta ? k : m, ta ? m : k, 0), B = matrix_create(tb ? n : k, tb ? k : n, 0);
+            matrix A = operand(ta, m, k, 0), B = operand(tb, k, n, 0);
             matrix C = matrix_create(m, n, 0);
             float *first = (float *)test_alloc(sizeof(float) * (size_t)m * (size_t)n);
             int runs = 2, different = 0;
@@ -278,77 +290,128 @@ static void test_determinism(gemm_context *g) {
         }
 }
 
-// `count` products at once: the same bits as one by one (cuBLAS may choose another kernel for a batch: up to rounding), near the
-// sums in double, and nothing between the matrices is touched.
-static void check_batch(gemm_context *g, int count, int ta, int tb, int m, int n, int k, float alpha, float beta, int gap) {
-    const int gap_b = gap ? gap + 2 : 0, gap_c = gap ? gap + 1 : 0;
-    const int rows_a = ta ? k : m, rows_b = tb ? n : k, step_rows = gap ? 3 : 0;  // rows between two matrices of a batch
-    matrix A = matrix_create(count * (rows_a + step_rows), ta ? m : k, gap), B = matrix_create(count * (rows_b + step_rows), tb ? k : n, gap_b);
-    matrix C = matrix_create(count * (m + step_rows), n, gap_c), D = matrix_create(count * (m + step_rows), n, gap_c);
-    const size_t step_a = (size_t)(rows_a + step_rows) * (size_t)A.ld, step_b = (size_t)(rows_b + step_rows) * (size_t)B.ld,
-                 step_c = (size_t)(m + step_rows) * (size_t)C.ld;
-    double *want = (double *)test_alloc(sizeof(double) * (size_t)m * (size_t)n), *size = (double *)test_alloc(sizeof(double) * (size_t)m * (size_t)n);
-    for (int i = 0; i < C.rows; i++)
+// `count` products: C by one call, D one by one, both of the same random start, which `before` keeps.
+typedef struct batch {
+    int count, ta, tb, m, n, k;
+    float alpha, beta;
+    int step_rows;  // rows between two matrices
+    matrix A, B, C, D, before;
+    size_t step_a, step_b, step_c;  // floats from one matrix to the next
+} batch;
+
+static batch make_batch(int count, int ta, int tb, int m, int n, int k, float alpha, float beta, int gap) {
+    const int step_rows = gap ? 3 : 0, padded_m = m + step_rows, padded_n = n + step_rows, padded_k = k + step_rows;
+    const int gap_b = gap ? gap + 2 : 0;
+    const int gap_c = gap ? gap + 1 : 0;
+    batch q;
+    q.count = count;
+    q.ta = ta;
+    q.tb = tb;
+    q.m = m;
+    q.n = n;
+    q.k = k;
+    q.alpha = alpha;
+    q.beta = beta;
+    q.step_rows = step_rows;
+    q.A = ta ? matrix_create(count * padded_k, m, gap) : matrix_create(count * padded_m, k, gap);
+    q.B = tb ? matrix_create(count * padded_n, k, gap_b) : matrix_create(count * padded_k, n, gap_b);
+    q.C = matrix_create(count * padded_m, n, gap_c);
+    q.D = matrix_create(count * padded_m, n, gap_c);
+    q.step_a = (size_t)(ta ? padded_k : padded_m) * (size_t)q.A.ld;
+    q.step_b = (size_t)(tb ? padded_n : padded_k) * (size_t)q.B.ld;
+    q.step_c = (size_t)padded_m * (size_t)q.C.ld;
+    for (int i = 0; i < q.C.rows; i++)
         for (int j = 0; j < n; j++) {
-            float *c = &C.host[(size_t)i * (size_t)C.ld + (size_t)j];
-            if (beta == 0 && i % (m + step_rows) < m) *c = NAN;
-            D.host[(size_t)i * (size_t)C.ld + (size_t)j] = *c;
+            float *c = &q.C.host[(size_t)i * (size_t)q.C.ld + (size_t)j];
+            if (beta == 0 && i % padded_m < m) *c = NAN;
+            q.D.host[(size_t)i * (size_t)q.C.ld + (size_t)j] = *c;
         }
-    matrix_upload(&C);
-    matrix_upload(&D);
-    matrix before = matrix_create(C.rows, n, gap_c);
-    memcpy(before.all, C.all, C.count * sizeof(float));
-    gemm_batch(g, count, ta, tb, m, n, k, alpha, A.device, A.ld, step_a, B.device, B.ld, step_b, beta, C.device, C.ld, step_c);
-    for (size_t i = 0; i < (size_t)count; i++)
-        gemm(g, ta, tb, m, n, k, alpha, A.device + i * step_a, A.ld, B.device + i * step_b, B.ld, beta, D.device + i * step_c, D.ld);
-    matrix_download(&A);
-    matrix_download(&B);
-    matrix_download(&C);
-    matrix_download(&D);
-    int bad = 0, different = 0, between = 0;
-    for (int b = 0; b < count; b++) {
-        matrix a = A, bb = B, c = before;
-        a.host += (size_t)b * step_a;
-        bb.host += (size_t)b * step_b;
-        c.host += (size_t)b * step_c;
-        reference(ta, tb, m, n, k, alpha, &a, &bb, beta, &c, want, size);
-        for (int i = 0; i < m + step_rows; i++)
+    matrix_upload(&q.C);
+    matrix_upload(&q.D);
+    q.before = matrix_create(q.C.rows, n, gap_c);
+    memcpy(q.before.all, q.C.all, q.C.count * sizeof(float));
+    return q;
+}
+
+// Counts elements that are far from the sums in double, that differ from D's, and that were written between two
+// matrices.
+static void compare_batch(const batch *q, int *bad, int *different, int *between) {
+    const int m = q->m, n = q->n, k = q->k;
+    const size_t bytes = sizeof(double) * (size_t)m * (size_t)n;
+    double *want = (double *)test_alloc(bytes), *size = (double *)test_alloc(bytes);
+    for (int b = 0; b < q->count; b++) {
+        matrix A = q->A, B = q->B, C = q->before;
+        A.host += (size_t)b * q->step_a;
+        B.host += (size_t)b * q->step_b;
+        C.host += (size_t)b * q->step_c;
+        reference(q->ta, q->tb, m, n, k, q->alpha, &A, &B, q->beta, &C, want, size);
+        for (int i = 0; i < m + q->step_rows; i++)
             for (int j = 0; j < n; j++) {
-                const size_t at = (size_t)b * step_c + (size_t)i * (size_t)C.ld + (size_t)j, w = (size_t)i * (size_t)n + (size_t)j;
-                if (i >= m) between += C.host[at] != before.host[at];
-                else {
-                    bad += !(fabs((double)C.host[at] - want[w]) <= 1e-7 * (4 + sqrt((double)k)) * size[w]);
-                    different += C.host[at] != D.host[at];
+                const size_t at = (size_t)b * q->step_c + (size_t)i * (size_t)C.ld + (size_t)j;
+                const size_t w = (size_t)i * (size_t)n + (size_t)j;
+                const float got = q->C.host[at];
+                if (i >= m) {
+                    *between += got != q->before.host[at];
+                } else {
+                    *bad += !(fabs((double)got - want[w]) <= 1e-7 * (4 + sqrt((double)k)) * size[w]);
+                    *different += got != q->D.host[at];
                 }
             }
     }
+    free(want);
+    free(size);
+}
+
+// `count` products at once: the same bits as one by one (cuBLAS may choose another kernel for a batch: up to rounding),
+// near the sums in double, and nothing between the matrices is touched.
+static void check_batch(gemm_context *g, int count, int ta, int tb, int m, int n, int k, float alpha, float beta,
+                        int gap) {
+    batch q = make_batch(count, ta, tb, m, n, k, alpha, beta, gap);
+    gemm_batch(g, count, ta, tb, m, n, k, alpha, q.A.device, q.A.ld, q.step_a, q.B.device, q.B.ld, q.step_b, beta,
+               q.C.device, q.C.ld, q.step_c);
+    for (size_t i = 0; i < (size_t)count; i++) {
+        const float *a = q.A.device + i * q.step_a, *b = q.B.device + i * q.step_b;
+        gemm(g, ta, tb, m, n, k, alpha, a, q.A.ld, b, q.B.ld, beta, q.D.device + i * q.step_c, q.D.ld);
+    }
+    matrix_download(&q.A);
+    matrix_download(&q.B);
+    matrix_download(&q.C);
+    matrix_download(&q.D);
+    int bad = 0, different = 0, between = 0;
+    compare_batch(&q, &bad, &different, &between);
 #if defined(__CUDACC__)
     different = 0;
 #elif defined(USE_OPENBLAS)
     if (g->threads > 1) different = 0;  // its bits may depend on how a product is cut
 #endif
-    const int intact = matrix_intact(&A) && matrix_intact(&B) && matrix_intact(&C);
+    const int intact = matrix_intact(&q.A) && matrix_intact(&q.B) && matrix_intact(&q.C);
     char what[240];
-    snprintf(what, sizeof what, "batch of %d, ta %d tb %d, %d x %d x %d, alpha %g, beta %g, gap %d: %d bad, %d not as one by one, %d between%s", count, ta,
-             tb, m, n, k, (double)alpha, (double)beta, gap, bad, different, between, intact ? "" : ", sentinels overwritten");
+    snprintf(what, sizeof what,
+             "batch of %d, ta %d tb %d, %d x %d x %d, alpha %g, beta %g, gap %d: %d bad, %d not as one by one, "
+             "%d between%s",
+             count, ta, tb, m, n, k, (double)alpha, (double)beta, gap, bad, different, between,
+             intact ? "" : ", sentinels overwritten");
     CHECK(bad == 0 && different == 0 && between == 0 && intact, what);
-    matrix_destroy(&A);
-    matrix_destroy(&B);
-    matrix_destroy(&C);
-    matrix_destroy(&D);
-    matrix_destroy(&before);
-    free(want);
-    free(size);
+    matrix_destroy(&q.A);
+    matrix_destroy(&q.B);
+    matrix_destroy(&q.C);
+    matrix_destroy(&q.D);
+    matrix_destroy(&q.before);
 }
 
 // Batches of few and of many products, small ones and such that are worth several threads.
 static void test_batches(gemm_context *g) {
-    static const int counts[] = {1, 2, 5, 36}, shapes[][3] = {{1, 1, 1}, {7, 5, 3}, {13, 17, 9}, {33, 31, 47}, {64, 64, 64}, {3, 130, 65}, {121, 5, 77}, {50, 66, 0}};
+    static const int counts[] = {1, 2, 5, 36};
+    static const int shapes[][3] = {{1, 1, 1},    {7, 5, 3},    {13, 17, 9},  {33, 31, 47},
+                                    {64, 64, 64}, {3, 130, 65}, {121, 5, 77}, {50, 66, 0}};
     for (int s = 0; s < 8; s++)
         for (int c = 0; c < 4; c++)
             for (int t = 0; t < 4; t++)
-                for (int k = 0; k < 3; k++)
-                    check_batch(g, counts[c], t & 1, t >> 1, shapes[s][0], shapes[s][1], shapes[s][2], k == 2 ? -0.5f : 1, k ? 1 : 0, k == 1 ? 3 : 0);
+                for (int k = 0; k < 3; k++) {
+                    const float alpha = k == 2 ? -0.5f : 1, beta = (float)(k > 0);
+                    check_batch(g, counts[c], t & 1, t >> 1, shapes[s][0], shapes[s][1], shapes[s][2], alpha, beta,
+                                k == 1 ? 3 : 0);
+                }
     for (int t = 0; t < 4; t++) {  // work for every thread, shares that are not whole products
         check_batch(g, 5, t & 1, t >> 1, 150, 130, 90, 1, 0, 1);
         check_batch(g, 1, t & 1, t >> 1, 150, 130, 90, 1, 1, 1);
@@ -385,7 +448,8 @@ static void test_context(gemm_context *g) {
     CHECK(gemm_create(&other, 77, err, sizeof err) != 0 && strlen(err) > 10, "an unknown precision is refused");
     gemm_destroy(&other);
     gemm_destroy(&other);
-    CHECK(gemm_set_precision(g, 77, err, sizeof err) != 0 && g->precision == GEMM_FP32, "an unknown precision is not set");
+    int status = gemm_set_precision(g, 77, err, sizeof err);
+    CHECK(status != 0 && g->precision == GEMM_FP32, "an unknown precision is not set");
     CHECK(gemm_set_precision(g, GEMM_FP32, NULL, 0) == 0 && g->precision == GEMM_FP32, "fp32 can always be set");
     check_product(g, 0, 1, 64, 48, 80, 1, 0, 0, 1e-7);
     CHECK(strlen(gemm_backend()) > 3, "the backend has a name");
@@ -398,7 +462,8 @@ static void test_context(gemm_context *g) {
             check_product(&other, t & 1, t >> 1, 33, 65, 129, 0.5f, 1.5f, 3, modes[i].rounding);
         }
         const cublasHandle_t handle = other.handle;
-        CHECK(gemm_set_precision(&other, GEMM_FP32, err, sizeof err) == 0 && other.handle == handle, "fp32, with the same handle");
+        const int set = gemm_set_precision(&other, GEMM_FP32, err, sizeof err);
+        CHECK(set == 0 && other.handle == handle, "fp32, with the same handle");
         check_product(&other, 0, 1, 128, 512, 784, 1, 0, 0, 1e-7);
         gemm_destroy(&other);
     }
@@ -411,7 +476,8 @@ static void test_context(gemm_context *g) {
 #else
     CHECK(gemm_create(&other, GEMM_TF32, err, sizeof err) != 0, "tf32 is refused on a CPU");
     CHECK(gemm_create(&other, GEMM_BF16, NULL, 0) != 0, "bf16 is refused on a CPU, message or not");
-    CHECK(gemm_set_precision(g, GEMM_TF32, err, sizeof err) != 0 && g->precision == GEMM_FP32, "tf32 is not set on a CPU");
+    status = gemm_set_precision(g, GEMM_TF32, err, sizeof err);
+    CHECK(status != 0 && g->precision == GEMM_FP32, "tf32 is not set on a CPU");
 #endif
 }
 

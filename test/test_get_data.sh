@@ -319,7 +319,8 @@ downloads() {
     check "$1, after a kill: from where it was" is "$(sed -n '1s/ .*//p' "$work/log")" 20
     check "$1, after a kill: nothing else is left" is "$(files "$work/data/mnist")" 4
 
-    # What somebody else has put where a download or a file will be: a link, another name of a file, a folder, a link to one.
+    # What somebody else has put where a download or a file will be: a link, another name of a file, a folder, a link
+    # to one.
     for how in 'ln -s' ln; do
         for name in .part.1.train-images-idx3-ubyte.gz train-images-idx3-ubyte; do
             rm -rf "$work/data/mnist"

@@ -5,10 +5,12 @@
 // 1. exp, LayerNorm, attention, cross-entropy, embeddings against plain sums in double (ref_gpt.h), on odd shapes
 // 2. gradients of whole networks against the reference
 // 3. the loss of fresh networks; fifty AdamW steps against PyTorch's losses
-// 4. rescaling leaves the function alone, at initialisation and in training; powers of two: bit for bit; bad weights are refused
+// 4. rescaling leaves the function alone, at initialisation and in training; powers of two bit for bit; bad weights are
+//    refused
 // 5. same command, same bits; one thread and several; micro-batches and recomputing
 // 6. windows of an epoch, evaluation, corpora; sampling
-// What a user meets (command line, files, resume) is tested by test_train_gpt_style.sh; finite differences by test_gpt_double.c.
+// What a user meets (command line, files, resume) is in test_train_gpt_style.sh; finite differences in
+// test_gpt_double.c.
 #define TESTING
 #include "train_gpt_style.c"
 
@@ -55,7 +57,8 @@ static void test_exp(void) {
     }
     printf("exp_negative: at most %.3f units in the last place off\n", worst);
     CHECK(worst <= 1.25, "exp_negative is within 1.25 units in the last place");
-    CHECK(exp_negative(0) == 1 && exp_negative(-INFINITY) == 0 && exp_negative(-1e30f) == 0 && isnan(exp_negative(NAN)), "exp_negative at 0, -inf, NaN");
+    const int at_the_ends = exp_negative(0) == 1 && exp_negative(-INFINITY) == 0 && exp_negative(-1e30f) == 0;
+    CHECK(at_the_ends && isnan(exp_negative(NAN)), "exp_negative at 0, -inf, NaN");
 }
 
 static void test_layernorm(void) {
@@ -68,9 +71,11 @@ static void test_layernorm(void) {
             memset(&m, 0, sizeof m);
             m.C = C;
             m.partial = alloc_reals(((size_t)rows / ROW_BLOCK + 1) * 3 * c);
-            float *x = alloc_reals(n), *before = alloc_reals(n), *out = alloc_reals(n), *d = alloc_reals(n), *dx = alloc_reals(n), *v = alloc_reals(7 * c);
-            float *gain = v, *bias = v + c, *b = v + 2 * c, *dgain = v + 3 * c, *dbias = v + 4 * c, *db = v + 5 * c, *stats = alloc_reals(2 * (size_t)rows);
-            double *xd = ref_gpt_doubles(n), *bd = ref_gpt_doubles(n), *dd = ref_gpt_doubles(n), *want = ref_gpt_doubles(n), *dxd = ref_gpt_doubles(n);
+            float *x = alloc_reals(n), *before = alloc_reals(n), *out = alloc_reals(n), *d = alloc_reals(n);
+            float *dx = alloc_reals(n), *v = alloc_reals(7 * c), *stats = alloc_reals(2 * (size_t)rows);
+            float *gain = v, *bias = v + c, *b = v + 2 * c, *dgain = v + 3 * c, *dbias = v + 4 * c, *db = v + 5 * c;
+            double *xd = ref_gpt_doubles(n), *bd = ref_gpt_doubles(n), *dd = ref_gpt_doubles(n);
+            double *want = ref_gpt_doubles(n), *dxd = ref_gpt_doubles(n);
             double *vd = ref_gpt_doubles(7 * c), *dgd = vd + 3 * c, *dbd = vd + 4 * c, *dsum = vd + 5 * c;
             fill(x, xd, n, 2);
             fill(before, bd, n, 2);
@@ -86,12 +91,14 @@ static void test_layernorm(void) {
             residual_layernorm(out, stats, stats + rows, x, with ? before : NULL, b, gain, bias, rows, C);
             for (size_t i = 0; with && i < n; i++) xd[i] = (double)(float)(bd[i] + (xd[i] + vd[2 * c + i % c]));
             test_close("residual", x, xd, n, 1e-6, 1e-6);
-            for (size_t i = 0; i < n; i++) xd[i] = (double)x[i];  // LayerNorm of nearly equal channels would blow up the last bit of x
+            // LayerNorm of nearly equal channels would blow up the last bit of x.
+            for (size_t i = 0; i < n; i++) xd[i] = (double)x[i];
             for (int r = 0; r < rows; r++) ref_gpt_layernorm(want + r * C, xd + r * C, vd, vd + c, C);
             test_close("LayerNorm", out, want, n, 0, 4e-6);
             residual_layernorm_backward(&m, dx, with, dgain, dbias, db, d, x, stats, stats + rows, gain, rows);
             if (!with) memset(dxd, 0, n * sizeof *dxd);
-            for (int r = 0; r < rows; r++) ref_gpt_layernorm_backward(dxd + r * C, dgd, dbd, xd + r * C, vd, dd + r * C, C);
+            for (int r = 0; r < rows; r++)
+                ref_gpt_layernorm_backward(dxd + r * C, dgd, dbd, xd + r * C, vd, dd + r * C, C);
             for (size_t i = 0; i < n; i++) dsum[i % c] += dxd[i];
             test_close("LayerNorm backward: dx", dx, dxd, n, 1e-5, C == 1 ? 1e-3 : 1e-5);
             test_close("LayerNorm backward: gain", dgain, dgd, c, 1e-5, 2e-5);
@@ -116,7 +123,8 @@ static void test_layernorm(void) {
 
 // The whole of attention and its backward pass, poisoned outputs, against whole matrices in double.
 static void test_attention(void) {
-    static const int shapes[][4] = {{1, 1, 1, 1}, {1, 1, 1, 17}, {3, 3, 7, 17}, {1, 3, 16, 64}, {3, 1, 32, 65}, {1, 2, 64, 130}, {2, 3, 5, 300}, {1, 1, 64, 513}, {3, 3, 48, 1}};
+    static const int shapes[][4] = {{1, 1, 1, 1},    {1, 1, 1, 17},  {3, 3, 7, 17},   {1, 3, 16, 64}, {3, 1, 32, 65},
+                                    {1, 2, 64, 130}, {2, 3, 5, 300}, {1, 1, 64, 513}, {3, 3, 48, 1}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         const int B = shapes[s][0], NH = shapes[s][1], HS = shapes[s][2], T = shapes[s][3], C = NH * HS;
         const gpt_case k = {1, NH, C, T, 3, 1, B, T};
@@ -124,7 +132,8 @@ static void test_attention(void) {
         model m;
         gpt_make(&m, &k, 0);
         const activations *a = &m.a[0];
-        double *qkv = ref_gpt_doubles(3 * n), *out = ref_gpt_doubles(n), *d = ref_gpt_doubles(n), *dqkv = ref_gpt_doubles(3 * n), *sums = ref_gpt_doubles(3 * (size_t)C);
+        double *qkv = ref_gpt_doubles(3 * n), *out = ref_gpt_doubles(n), *d = ref_gpt_doubles(n);
+        double *dqkv = ref_gpt_doubles(3 * n), *sums = ref_gpt_doubles(3 * (size_t)C);
         double *p = ref_gpt_doubles((size_t)NH * (size_t)T * (size_t)T);
         fill(a->qkv, qkv, 3 * n, 2);
         fill(m.datt, d, n, 1);
@@ -135,8 +144,9 @@ static void test_attention(void) {
         attention(&m, a, B, T, 0);
         attention_backward(&m, a, m.dw.block[0].qkv_b, B, T);
         for (int b = 0; b < B; b++) {
-            ref_gpt_attention(out + (size_t)b * TC, p, qkv + 3 * (size_t)b * TC, T, C, NH);
-            ref_gpt_attention_backward(dqkv + 3 * (size_t)b * TC, p, qkv + 3 * (size_t)b * TC, d + (size_t)b * TC, T, C, NH);
+            const size_t at = (size_t)b * TC;
+            ref_gpt_attention(out + at, p, qkv + 3 * at, T, C, NH);
+            ref_gpt_attention_backward(dqkv + 3 * at, p, qkv + 3 * at, d + at, T, C, NH);
         }
         for (size_t i = 0; i < 3 * n; i++) sums[i % (3 * (size_t)C)] += dqkv[i];
         test_close("attention", a->att, out, n, 2e-6, 2e-6);
@@ -210,7 +220,8 @@ static void test_gradients(void) {
         model m;
         gpt_make(&m, k, 0);
         double *theta = gpt_flat(&m, m.params), *want = ref_gpt_doubles(ref_gpt_size(&r));
-        const double loss = ref_gpt_loss(&r, theta, m.tokens, m.targets, k->B, k->T, NULL, want), got = gpt_gradient(&m, k->B, k->T);
+        const double loss = ref_gpt_loss(&r, theta, m.tokens, m.targets, k->B, k->T, NULL, want);
+        const double got = gpt_gradient(&m, k->B, k->T);
         double *grads = gpt_flat(&m, m.grads);
         snprintf(label, sizeof label, "case %d", i);
         test_close_d("loss", &got, &loss, 1, 1e-5, 0);
@@ -224,7 +235,8 @@ static void test_gradients(void) {
 
 // ln V within 2% on random tokens: tied and untied, bytes and GPT-2's vocabulary, all widths of the presets.
 static void test_initial_loss(void) {
-    static const gpt_case cases[] = {{4, 4, 128, 128, 256, 1, 1, 128}, {6, 6, 384, 64, 256, 0, 1, 64}, {2, 12, 768, 16, 50257, 1, 1, 16}};
+    static const gpt_case cases[] = {
+        {4, 4, 128, 128, 256, 1, 1, 128}, {6, 6, 384, 64, 256, 0, 1, 64}, {2, 12, 768, 16, 50257, 1, 1, 16}};
     for (int i = 0; i < 3; i++) {
         const gpt_case *k = &cases[i];
         config c = gpt_config(k);
@@ -245,27 +257,39 @@ static void test_initial_loss(void) {
     }
 }
 
+enum { PARITY_V = 37, PARITY_T = 16, PARITY_BATCH = 4, PARITY_WINDOWS = 50, PARITY_STEPS = 50 };
+
+// PyTorch's losses of a run: one a step, then the evaluation's. Returns how many there are.
+static int read_parity(const char *name, double *want) {
+    char line[128], run[32], step[16];
+    int rows = 0;
+    FILE *f = fopen("test/reference_pytorch_gpt.csv", "r");
+    double loss;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%31[^,],%15[^,],%lf", run, step, &loss) == 3 && !strcmp(run, name)) {
+            want[strcmp(step, "eval") ? atoi(step) - 1 : PARITY_STEPS] = loss;
+            rows++;
+        }
+    if (f) fclose(f);
+    return rows;
+}
+
 // Loads the formula's weights and trains as make_pytorch_gpt_reference.py does.
 static void test_parity(void) {
-    enum { V = 37, T = 16, BATCH = 4, WINDOWS = 50, STEPS = 50 };
+    enum { V = PARITY_V, T = PARITY_T, BATCH = PARITY_BATCH, WINDOWS = PARITY_WINDOWS, STEPS = PARITY_STEPS };
     static int token[WINDOWS * T + 1];
-    for (int i = 1; i <= WINDOWS * T; i++) token[i] = (int)(mix((uint64_t)i) % 5 == 0 ? mix((uint64_t)i) % V : (uint64_t)(5 * token[i - 1] + 3) % V);
+    for (int i = 1; i <= WINDOWS * T; i++) {
+        const uint64_t random = mix((uint64_t)i), next = (uint64_t)(5 * token[i - 1] + 3);
+        token[i] = (int)((random % 5 == 0 ? random : next) % V);
+    }
     for (int which = 0; which < 2; which++) {
         const gpt_case k = {2, 3, 24, T, V, !which, WINDOWS, T};
         const char *name = which ? "untied" : "tied";
         config c = gpt_config(&k);
         double want[STEPS + 1], got[STEPS + 1];
-        char line[128], run[32], step[16];
-        int rows = 0;
-        FILE *f = fopen("test/reference_pytorch_gpt.csv", "r");
-        double loss;
-        while (f && fgets(line, sizeof line, f))
-            if (sscanf(line, "%31[^,],%15[^,],%lf", run, step, &loss) == 3 && !strcmp(run, name)) {
-                want[strcmp(step, "eval") ? atoi(step) - 1 : STEPS] = loss;
-                rows++;
-            }
-        if (f) fclose(f);
-        if (!CHECK(rows == STEPS + 1, "test/reference_pytorch_gpt.csv has all rows (run in the repository's root)")) continue;
+        const int rows = read_parity(name, want);
+        if (!CHECK(rows == STEPS + 1, "test/reference_pytorch_gpt.csv has all rows (run in the repository's root)"))
+            continue;
         model m;
         gpt_make(&m, &k, 0);
         uint64_t index = 0;
@@ -273,7 +297,9 @@ static void test_parity(void) {
             const train_tensor *t = &m.net.tensors[i];
             for (size_t j = 0; j < (size_t)t->rows * (size_t)t->cols; j++) {
                 const double s = 2 * ((double)(mix(index++) >> 11) / 9007199254740992.0) - 1;
-                m.params[t->offset + j] = (float)(t->n_dims == 2 ? s / sqrt((double)t->cols) : (t->role == RESCALE_GAIN) + s / 10);
+                double value = (t->role == RESCALE_GAIN) + s / 10;
+                if (t->n_dims == 2) value = s / sqrt((double)t->cols);
+                m.params[t->offset + j] = (float)value;
             }
         }
         c.train.weight_decay = 0.1;
@@ -339,8 +365,11 @@ static void test_rescaling(void) {
                     c.sets = sets[s];
                     c.train.rescale_pow2 = pow2;
                     CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0, report.message);
-                    CHECK(report.max_abs_log_lambda > (pow2 ? -1 : 1e-4) && report.converged, "something was rescaled, to the optimum");
-                    if (!CHECK(pow2 ? moved == 0 : moved <= 2e-5, "the logits stay: within 2e-5 of the largest, with powers of two bit for bit"))
+                    const double least = pow2 ? -1 : 1e-4;
+                    CHECK(report.max_abs_log_lambda > least && report.converged,
+                          "something was rescaled, to the optimum");
+                    if (!CHECK(moved <= (pow2 ? 0 : 2e-5),
+                               "the logits stay: within 2e-5 of the largest, with powers of two bit for bit"))
                         printf("     set %d later %d pow2 %d: moved %.2e\n", c.sets, later, pow2, moved);
                     if (later && !pow2) CHECK(isfinite(train_some(&m, &c, k, 3, 3)), "training goes on");
                     model_free(&m);
@@ -369,7 +398,8 @@ static void test_rescaling_refuses(void) {
     gpt_make(&m, &k, 0);
     c.sets = SET_MLP;
     for (int i = 0; i < 16; i++) m.w.block[0].proj_w[i * 64 + 5] = 0;
-    CHECK(rescale_and_measure(&m, &c, &report, &moved) == 0 && report.pinned_units == 1 && moved <= 2e-5, "a unit without outgoing weights is pinned");
+    const int succeeds = rescale_and_measure(&m, &c, &report, &moved) == 0 && moved <= 2e-5;
+    CHECK(succeeds && report.pinned_units == 1, "a unit without outgoing weights is pinned");
     model_free(&m);
 }
 
@@ -393,7 +423,8 @@ static void test_reproducible(void) {
     const RefGpt r = gpt_ref(&k);
     const size_t n = ref_gpt_size(&r);
     const int before = device_threads();
-    double *two = twenty_steps(&k, 2, 0), *again = twenty_steps(&k, 2, 0), *one = twenty_steps(&k, 1, 0), *saved = twenty_steps(&k, 2, 1);
+    double *two = twenty_steps(&k, 2, 0), *again = twenty_steps(&k, 2, 0);
+    double *one = twenty_steps(&k, 1, 0), *saved = twenty_steps(&k, 2, 1);
     double largest = 0;
     for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(two[i] - one[i]));
     printf("parameters after 20 steps on 1 and 2 threads: differ by at most %.1e\n", largest);
@@ -432,7 +463,8 @@ static void test_corpus(void) {
     if (f) fclose(f);
     corpus d = corpus_of(path, 0, &status);
     CHECK(status == 0 && d.n_train == 180 && d.n_val == 20 && d.val == d.train + 180, "the last tenth validates");
-    CHECK(d.train[8] == 1 && d.val[0] == 180 % 7 && d.start == '\n', "bytes are tokens; a newline stands for an empty prompt");
+    const int in_place = d.train[8] == 1 && d.val[0] == 180 % 7;
+    CHECK(in_place && d.start == '\n', "bytes are tokens; a newline stands for an empty prompt");
     corpus_free(&d);
     d = corpus_of(path, 7, &status);
     CHECK(status == 0 && d.start == 0, "... but for a vocabulary without it");
@@ -443,7 +475,8 @@ static void test_corpus(void) {
     test_remove_dir(dir);
 }
 
-// Every window of an epoch is inside the training tokens; the windows of an epoch do not overlap; epochs are cut differently.
+// Every window of an epoch is inside the training tokens. The windows of an epoch do not overlap. Epochs are cut
+// differently.
 static void test_windows(void) {
     static trainer t;
     config c = default_config();
@@ -523,7 +556,8 @@ static void test_draw(void) {
     }
     for (int i = 0; i < 4; i++) chi2 += (count[i] - n * p[i]) * (count[i] - n * p[i]) / (n * p[i]);
     CHECK(chi2 < 0.01 && !count[4], "uniform draws come out with softmax's probabilities");
-    CHECK(few[1] + few[3] + few[4] == 0 && fabs(few[2] / (double)n - p[2] / (p[2] + p[0])) < 1e-3, "top-k keeps the likeliest");
+    const double share = p[2] / (p[2] + p[0]);
+    CHECK(few[1] + few[3] + few[4] == 0 && fabs(few[2] / (double)n - share) < 1e-3, "top-k keeps the likeliest");
     CHECK(hot == n, "temperature 0 is the likeliest");
     CHECK(draw(logits, 5, 1, 0, 0.9999999999, work) == 3, "the last token that is possible, not one that is not");
 }

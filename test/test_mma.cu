@@ -1,7 +1,7 @@
-// test_mma.cu -- common/mma.cuh: where every element of a fragment lies, what the instructions compute, and the 16-bit types.
+// test_mma.cu -- common/mma.cuh: the place of every element of a fragment, the instructions' results, the 16-bit types.
 //
-// The same checks run on a GPU, where they compare the hardware with the tables that the CPU build is made of. Positions are
-// written here from the matrix to the register, in mma.cuh from the register to the matrix.
+// The same checks run on a GPU, where they compare the hardware with the tables that the CPU build is made of.
+// Positions are written here from the matrix to the register, in mma.cuh from the register to the matrix.
 #include "common/mma.cuh"
 #include "test/test.h"
 
@@ -93,9 +93,10 @@ static void test_known_places(void) {
                  {place_of_d(3, 5), {14, 1, 0}, "D(3,5)"},         {place_of_d(12, 0), {16, 2, 0}, "D(12,0)"},
                  {place_of_a32(8, 3), {3, 1, 0}, "TF32 A(8,3)"},   {place_of_a32(2, 5), {9, 2, 0}, "TF32 A(2,5)"},
                  {place_of_b32(6, 1), {6, 1, 0}, "TF32 B(6,1)"},   {place_of_b32(3, 7), {31, 0, 0}, "TF32 B(3,7)"}};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        CHECK(known[i].got.lane == known[i].want.lane && known[i].got.reg == known[i].want.reg && known[i].got.half == known[i].want.half,
-              known[i].what);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const place got = known[i].got, want = known[i].want;
+        CHECK(got.lane == want.lane && got.reg == want.reg && got.half == want.half, known[i].what);
+    }
 }
 
 static void test_mma(int K) {
@@ -130,7 +131,8 @@ static void test_mma(int K) {
 template <bool TRANS> __global__ void ldmatrix_kernel(unsigned *out) {
     __shared__ __align__(16) unsigned short s[4 * 8 * 24];
     const int l = threadIdx.x;
-    for (int i = l; i < 4 * 64; i += LANES) s[i / 8 * 24 + i % 8] = (unsigned short)(1000 * (i / 64) + 10 * (i / 8 % 8) + i % 8);
+    for (int i = l; i < 4 * 64; i += LANES)
+        s[i / 8 * 24 + i % 8] = (unsigned short)(1000 * (i / 64) + 10 * (i / 8 % 8) + i % 8);
     __syncthreads();
     unsigned r[4];
     if (TRANS) ldmatrix_x4_trans(r, s + l * 24);
@@ -149,13 +151,17 @@ static void test_ldmatrix(int trans) {
     for (int m = 0; m < 4; m++)
         for (int row = 0; row < 8; row++)
             for (int col = 0; col < 8; col++) {
-                const int r = trans ? col : row, c = trans ? row : col;  // the element's place in what the lanes hold
+                const int r = trans ? col : row;  // the element's place in what the lanes hold
+                const int c = trans ? row : col;
                 const unsigned pair = got[(r * 4 + c / 2) * 4 + m], value = c % 2 ? pair >> 16 : pair & 0xffffu;
                 wrong += value != (unsigned)(1000 * m + 10 * row + col);
             }
-    CHECK(wrong == 0, trans ? "ldmatrix.trans puts every element in its place" : "ldmatrix puts every element in its place");
-    CHECK(got[0] == (trans ? 10u << 16 : 1u << 16) && got[4 * 31 + 3] == (trans ? 3077u << 16 | 3067u : 3077u << 16 | 3076u),
-          "first and last register of ldmatrix");
+    const char *what = "ldmatrix puts every element in its place";
+    if (trans) what = "ldmatrix.trans puts every element in its place";
+    CHECK(wrong == 0, what);
+    const unsigned first = trans ? 10u << 16 : 1u << 16;
+    const unsigned last = trans ? 3077u << 16 | 3067u : 3077u << 16 | 3076u;
+    CHECK(got[0] == first && got[4 * 31 + 3] == last, "first and last register of ldmatrix");
     CUDA_CHECK(cudaFree(out));
 }
 
@@ -189,7 +195,10 @@ static void test_tile(void) {
     for (int i = 0; i < 512; i++) h[i] = __float2bfloat16_rn((float)test_random());
     for (int i = 0; i < 256; i++) {
         want[i] = 0;
-        for (int k = 0; k < 16; k++) want[i] += (double)__bfloat162float(h[i / 16 * 16 + k]) * __bfloat162float(h[256 + k * 16 + i % 16]);
+        for (int k = 0; k < 16; k++) {
+            const double a = (double)__bfloat162float(h[i / 16 * 16 + k]);
+            want[i] += a * __bfloat162float(h[256 + k * 16 + i % 16]);
+        }
     }
     CUDA_CHECK(cudaMalloc(&in, sizeof h));
     CUDA_CHECK(cudaMalloc(&out, sizeof got));
@@ -202,7 +211,7 @@ static void test_tile(void) {
     CUDA_CHECK(cudaFree(out));
 }
 
-// Three groups of one copy each; what has arrived after waiting for all but 2, 1, 0 of them. Cut copies are filled with 0.
+// Three groups of one copy each: what has arrived after waiting for all but 2, 1, 0 of them. Cut copies end in zeros.
 __global__ void copies_kernel(int *out, const int *in) {
     __shared__ __align__(16) int s[3 * 4 * LANES], small[LANES];
     const int l = threadIdx.x;
@@ -236,15 +245,18 @@ static void test_copies(void) {
     CUDA_CHECK_LAUNCH();
     CUDA_CHECK(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
     for (int l = 0; l < LANES; l++) {
-        wrong += got[l] != h[l * 4 + 3] || got[LANES + l] != (l % 2 ? h[l] : 0) || got[2 * LANES + l] != h[4 * LANES + l * 4 + 1] ||
+        const int cut = l % 2 ? h[l] : 0;
+        wrong += got[l] != h[l * 4 + 3] || got[LANES + l] != cut || got[2 * LANES + l] != h[4 * LANES + l * 4 + 1] ||
                  got[3 * LANES + l] != 0 || got[5 * LANES + l] != h[8 * LANES + l * 4];
         early += got[4 * LANES + l] != -1;
     }
     CHECK(wrong == 0, "cp.async: what a group copies is there after the wait for it");
 #if !DEVICE_IS_GPU
     const int order = cuda_cpu::order.kind;
-    CHECK(order == cuda_cpu::Order::kForward ? early == 0 : order == cuda_cpu::Order::kReverse ? early == LANES : early > 0 && early < LANES,
-          "cp.async on the CPU: late in forward order, early in reverse, both in random order");
+    int as_ordered = early > 0 && early < LANES;
+    if (order == cuda_cpu::Order::kForward) as_ordered = early == 0;
+    if (order == cuda_cpu::Order::kReverse) as_ordered = early == LANES;
+    CHECK(as_ordered, "cp.async on the CPU: late in forward order, early in reverse, both in random order");
 #endif
     CUDA_CHECK(cudaFree(in));
     CUDA_CHECK(cudaFree(out));
@@ -268,38 +280,46 @@ static double value_of(unsigned bits, int e, int f) {
     return sign * (exponent ? ldexp(1 + fraction, exponent - bias) : ldexp(fraction, 1 - bias));
 }
 
-// Whether `bits` is x rounded to nearest: no neighbour is nearer, and at equal distance the even one was taken (or the larger).
+// Whether `bits` is x rounded to nearest: no neighbour is nearer; at equal distance it is the even one (or the larger).
 static int rounded(double x, unsigned bits, int e, int f, int ties_even) {
     const unsigned sign = 1u << (e + f), infinity = ((1u << e) - 1) << f, magnitude = bits & (sign - 1);
-    const double ax = fabs(x), limit = value_of(infinity - 1, e, f), beyond = limit + 0.5 * (limit - value_of(infinity - 2, e, f));
+    const double ax = fabs(x), limit = value_of(infinity - 1, e, f);
+    const double beyond = limit + 0.5 * (limit - value_of(infinity - 2, e, f));
     if (isnan(x)) return magnitude > infinity;
-    if ((bits & sign ? 1 : 0) != (signbit(x) ? 1 : 0)) return 0;
+    if (((bits & sign) != 0) != (signbit(x) != 0)) return 0;
     if (magnitude == infinity) return ax >= beyond;
     if (magnitude > infinity || ax >= beyond) return 0;
     const double here = value_of(magnitude, e, f), off = fabs(ax - here);
-    const double up = magnitude + 1 == infinity ? 2 * beyond - limit : value_of(magnitude + 1, e, f), down = magnitude ? value_of(magnitude - 1, e, f) : -up;
+    const double up = magnitude + 1 == infinity ? 2 * beyond - limit : value_of(magnitude + 1, e, f);
+    const double down = magnitude ? value_of(magnitude - 1, e, f) : -up;
     if (fabs(ax - up) < off || fabs(ax - down) < off) return 0;
     if (fabs(ax - up) == off) return ties_even && magnitude % 2 == 0;
     if (fabs(ax - down) == off) return ties_even ? magnitude % 2 == 0 : 1;
     return 1;
 }
 
-static void test_conversions(void) {
-    static float in[CASES];
-    static unsigned short half[CASES], bf16[CASES];
-    static unsigned tf32[CASES];
-    unsigned bits, wrong = 0, bad_half = 0, bad_bf16 = 0, bad_tf32 = 0;
-    for (unsigned i = 0; i < 65536; i++) {  // every value of both types goes to float and back
-        const float h = __half2float(__ushort_as_half((unsigned short)i)), b = __bfloat162float(__ushort_as_bfloat16((unsigned short)i));
+// Every value of both 16-bit types goes to float and back.
+static void test_round_trips(void) {
+    unsigned wrong = 0;
+    for (unsigned i = 0; i < 65536; i++) {
+        const unsigned short as_stored = (unsigned short)i;
+        const float h = __half2float(__ushort_as_half(as_stored));
+        const float b = __bfloat162float(__ushort_as_bfloat16(as_stored));
         const double vh = value_of(i, 5, 10), vb = value_of(i, 8, 7);
         wrong += isnan(vh) ? !isnan(h) : h != vh || __half_as_ushort(__float2half_rn(h)) != i;
         wrong += isnan(vb) ? !isnan(b) : b != vb || __bfloat16_as_ushort(__float2bfloat16_rn(b)) != i;
     }
     CHECK(wrong == 0, "every half and bf16 survives the way to float and back");
+}
+
+// Floats in[CASES] to convert: limits first, then halfway cases with their neighbours, then anything.
+static void make_cases(float *in) {
+    unsigned bits;
     int n = 0;
     for (unsigned i = 0; i < 0x7c00; i++)  // halfway between neighbours of half, and one float to each side
         for (int step = -1; step <= 1; step++) {
-            const float middle = (float)(0.5 * (value_of(i, 5, 10) + (i + 1 == 0x7c00 ? 65536 : value_of(i + 1, 5, 10))));
+            const double above = i + 1 == 0x7c00 ? 65536 : value_of(i + 1, 5, 10);
+            const float middle = (float)(0.5 * (value_of(i, 5, 10) + above));
             memcpy(&bits, &middle, sizeof bits);
             bits += (unsigned)step;
             memcpy(&in[n], &bits, sizeof bits);
@@ -319,6 +339,14 @@ static void test_conversions(void) {
     in[4] = -0.0f;
     in[5] = 1e-45f;
     in[6] = FLT_MAX;
+}
+
+static void test_conversions(void) {
+    static float in[CASES];
+    static unsigned short half[CASES], bf16[CASES];
+    static unsigned tf32[CASES];
+    unsigned bad_half = 0, bad_bf16 = 0, bad_tf32 = 0;
+    make_cases(in);
     float *device_in;
     unsigned short *device_half, *device_bf16;
     unsigned *device_tf32;
@@ -341,7 +369,8 @@ static void test_conversions(void) {
     CHECK(bad_bf16 == 0, "float to bf16 rounds to nearest even");
     CHECK(bad_tf32 == 0, "float to TF32 rounds to nearest, ties away from zero");
     CHECK(half[0] == 0x7fff && bf16[0] == 0x7fff, "a NaN becomes the positive NaN with all bits set");
-    CHECK(half[1] == 0xfc00 && half[2] == 0x7bff && half[3] == 0x7c00 && half[4] == 0x8000 && half[5] == 0, "half at its limits");
+    CHECK(half[1] == 0xfc00 && half[2] == 0x7bff && half[3] == 0x7c00 && half[4] == 0x8000 && half[5] == 0,
+          "half at its limits");
     CHECK(bf16[1] == 0xff80 && bf16[4] == 0x8000 && bf16[5] == 0 && bf16[6] == 0x7f80, "bf16 at its limits");
     const __nv_bfloat162 pair = __floats2bfloat162_rn(1.5f, -2.0f);
     const __half2 halves = __floats2half2_rn(0.25f, 3.0f);
@@ -362,6 +391,7 @@ int main(void) {
     test_ldmatrix(1);
     test_tile();
     test_copies();
+    test_round_trips();
     test_conversions();
     CUDA_CHECK(cudaFree(device));
     return test_summary();

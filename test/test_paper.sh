@@ -1,7 +1,9 @@
 #!/bin/sh
-# test_paper.sh -- dev/paper: the runner repeats nothing and resumes, the report's statistics against values worked out by hand.
+# test_paper.sh -- dev/paper: the runner repeats nothing and resumes; the report's statistics are checked by hand.
 #
-#     sh test/test_paper.sh build/c/dev/paper/report       in the repository's root, with ./train_mlp and build/c/dev/compare built
+#     sh test/test_paper.sh build/c/dev/paper/report
+#
+# in the repository's root, with ./train_mlp and build/c/dev/compare built
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 report=$1
 if [ $# -ne 1 ] || [ ! -x "$report" ] || [ ! -x ./train_mlp ] || [ ! -x build/c/dev/compare ]; then
@@ -52,18 +54,24 @@ check 'half of the loss takes half of the time' says '| fast | 0.1 | 0.5 ± 0.05
 check 'diverged runs have learned nothing' says '| 2 ± 0 (3 of 3 learned nothing) | never |'
 check 'never' says '| same | 0.1 | 1 ± 0 | never |'
 check 'harm' quietly "$report" harm "$work/a.csv"
-# t = mean / (s / sqrt 3) of ln 0.5, ln 0.55, ln 0.45: 12.01, p = 0.0069. At 0.2: ln (2 / 1.5), without spread: worse, certainly
-check 'better once, worse once' says '| fast | 2 | 0, 0, 0 | 0, 0, 0 | 1, 0, 0 | 0, 0, 1 | 1 | 0.82x | 1 | 0.5x | 1.33x | 1, 0, 0 |'
-check 'half a percent is equal' says '| same | 2 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 1, 0 | 0 | 1.00x | 0 | 1x | 1x | 0, 1, 0 |'
+# t = mean / (s / sqrt 3) of ln 0.5, ln 0.55, ln 0.45: 12.01, p = 0.0069. At 0.2: ln (2 / 1.5), without spread: worse
+row='| fast | 2 | 0, 0, 0 | 0, 0, 0 | 1, 0, 0 | 0, 0, 1 | 1 | 0.82x | 1 | 0.5x | 1.33x | 1, 0, 0 |'
+check 'better once, worse once' says "$row"
+row='| same | 2 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 1, 0 | 0 | 1.00x | 0 | 1x | 1x | 0, 1, 0 |'
+check 'half a percent is equal' says "$row"
 # ln 1.05, ln 1.2, ln 1.35: mean 0.1771, s 0.1257, t = 2.44, p = 0.135
-check 'three scattered seeds prove nothing' says '| noisy | 1 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 0, 0 | 0 | 1.19x | 1 | 1x | 1x | 0, 1, 0 |'
+row='| noisy | 1 | 0, 0, 0 | 0, 0, 0 | 0, 1, 0 | 0, 0, 0 | 0 | 1.19x | 1 | 1x | 1x | 0, 1, 0 |'
+check 'three scattered seeds prove nothing' says "$row"
 check 'runs that learned nothing are counted' says '| 1, 0, 0 | 3 | 0 |'
 # two settings: p = 0.025; Student's t with 2 and 4 degrees of freedom: 6.205 and 3.495
-check 'what certain asks for' says '`certain` in 2 settings starts at p = 0.025: |t| = 6.21 with three seeds, 3.5 with five.'
+check 'what certain asks for' says \
+    '`certain` in 2 settings starts at p = 0.025: |t| = 6.21 with three seeds, 3.5 with five.'
 check 'worse' quietly "$report" worse fast "$work/a.csv"
 check 'where it is worse' says '| net | uniform | 0.2 | 1.5 ± 0 | 2 ± 0 (3 of 3 learned nothing) | 1.33x | 0 |'
 check 'plot' quietly "$report" plot "$work/a.csv" 'a < b'
-check 'the plot is closed, its title quoted' eval 'says "a &lt; b" && [ "$(tail -n 1 "$work/out")" = "</svg>" ] && [ "$(grep -c "class=\"curve " "$work/out")" -eq 8 ]'
+check 'the plot is closed, its title quoted' eval \
+    'says "a &lt; b" && [ "$(tail -n 1 "$work/out")" = "</svg>" ] &&
+    [ "$(grep -c "class=\"curve " "$work/out")" -eq 8 ]'
 check 'its titles, colours, markers' picture "$work/out"
 quietly "$report" plot "$work/a.csv" lists none,fast none,same,nonesuch
 check 'two lists of methods: two panels of two curves, two legends' eval \
@@ -74,18 +82,28 @@ check 'titles, colours, markers of two columns' picture "$work/out"
 { grep ',none,' "$work/a.csv"; csv net odd 0.1 1 2 1; csv net odd 0.1 2 2 inf; csv net odd 0.1 3 2 1; } >"$work/b.csv"
 quietly "$report" plot "$work/b.csv" median none,odd
 check 'the median of 1, 1 and a run that diverged is 1' is \
-    "$(sed '/<g class="legend">/,/<\/g>/d' "$work/out" | awk '/class="(marker|cross) / { sub(/.*M/, ""); split($0, at, /[ m]/); y[++n] = at[2] }
-        END { print n, y[1] == y[3] }')" '3 1'
+    "$(sed '/<g class="legend">/,/<\/g>/d' "$work/out" |
+        awk '/class="(marker|cross) / { sub(/.*M/, ""); split($0, at, /[ m]/); y[++n] = at[2] }
+            END { print n, y[1] == y[3] }')" '3 1'
 check 'its bar ends at the loss of a run that learned nothing' is \
-    "$(awk '/class="target"/ { sub(/.*y1="/, ""); sub(/".*/, ""); y = $0 } /class="range s0"/ { sub(/.*V/, ""); sub(/".*/, ""); print $0 == y }' "$work/out")" 1
+    "$(awk '/class="target"/ { sub(/.*y1="/, ""); sub(/".*/, ""); y = $0 }
+        /class="range s0"/ { sub(/.*V/, ""); sub(/".*/, ""); print $0 == y }' "$work/out")" 1
 quietly "$report" overview fast,same 'a > b' "$work/a.csv"
 check 'overview: titles, colours, markers' env_shared picture "$work/out"
 check 'its rows' says '>net, uniform</text>'
 # The best rate is the lowest: nothing is below it. 0.2 is above.
 check 'summary' quietly "$report" summary fast "$work/a.csv"
 check 'no rate is below the best' says '| e | 1 | 0, 0, 0 | 1.00x | 1, 0, 0 | 0.50x | 3 | 0 |'
-# The same with the baseline at its best at 0.4: below it, the mean of the logarithms at 0.1 and at 0.2 per seed, ln 0.5 / 2 and so on
-{ cat "$work/a.csv"; for seed in 1 2 3; do csv net none 0.4 $seed 2 0.5; csv net fast 0.4 $seed 2 0.5; csv net same 0.4 $seed 2 0.6; done; } >"$work/b.csv"
+# The same with the baseline at its best at 0.4. Below it: the mean of the logarithms at 0.1 and at 0.2 per seed, ln
+# 0.5 / 2 and so on.
+{
+    cat "$work/a.csv"
+    for seed in 1 2 3; do
+        csv net none 0.4 $seed 2 0.5
+        csv net fast 0.4 $seed 2 0.5
+        csv net same 0.4 $seed 2 0.6
+    done
+} >"$work/b.csv"
 quietly "$report" summary same "$work/b.csv"
 check 'rates below the best count once per net' says '| e | 1 | 0, 1, 0 | 1.00x | 0, 0, 1 | 1.20x | 0 | 0 |'
 check 'best' quietly "$report" best fast "$work/a.csv"
@@ -136,7 +154,8 @@ check 'tables' sh dev/tables.sh "$work/README.md"
 check 'the tables of dev/paper/README.md are current' same dev/paper/README.md "$work/README.md"
 
 # ------------------------------------------------------------------------------------------------------------- runner
-export QUICK=1 OUT="$work/runs" RESULTS="$work/results" NETS=2-8x5-2 INITS="uniform" RATES="0.01 10" METHODS="none sweeps10 trace" SEEDS="1 2" JOBS=2
+export QUICK=1 OUT="$work/runs" RESULTS="$work/results" JOBS=2
+export NETS=2-8x5-2 INITS="uniform" RATES="0.01 10" METHODS="none sweeps10 trace" SEEDS="1 2"
 rows() { find "$work/runs" -name '*.row' | wc -l | tr -d ' '; }
 SEEDS=1 RATES=0.01 quietly sh dev/paper/run.sh moons
 check 'a part' is $? 0
@@ -145,20 +164,25 @@ find "$work/runs" -name '*.row' -exec ls -l --time-style=full-iso {} + | sort >"
 quietly timeout 0.5 sh dev/paper/run.sh moons # killed, with all that it has started
 check 'the rest' quietly sh dev/paper/run.sh moons
 check 'twelve runs' is "$(rows)" 12
-find "$work/runs/quick/moons/2-8x5-2/uniform/0.01" -name '1.row' -exec ls -l --time-style=full-iso {} + | sort >"$work/after"
+find "$work/runs/quick/moons/2-8x5-2/uniform/0.01" -name '1.row' -exec ls -l --time-style=full-iso {} + |
+    sort >"$work/after"
 check 'finished runs are not repeated' same "$work/before" "$work/after"
 METHODS=none SEEDS=1 RATES=0.01 NETS=2-4x5-2 quietly sh dev/paper/run.sh moons
-sed 's/,[0-9]*$/,1/' "$work/runs/quick/moons/2-4x5-2/uniform/0.01/none/1.row" >"$work/row" && cp "$work/row" "$work/runs/quick/moons/2-4x5-2/uniform/0.01/none/1.row"
+kept=$work/runs/quick/moons/2-4x5-2/uniform/0.01/none/1.row
+sed 's/,[0-9]*$/,1/' "$kept" >"$work/row" && cp "$work/row" "$kept"
 METHODS=none SEEDS=1 RATES=0.01 NETS=2-4x5-2 quietly sh dev/paper/run.sh moons
-check 'a run with another command line is repeated' not same "$work/row" "$work/runs/quick/moons/2-4x5-2/uniform/0.01/none/1.row"
+check 'a run with another command line is repeated' not same "$work/row" "$kept"
 rm -r "$work/runs/quick/moons/2-4x5-2"
 quietly sh dev/paper/run.sh moons
-check 'nothing but rows and the list is left' is "$(find "$work/runs" -type f ! -name '*.row' ! -name '*.list' | wc -l | tr -d ' ')" 0
+check 'nothing but rows and the list is left' is \
+    "$(find "$work/runs" -type f ! -name '*.row' ! -name '*.list' | wc -l | tr -d ' ')" 0
 csv=$work/results/moons_part.csv
 check 'a row per run, 34 columns' is "$(grep -v '^#' "$csv" | awk -F, 'NF == 34' | wc -l | tr -d ' ')" 13
 check 'methods share their initial weights: the first losses agree' is \
-    "$(awk -F, '$4 == 0.01 && $6 == 1 { printf "%.2f ", $15 }' "$csv")" "$(awk -F, '$4 == 0.01 && $6 == 1 && $5 == "none" { printf "%.2f %.2f %.2f ", $15, $15, $15 }' "$csv")"
-check 'none rescales nothing, the others do' is "$(awk -F, '$4 == 0.01 { print ($5 == "none" ? $11 == 0 : $11 > 0.1) }' "$csv" | sort -u)" 1
+    "$(awk -F, '$4 == 0.01 && $6 == 1 { printf "%.2f ", $15 }' "$csv")" \
+    "$(awk -F, '$4 == 0.01 && $6 == 1 && $5 == "none" { printf "%.2f %.2f %.2f ", $15, $15, $15 }' "$csv")"
+check 'none rescales nothing, the others do' is \
+    "$(awk -F, '$4 == 0.01 { print ($5 == "none" ? $11 == 0 : $11 > 0.1) }' "$csv" | sort -u)" 1
 check 'its own report can be read' quietly "$report" harm "$csv"
 METHODS=nonesuch OUT="$work/other" quietly sh dev/paper/run.sh moons
 status=$?

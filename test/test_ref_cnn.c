@@ -1,10 +1,11 @@
-// test_ref_cnn.c -- checks of ref_cnn.h and ref_cnn_parity.h, the references that the convolutional trainer is tested against.
+// test_ref_cnn.c -- checks of ref_cnn.h and ref_cnn_parity.h, the references of the convolutional trainer's tests.
 //
 //     cc -O2 -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. -Itest test/test_ref_cnn.c -o build/test_ref_cnn -lm
 //
-// Every primitive against central finite differences over odd shapes and against hand computations, a convolution against a
-// second definition, whole networks against finite differences, training runs against PyTorch (reference_pytorch_cnn.csv), and the
-// files for trainers through the project's own readers. Rescaling is in test_ref_cnn_rescale.c.
+// Every primitive against central finite differences over odd shapes and against hand computations, a convolution
+// against a second definition, whole networks against finite differences, training runs against PyTorch
+// (reference_pytorch_cnn.csv), and the files for trainers through the project's own readers. Rescaling is in
+// test_ref_cnn_rescale.c.
 #include "common/dataset.h"
 #include "common/safetensors.h"
 #include "ref_cnn_parity.h"
@@ -86,13 +87,15 @@ static double primitive_value(Primitive *p) {
     switch (p->kind) {
     case CONV: ref_conv_forward(p->y, p->x, p->w, p->b, p->n, s); break;
     case NORM:
-        ref_norm_forward(p->y, p->xhat, p->rstd, p->x, p->w, p->b, p->mean, p->var, REF_BN_EPS, p->mode, 0, p->n, s->out_c,
-                         s->in_h * s->in_w);
+        ref_norm_forward(p->y, p->xhat, p->rstd, p->x, p->w, p->b, p->mean, p->var, REF_BN_EPS, p->mode, 0, p->n,
+                         s->out_c, s->in_h * s->in_w);
         break;
     case RELU: ref_relu_forward(p->y, p->x, p->n_x); break;
     case MAX_POOL: ref_max_pool_forward(p->y, p->arg, p->x, p->n, s); break;
     case SUM_POOL: ref_sum_pool_forward(p->y, p->x, p->n, s); break;
-    case AVG_POOL: ref_avg_pool_forward(p->y, p->x, p->n * s->in_c, s->in_h * s->in_w, 1.0 / (s->in_h * s->in_w)); break;
+    case AVG_POOL:
+        ref_avg_pool_forward(p->y, p->x, p->n * s->in_c, s->in_h * s->in_w, 1.0 / (s->in_h * s->in_w));
+        break;
     default: return ref_smooth_cross_entropy(p->y, p->x, p->labels, p->smoothing, p->n, s->out_c, &correct);
     }
     for (size_t i = 0; i < p->n_y; i++) sum += p->r[i] * p->y[i];
@@ -225,7 +228,8 @@ static void check_pools(void) {
         {3, 2, 1, 4, {0, 2, 8, 9}, {0, 1, 2, 2}},
         {2, 2, 0, 4, {0, 2, 8, 10}, {0, 1, 2, -1}},
         {2, 1, 0, 9, {0, 2, 2, 8, 9, 6, 8, 9, 10}, {0, 1, 1, 2, 2, 1, 2, 2, -1}},
-        {3, 1, 1, 16, {0, 2, 2, 2, 8, 8, 9, 2, 8, 8, 9, 6, 8, 8, 9, 10}, {0, 1, 1, 1, 2, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2, -1}},
+        {3, 1, 1, 16, {0, 2, 2, 2, 8, 8, 9, 2, 8, 8, 9, 6, 8, 8, 9, 10},
+         {0, 1, 1, 1, 2, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2, -1}},
     };
     for (size_t k = 0; k < sizeof want / sizeof want[0]; k++) {
         const RefWindow s = ref_window(1, 4, 4, 1, want[k].kernel, want[k].kernel, want[k].stride, want[k].pad);
@@ -321,7 +325,8 @@ static uint64_t decisions(const RefCnn *m) {
         const size_t n = (size_t)m->n * ref_window_out(&layer->win);
         const double *x = layer->input >= 0 ? m->layers[layer->input].y : m->x;
         for (size_t i = 0; i < n && layer->kind == REF_LAYER_RELU; i++) hash = ref_parity_mix(hash ^ (x[i] > 0));
-        for (size_t i = 0; i < n && layer->kind == REF_LAYER_MAX_POOL; i++) hash = ref_parity_mix(hash ^ (uint64_t)layer->arg[i]);
+        for (size_t i = 0; i < n && layer->kind == REF_LAYER_MAX_POOL; i++)
+            hash = ref_parity_mix(hash ^ (uint64_t)layer->arg[i]);
     }
     return hash;
 }
@@ -344,8 +349,8 @@ static double loss_at(Differ *d, double *value, double e, int *same) {
     return loss;
 }
 
-// As check_primitive_gradient for at most 12 entries; a step on which a ReLU or a max-pool decides otherwise is made shorter and,
-// if that does not help, the entry is left out and counted.
+// As check_primitive_gradient for at most 12 entries. A step on which a ReLU or a max-pool decides otherwise is made
+// shorter; if that does not help, the entry is left out and counted.
 static void check_net_gradient(Differ *d, const char *tensor, double *value, const double *grad, size_t n) {
     double numeric[12], want[12];
     size_t used = 0;
@@ -373,7 +378,8 @@ static void check_net_gradient(Differ *d, const char *tensor, double *value, con
 static void fill_net(RefCnn *m) {
     for (int t = 0; t < m->n_tensors; t++) {
         const int matrix = m->shapes[t].rank > 1;
-        fill(m->tensors[t].data, m->tensors[t].n, matrix ? 0.02 : 0.1, matrix ? 2 / sqrt(m->tensors[t].cols) : 0.5);
+        const double spread = matrix ? 2 / sqrt(m->tensors[t].cols) : 0.5;
+        fill(m->tensors[t].data, m->tensors[t].n, matrix ? 0.02 : 0.1, spread);
     }
     for (int l = 0; l < m->n_layers; l++) {
         if (m->layers[l].kind != REF_LAYER_NORM) continue;
@@ -454,17 +460,21 @@ static void check_families(void) {
     RefCnn m = ref_cnn_create(&resnet);
     for (int t = 0; t < 10; t++) CHECK(strcmp(m.tensors[t].name, names[t]) == 0, names[t]);
     const RefTensor *projection = ref_cnn_tensor(&m, "layer2.0.downsample.0.weight");
-    CHECK(projection && projection->rows == 13 && projection->cols == 6, "a projection from 6 to 13 channels (0.1 of 64 and 128)");
-    CHECK(projection == &m.tensors[21] && strcmp(m.tensors[20].name, "layer2.0.bn2.bias") == 0, "downsample is last in its block");
+    CHECK(projection && projection->rows == 13 && projection->cols == 6,
+          "a projection from 6 to 13 channels (0.1 of 64 and 128)");
+    CHECK(projection == &m.tensors[21] && strcmp(m.tensors[20].name, "layer2.0.bn2.bias") == 0,
+          "downsample is last in its block");
     CHECK(!ref_cnn_tensor(&m, "layer1.0.downsample.0.weight"), "an identity shortcut has no tensor");
     CHECK(!ref_cnn_tensor(&m, "conv1.bias") && ref_cnn_tensor(&m, "fc.bias"), "biases: only fc has one");
-    CHECK(ref_cnn_buffer(&m, "layer4.1.bn2.running_var") && ref_cnn_buffer(&m, "bn1.running_mean"), "running statistics");
+    CHECK(ref_cnn_buffer(&m, "layer4.1.bn2.running_var") && ref_cnn_buffer(&m, "bn1.running_mean"),
+          "running statistics");
     CHECK(!ref_cnn_buffer(&m, "layer4.2.bn2.running_var"), "no such block");
     ref_cnn_free(&m);
     const RefCnnConfig tiny = {REF_ALLCONV, 3, 7, 5, 4, 0.001, 1, 1, 1, 0};
     m = ref_cnn_create(&tiny);
     CHECK(m.tensors[0].rows == 1 && m.shapes[0].rank == 4 && m.shapes[0].dim[1] == 3, "never fewer than one channel");
-    CHECK(m.layers[m.n_layers - 1].win.in_h == 2 && m.layers[m.n_layers - 1].win.in_w == 2, "7x5 is pooled twice to 2x2");
+    const RefWindow last = m.layers[m.n_layers - 1].win;
+    CHECK(last.in_h == 2 && last.in_w == 2, "7x5 is pooled twice to 2x2");
     CHECK(ref_cnn_tensor(&m, "bn2.bias") && !ref_cnn_tensor(&m, "bn3.bias"), "two BatchNorms");
     ref_cnn_free(&m);
     const RefCnnConfig grey = {REF_SMALL, 1, 28, 28, 10, 0.25, 1, 1, 1, 0};
@@ -476,7 +486,8 @@ static void check_families(void) {
     fill_net(&m);
     ref_cnn_forward(&m, REF_TRAIN, x, labels, 2);
     ref_cnn_forward(&m, REF_EVAL, x, labels, 2);
-    CHECK(m.layers[1].kind == REF_LAYER_NORM && m.layers[1].batches_tracked == 1, "training tracks a batch, evaluation does not");
+    const RefCnnLayer norm = m.layers[1];
+    CHECK(norm.kind == REF_LAYER_NORM && norm.batches_tracked == 1, "training tracks a batch, evaluation does not");
     ref_cnn_free(&m);
 }
 
@@ -488,8 +499,10 @@ static void check_pytorch(void) {
     for (int k = 0; k < REF_CNN_PARITY_CASES; k++) {
         const RefCnnParityCase *c = &ref_cnn_parity_cases[k];
         char name[128];
-        CHECK(ref_cnn_parity_read(ref_cnn_parity_csv(), c->name, want), "reference_pytorch_cnn.csv holds the whole run");
-        CHECK(want[46] + want[47] + want[48] + want[49] < 0.9 * (want[0] + want[1] + want[2] + want[3]), "the loss falls");
+        CHECK(ref_cnn_parity_read(ref_cnn_parity_csv(), c->name, want),
+              "reference_pytorch_cnn.csv holds the whole run");
+        const double start = want[0] + want[1] + want[2] + want[3];
+        CHECK(want[46] + want[47] + want[48] + want[49] < 0.9 * start, "the loss falls");
         ref_cnn_parity_train(c, parity_steps, got);
         for (int s = 1; s <= parity_steps; s++) {
             snprintf(name, sizeof name, "%s, loss of step %d against PyTorch", c->name, s);
@@ -517,8 +530,8 @@ static void check_data(const char *folder, const RefCnnConfig *c) {
     double *want = ref_doubles(total);
     float *got = (float *)ref_grow(NULL, total * sizeof *got);
     unsigned char *bytes = (unsigned char *)ref_grow(NULL, total);
-    CHECK(train.n == 32 && test.n == 32 && train.classes == 10 && train.channels == c->in_c && train.height == c->in_h &&
-              train.width == c->in_w, "32 samples of the right shape");
+    const int same_shape = train.channels == c->in_c && train.height == c->in_h && train.width == c->in_w;
+    CHECK(train.n == 32 && test.n == 32 && train.classes == 10 && same_shape, "32 samples of the right shape");
     ref_cnn_parity_inputs(c, want);
     ref_cnn_parity_images(c, bytes);
     for (int pass = 0; pass < 2; pass++) {
@@ -599,7 +612,8 @@ static void check_files(void) {
     check_data(folder, &ref_cnn_parity_cases[0].config);
     test_remove_dir(folder);
     CHECK(!ref_cnn_parity_write_cifar("/nonexistent/folder") && !ref_cnn_parity_write_idx("/nonexistent/folder") &&
-              !ref_cnn_parity_write_safetensors("/nonexistent/file", &ref_cnn_parity_cases[0]), "failures are reported");
+              !ref_cnn_parity_write_safetensors("/nonexistent/file", &ref_cnn_parity_cases[0]),
+          "failures are reported");
 }
 
 int main(void) {
@@ -616,14 +630,16 @@ int main(void) {
         {"resnet18, evaluation", {REF_RESNET18, 3, 9, 6, 4, 0.016, 1, 1, 1, 0}, REF_EVAL, 2, 0.1},
         {"resnet18, projections", {REF_RESNET18, 1, 8, 8, 4, 0.016, 1, 1, 1, 1}, REF_TRAIN, 3, 0},
         {"resnet18 without norm", {REF_RESNET18, 3, 8, 8, 4, 0.016, 0, 1, 1, 0}, REF_TRAIN, 2, 0},
-        {"resnet18 without norm, projections, no biases", {REF_RESNET18, 2, 7, 8, 4, 0.016, 0, 0, 0, 1}, REF_TRAIN, 2, 0},
+        {"resnet18 without norm, projections, no biases",
+         {REF_RESNET18, 2, 7, 8, 4, 0.016, 0, 0, 0, 1}, REF_TRAIN, 2, 0},
         {"small", {REF_SMALL, 1, 13, 11, 5, 0.05, 0, 1, 1, 0}, REF_TRAIN, 3, 0},
         {"small without biases", {REF_SMALL, 3, 8, 8, 5, 0.05, 0, 0, 0, 0}, REF_TRAIN, 3, 0.2},
         {"small with BatchNorm", {REF_SMALL, 3, 9, 10, 5, 0.05, 1, 1, 1, 0}, REF_TRAIN, 3, 0.1},
         {"small with BatchNorm, evaluation", {REF_SMALL, 3, 9, 10, 5, 0.05, 1, 1, 1, 0}, REF_EVAL, 1, 0},
     };
     for (size_t k = 0; k < sizeof nets / sizeof nets[0]; k++) check_net(&nets[k], ref_cnn_create(&nets[k].config));
-    const NetCase shared = {"a layer that is added twice and read twice", {REF_SMALL, 2, 5, 4, 3, 1, 0, 1, 1, 0}, REF_TRAIN, 3, 0};
+    const NetCase shared = {
+        "a layer that is added twice and read twice", {REF_SMALL, 2, 5, 4, 3, 1, 0, 1, 1, 0}, REF_TRAIN, 3, 0};
     check_net(&shared, shared_net());
     check_families();
     check_files();

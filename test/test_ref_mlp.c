@@ -201,7 +201,7 @@ static void check_graph(int bn) {
             m.running_var[l][o] = 1.2 + uniform();
             rstd[h] = 1 / sqrt(m.running_var[l][o] + REF_BN_EPS);
         }
-    RefNet net = ref_net_mlp(dims, 3, 1, 1, bn ? mean : NULL, bn ? rstd : NULL);
+    RefNet net = bn ? ref_net_mlp(dims, 3, 1, 1, mean, rstd) : ref_net_mlp(dims, 3, 1, 1, NULL, NULL);
     double *theta = ref_doubles((size_t)net.n_params), *value = ref_doubles((size_t)net.n_nodes);
     size_t k = 0;
     for (int t = 0; t < m.n_tensors; t++)

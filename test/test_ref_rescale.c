@@ -33,7 +33,9 @@ static Case mlp_case(const char *name, const int *dims, int n_layers, int bias, 
     double mean[64], rstd[64];
     fill(mean, 64, 0.2, 0.7);
     fill(rstd, 64, 1.1, 0.6);
-    return make_case(name, ref_net_mlp(dims, n_layers, bias, last_bias, bn ? mean : NULL, bn ? rstd : NULL));
+    const RefNet net = bn ? ref_net_mlp(dims, n_layers, bias, last_bias, mean, rstd)
+                          : ref_net_mlp(dims, n_layers, bias, last_bias, NULL, NULL);
+    return make_case(name, net);
 }
 
 // A one-dimensional convolution (3 taps, 6 positions, no padding, 3 channels, bias), ReLU, average pooling over pairs,
@@ -402,7 +404,7 @@ static void check_mlp_loops(int with_bn) {
     double mean[9], rstd[9];
     fill(mean, 9, 0.3, 0.5);
     fill(rstd, 9, 1.0, 0.5);
-    RefNet net = ref_net_mlp(dims, 3, 1, 1, with_bn ? mean : NULL, with_bn ? rstd : NULL);
+    RefNet net = with_bn ? ref_net_mlp(dims, 3, 1, 1, mean, rstd) : ref_net_mlp(dims, 3, 1, 1, NULL, NULL);
     double *theta = ref_doubles((size_t)net.n_params), *g = ref_doubles((size_t)net.n_params);
     double *loops = ref_doubles((size_t)net.n_params);
     fill(theta, net.n_params, 0.1, 1);

@@ -1,12 +1,12 @@
 // test_rescale_device.cu -- rescale.cuh in float: device memory against host memory, and what only float can show.
 //
-//     CPU:  sh common/cu2cpp.sh test/test_rescale_device.cu >build/cpu/test/test_rescale_device.cpp, rescale.cuh likewise into
-//           build/cpu/; c++ -std=c++17 -O2 -fopenmp -Ibuild/cpu -I. -Itest ... -lm        (the Makefile does this)
+//     CPU:  the Makefile passes test/test_rescale_device.cu and rescale.cuh through common/cu2cpp.sh into build/cpu/;
+//           c++ -std=c++17 -O2 -fopenmp -Ibuild/cpu -I. -Itest -x c++ build/cpu/test/test_rescale_device.cu -lm
 //     GPU:  nvcc -std=c++17 -arch=native -I. -Itest test/test_rescale_device.cu
 //
-// Every description is solved twice from the same start, once on host memory and once on device memory: u, the report and all
-// parameters and optimizer state must agree to rounding. In double precision against references: test_rescale.c. Exit 77
-// without a GPU in the CUDA build.
+// Every description is solved twice from the same start, once on host memory and once on device memory: u, the report
+// and all parameters and optimizer state must agree to rounding. test_rescale.c has the references in double precision.
+// Exit 77 without a GPU in the CUDA build.
 #include "common/cuda_common.h"
 
 #include "rescale.cuh"
@@ -65,6 +65,14 @@ static rescale_net bind(network *n, float *memory) {
     return net;
 }
 
+// An element's initial value: weights within `width`, gains around 1, moments and means of any sign, else positive.
+static double initial_value(int array, int role, double width) {
+    const double v = test_random();
+    if (array == DATA) return role == RESCALE_GAIN ? 1 + 0.3 * v : width * v;
+    if (array == MOMENT1 || array == MEAN) return v;
+    return exp(1.5 * v);
+}
+
 // Fills all arrays: weights uniform within scale / sqrt(fan_in), the rest positive where it has to be.
 static void fill_network(network *n, double scale) {
     n->start = (float *)calloc(n->floats, sizeof(float));
@@ -72,11 +80,8 @@ static void fill_network(network *n, double scale) {
         const rescale_tensor *t = &n->tensor[i];
         const double width = t->role == RESCALE_WEIGHT ? scale / sqrt((double)t->n_in * t->kernel) : 0.1;
         for (int k = 0; k < N_ARRAYS; k++)
-            for (size_t j = 0; n->has[i] >> k & 1 && j < tensor_size(t); j++) {
-                const double v = test_random();
-                n->start[n->at[i][k] + j] = (float)(k == DATA ? (t->role == RESCALE_GAIN ? 1 + 0.3 * v : width * v)
-                                                    : k == MOMENT1 || k == MEAN ? v : exp(1.5 * v));
-            }
+            for (size_t j = 0; n->has[i] >> k & 1 && j < tensor_size(t); j++)
+                n->start[n->at[i][k] + j] = (float)initial_value(k, t->role, width);
     }
 }
 
@@ -85,7 +90,8 @@ static network make_mlp(const int *dims, int n_layers, int bn, unsigned has, dou
     network n;
     memset(&n, 0, sizeof n);
     for (int l = 0; l < n_layers; l++) {
-        const int last = l + 1 == n_layers, group = last ? RESCALE_NONE : l, enters = bn ? RESCALE_NONE : group;
+        const int last = l + 1 == n_layers, group = last ? RESCALE_NONE : l;
+        const int enters = bn ? RESCALE_NONE : group;
         if (!last) n.group[n.n_groups++] = rescale_units("hidden", dims[l + 1], RESCALE_RELU);
         add(&n, "w", rescale_weight("", NULL, dims[l + 1], dims[l], 1, enters, l > 0 ? l - 1 : RESCALE_NONE), has);
         add(&n, "b", rescale_bias("", NULL, dims[l + 1], enters), has);
@@ -148,7 +154,8 @@ static void check_same(const char *name, network *n, rescale_options o) {
         o.on_device = where;
         o.u = u[where];
         const int status = rescale_run(&net, &o, &r[where]);
-        if (!CHECK(status == RESCALE_OK, "rescale_run succeeds")) printf("    %s, %s: %s\n", name, where ? "device" : "host", r[where].message);
+        if (!CHECK(status == RESCALE_OK, "rescale_run succeeds"))
+            printf("    %s, %s: %s\n", name, where ? "device" : "host", r[where].message);
     }
     CUDA_CHECK(cudaMemcpy(after[1], device, bytes, cudaMemcpyDeviceToHost));
     CUDA_CHECK(cudaFree(device));
@@ -157,8 +164,9 @@ static void check_same(const char *name, network *n, rescale_options o) {
     test_close(name, after[1], want, n->floats, 3e-7, 0);  // factors differ by rounding, so floats by one unit at most
     test_close_d("objective before", &r[1].objective_before, &r[0].objective_before, 1, 1e-12, 0);
     test_close_d("objective after", &r[1].objective_after, &r[0].objective_after, 1, 1e-12, 0);
-    CHECK(r[0].parameters == r[1].parameters && r[0].tensors_touched == r[1].tensors_touched && r[0].units == r[1].units &&
-              r[0].pinned_units == r[1].pinned_units && r[0].bounded_units == r[1].bounded_units, "the two reports agree");
+    const int same_size = r[0].parameters == r[1].parameters && r[0].tensors_touched == r[1].tensors_touched;
+    const int same_units = r[0].units == r[1].units && r[0].pinned_units == r[1].pinned_units;
+    CHECK(same_size && same_units && r[0].bounded_units == r[1].bounded_units, "the two reports agree");
     if (!o.dry_run && r[0].max_abs_log_lambda > 0) CHECK(memcmp(after[0], n->start, bytes) != 0, "something moved");
     else CHECK(memcmp(after[1], n->start, bytes) == 0, "a dry run, or a solution u = 0, changes nothing on the device");
     for (int where = 0; where < 2; where++) {
@@ -186,7 +194,8 @@ static void check_options(const char *name, network *n) {
 }
 
 // An error on device memory: status, name in the message, no bit of memory changed.
-static void check_device_error(const char *what, network *n, int tensor, int array, size_t element, float value, int status) {
+static void check_device_error(const char *what, network *n, int tensor, int array, size_t element, float value,
+                               int status) {
     const size_t bytes = n->floats * sizeof(float);
     float *device = NULL, *after = (float *)malloc(bytes), keep = n->start[n->at[tensor][array] + element];
     n->start[n->at[tensor][array] + element] = value;
@@ -200,7 +209,8 @@ static void check_device_error(const char *what, network *n, int tensor, int arr
         o.on_device = where;
         const int got = rescale_run(&net, &o, &r);
         if (where) CUDA_CHECK(cudaMemcpy(after, device, bytes, cudaMemcpyDeviceToHost));
-        if (!CHECK(got == status && strstr(r.message, n->name[tensor]), what)) printf("    %s: %d '%s'\n", what, got, r.message);
+        if (!CHECK(got == status && strstr(r.message, n->name[tensor]), what))
+            printf("    %s: %d '%s'\n", what, got, r.message);
         CHECK(memcmp(after, n->start, bytes) == 0, "an error changes nothing");
     }
     n->start[n->at[tensor][array] + element] = keep;
@@ -213,14 +223,16 @@ static void check_device_error(const char *what, network *n, int tensor, int arr
 
 // y[batch][last] of a bound MLP without BatchNorm, every sum in float and in one order.
 static void forward(const network *n, const int *dims, int n_layers, const float *x, int batch, float *y) {
-    float *a = (float *)malloc((size_t)batch * 4096 * sizeof(float)), *z = (float *)malloc((size_t)batch * 4096 * sizeof(float));
+    const size_t bytes = (size_t)batch * 4096 * sizeof(float);
+    float *a = (float *)malloc(bytes), *z = (float *)malloc(bytes);
     memcpy(a, x, (size_t)batch * (size_t)dims[0] * sizeof(float));
     for (int l = 0; l < n_layers; l++) {
         const float *w = n->tensor[2 * l].data, *b = n->tensor[2 * l + 1].data;
         for (int s = 0; s < batch; s++)
             for (int o = 0; o < dims[l + 1]; o++) {
                 float sum = b[o];
-                for (int i = 0; i < dims[l]; i++) sum += w[(size_t)o * (size_t)dims[l] + (size_t)i] * a[s * dims[l] + i];
+                for (int i = 0; i < dims[l]; i++)
+                    sum += w[(size_t)o * (size_t)dims[l] + (size_t)i] * a[s * dims[l] + i];
                 z[s * dims[l + 1] + o] = l + 1 < n_layers && sum < 0 ? 0 : sum;
             }
         float *swap = a;
@@ -252,28 +264,23 @@ static void check_function(const int *dims, int n_layers, double scale, int pow2
         moved = fmax(moved, fabs((double)y[i] - (double)y[n_y + i]));
         largest = fmax(largest, fabs((double)y[i]));
     }
-    printf("float, %d hidden layers of %d, scale %.1f%s: relative difference %.1e, max |log lambda| %.2f, %d Newton steps\n",
-           n_layers - 1, dims[1], scale, pow2 ? ", powers of two" : "", moved / largest, r.max_abs_log_lambda, r.iterations);
-    if (pow2) CHECK(memcmp(y, y + n_y, n_y * sizeof *y) == 0 && r.max_abs_log_lambda > 0, "powers of two keep the function bit for bit");
+    printf("float, %d hidden layers of %d, scale %.1f%s: relative difference %.1e, max |log lambda| %.2f, "
+           "%d Newton steps\n", n_layers - 1, dims[1], scale, pow2 ? ", powers of two" : "", moved / largest,
+           r.max_abs_log_lambda, r.iterations);
+    const int same_function = memcmp(y, y + n_y, n_y * sizeof *y) == 0;
+    if (pow2) CHECK(same_function && r.max_abs_log_lambda > 0, "powers of two keep the function bit for bit");
     else CHECK(moved / largest < 1e-5, "the function is unchanged to float rounding");
     free(x);
     free(y);
     free_network(&n);
 }
 
-int main(void) {
-#if DEVICE_IS_GPU
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-        printf("no GPU\n");
-        return 77;
-    }
-#endif
-    char line[256];
-    device_describe(line, sizeof line);
-    printf("%s\n", line);
-    static const int usual[] = {784, 300, 100, 10}, tall[] = {17, 2100, 65, 3}, tiny[] = {1, 1, 1}, odd[] = {33, 257, 255, 129, 1};
-    const unsigned state = 1u << MOMENT1 | 1u << MOMENT2;
+static const int usual[] = {784, 300, 100, 10}, odd[] = {33, 257, 255, 129, 1};
+static const unsigned state = 1u << MOMENT1 | 1u << MOMENT2;
+
+// Plain MLPs with optimizer state, or without.
+static void test_mlps(void) {
+    static const int tall[] = {17, 2100, 65, 3}, tiny[] = {1, 1, 1};
     network n = make_mlp(usual, 3, 0, state, 1);
     check_options("784-300-100-10", &n);
     check_device_error("NaN in a weight", &n, 2, DATA, 29999, NAN, RESCALE_ERROR_NON_FINITE);
@@ -286,7 +293,11 @@ int main(void) {
     n = make_mlp(tiny, 2, 0, state, 1);
     check_options("1-1-1", &n);
     free_network(&n);
-    n = make_mlp(odd, 4, 1, state, 1);
+}
+
+// BatchNorm, references and diag(G) as the caller gives it.
+static void test_extras(void) {
+    network n = make_mlp(odd, 4, 1, state, 1);
     check_options("33-257-255-129-1 with BatchNorm", &n);
     check_device_error("NaN in the running variance", &n, 2, VAR, 256, NAN, RESCALE_ERROR_RANGE);
     check_device_error("negative running variance", &n, 2, VAR, 3, -1, RESCALE_ERROR_RANGE);
@@ -305,17 +316,23 @@ int main(void) {
     check_device_error("negative g", &n, 4, FULL_G, 128, -1e-3f, RESCALE_ERROR_RANGE);
     check_device_error("NaN in g", &n, 1, FULL_G, 256, NAN, RESCALE_ERROR_RANGE);
     free_network(&n);
-    n = make_conv(state);
+}
+
+static void test_convolutions(void) {
+    network n = make_conv(state);
     check_options("convolutions", &n);
     free_network(&n);
     n = make_conv(1u << REFERENCE);
     check_options("convolutions with references", &n);
     check_device_error("negative g within a kernel", &n, 2, FULL_G, 4444, -1e-6f, RESCALE_ERROR_RANGE);
     free_network(&n);
-    // Tiny weights in front: lambda about 1e10, whose square the second moment behind has no room for. And lambda 1e5 with a
-    // weight of 1e35 (g is given). Nothing may have changed by the time it shows.
+}
+
+// Tiny weights in front: lambda is about 1e10, and its square is too much for the second moment behind. Then, with g
+// given, lambda 1e5 with a weight of 1e35. Nothing may have changed by the time it shows.
+static void test_overflow(void) {
     static const int small[] = {4, 6, 5, 3};
-    n = make_mlp(small, 3, 0, state, 1);
+    network n = make_mlp(small, 3, 0, state, 1);
     for (int i = 0; i < 24; i++) n.start[n.at[0][DATA] + i] *= 1e-20f;
     for (int i = 0; i < 6; i++) n.start[n.at[1][DATA] + i] *= 1e-20f;
     check_device_error("the second moment overflows", &n, 2, MOMENT2, 0, 1e38f, RESCALE_ERROR_RANGE);
@@ -324,6 +341,23 @@ int main(void) {
     for (int i = 0; i < 30; i++) n.start[n.at[2][FULL_G] + i] *= 1e-20f;
     check_device_error("a parameter overflows", &n, 0, DATA, 5, 1e35f, RESCALE_ERROR_RANGE);
     free_network(&n);
+}
+
+int main(void) {
+#if DEVICE_IS_GPU
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        printf("no GPU\n");
+        return 77;
+    }
+#endif
+    char line[256];
+    device_describe(line, sizeof line);
+    printf("%s\n", line);
+    test_mlps();
+    test_extras();
+    test_convolutions();
+    test_overflow();
     static const int eight[] = {100, 500, 500, 500, 500, 500, 500, 500, 500, 10};
     for (int pow2 = 0; pow2 < 2; pow2++) {
         check_function(usual, 3, 1, pow2, 0);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# test_scripts.sh -- the scripts on other machines: in another locale, with BusyBox's tools, without nvcc, beside other people's programs.
+# test_scripts.sh -- the scripts on other machines: another locale, BusyBox's tools, no nvcc, other people's programs.
 #
 #     sh test/test_scripts.sh          in the repository's root, after make train_mlp
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
@@ -12,13 +12,17 @@ complains() { grep -q -F -e "$1" "$work/err"; }
 
 # ------------------------------------------------------------------------------------------------------------- locale
 
-# Every script sets LC_ALL before its first command: under git the ones that it lists, elsewhere all but those of build/ and out/.
+# Every script sets LC_ALL before its first command: under git the ones that it lists, elsewhere all but those of build/
+# and out/.
 git ls-files -- .ci/run '*.sh' >"$work/scripts" 2>"$work/err" && [ -s "$work/scripts" ] ||
     find . -name '*.sh' ! -path './build/*' ! -path './out/*' >"$work/scripts"
 check 'there are scripts' [ -s "$work/scripts" ]
 while read -r script; do
     check "$script: its first command is export LC_ALL=C" eval \
-        'case $(sed -n -e "/^#/d" -e "/^[[:space:]]*$/d" -e p -e q "$script") in "export LC_ALL=C"*) true ;; *) false ;; esac'
+        'case $(sed -n -e "/^#/d" -e "/^[[:space:]]*$/d" -e p -e q "$script") in
+        "export LC_ALL=C"*) true ;;
+        *) false ;;
+        esac'
 done <"$work/scripts"
 check 'the Makefile sets it, too' grep -q '^export LC_ALL := C$' Makefile
 
@@ -50,11 +54,13 @@ numbers "$work/c" >"$work/expected" 2>&1
 spreads "$work/c" >"$work/expected_spreads" 2>&1
 check 'a number in a table' grep -q -F -e '| a | 2.098 | 0.70 |' "$work/expected"
 check 'a window of losses' grep -q -F -e '1.375000000,1.000' "$work/expected"
-if command -v localedef >/dev/null 2>&1 && localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >"$work/out" 2>"$work/err"; then
+if command -v localedef >/dev/null 2>&1 &&
+    localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >"$work/out" 2>"$work/err"; then
     cat "$work/expected" "$work/expected_spreads" >"$work/both"
     (export LOCPATH="$work" LC_ALL=de_DE.UTF-8 && numbers "$work/all" && spreads "$work/all") >"$work/out" 2>&1
     check 'LC_ALL=de_DE.UTF-8: the same numbers' same "$work/both" "$work/out"
-    (unset LC_ALL && export LOCPATH="$work" LANG=de_DE.UTF-8 && numbers "$work/lang" && spreads "$work/lang") >"$work/out" 2>&1
+    (unset LC_ALL && export LOCPATH="$work" LANG=de_DE.UTF-8 && numbers "$work/lang" && spreads "$work/lang") \
+        >"$work/out" 2>&1
     check 'LANG=de_DE.UTF-8: the same numbers' same "$work/both" "$work/out"
 else
     skip 'scripts in a German locale: localedef cannot make one here'
@@ -90,12 +96,14 @@ no_nvcc() {
     status=$?
     check "make $* without nvcc: exit 2" is $status 2
     check "make $* without nvcc: one line" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && [ ! -s "$work/out" ]'
-    check "make $* without nvcc: what to do" complains "no nvcc 'no-such-nvcc': install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu"
+    check "make $* without nvcc: what to do" complains \
+        "no nvcc 'no-such-nvcc': install the CUDA Toolkit, set NVCC, or build with DEVICE=cpu"
 }
 no_nvcc DEVICE=cuda train_mlp
 no_nvcc DEVICE=cuda
 no_nvcc nvcc-check
-check 'make help without nvcc' eval '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
+check 'make help without nvcc' eval \
+    '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
 
 # ------------------------------------------------------------------------------------------------- make help, make test T=
 
@@ -141,16 +149,22 @@ sed 's/__GNUC__ >= 12/0/' common/gemm.h >"$work/other/common/gemm.h"
 # shellcheck disable=SC2086
 case $($cxx --version) in
 *clang*) skip "gemm.h for gcc before 12: $cxx is clang" ;;
-*) checks 'gemm.h for gcc before 12' $cxx -std=c++17 $warn -O1 -c -I"$work/other" -x c++ "$work/headers.cpp" -o "$work/object" ;;
+    *)
+        checks 'gemm.h for gcc before 12' $cxx -std=c++17 $warn -O1 -c -I"$work/other" -x c++ "$work/headers.cpp" \
+            -o "$work/object"
+        ;;
 esac
 
 # 32 bits, where the compiler has the libraries for it.
 linux=/usr/include/$($cxx -dumpmachine) # the kernel's headers are the same for 32 bits
-if printf '#include <map>\n#include <errno.h>\nint main() { return 0; }' | $cxx -m32 -idirafter "$linux" -x c++ - -o "$work/program" 2>"$work/err"; then
+if printf '#include <map>\n#include <errno.h>\nint main() { return 0; }' |
+    $cxx -m32 -idirafter "$linux" -x c++ - -o "$work/program" 2>"$work/err"; then
     # shellcheck disable=SC2086
-    checks 'the headers of the CPU build in 32 bits' $cxx -m32 -msse2 -mfpmath=sse -std=c++17 $warn -fsyntax-only -I. -idirafter "$linux" "$work/headers.cpp"
+    checks 'the headers of the CPU build in 32 bits' $cxx -m32 -msse2 -mfpmath=sse -std=c++17 $warn -fsyntax-only -I. \
+        -idirafter "$linux" "$work/headers.cpp"
     check 'configure: a compiler with an option' eval \
-        'CC="cc -m32 -msse2" CXX="c++ -m32" OPENBLAS=0 ZLIB=0 sh dev/configure.sh >"$work/out" 2>"$work/err" && grep -q "^MARCH := .*-mfpmath=sse" "$work/out"'
+        'CC="cc -m32 -msse2" CXX="c++ -m32" OPENBLAS=0 ZLIB=0 sh dev/configure.sh >"$work/out" 2>"$work/err" &&
+        grep -q "^MARCH := .*-mfpmath=sse" "$work/out"'
 else
     skip "32 bits: $cxx -m32 cannot link (install g++-multilib)"
 fi
@@ -164,13 +178,15 @@ if command -v clang++ >/dev/null 2>&1; then
     for target in x86_64-linux-gnu aarch64-linux-gnu x86_64-apple-macos11 arm64-apple-macos11; do
         : >"$work/empty.cpp"
         if clang++ --target=$target -stdlib=libc++ -c "$work/empty.cpp" -o "$work/object" 2>"$work/err"; then
-            checks "the context switch for $target" clang++ --target=$target -stdlib=libc++ -std=c++17 $warn -c "$work/switch.cpp" -o "$work/object"
+            checks "the context switch for $target" clang++ --target=$target -stdlib=libc++ -std=c++17 $warn \
+                -c "$work/switch.cpp" -o "$work/object"
         else
             skip "the context switch for $target: this clang does not know it"
         fi
     done
     echo 'int main() { return 0; }' >"$work/empty.cpp"
-    ${MAKE:-make} -n OPENMP= MARCH= FCF= LIBS= CXX=clang++ -W common/cuda_cpu.h build/cpu/train_mlp 2>"$work/err" | grep '^clang++' |
+    ${MAKE:-make} -n OPENMP= MARCH= FCF= LIBS= CXX=clang++ -W common/cuda_cpu.h build/cpu/train_mlp 2>"$work/err" |
+        grep '^clang++' |
         sed -e "s# -x c++ [^ ]*# -x c++ $work/empty.cpp#" -e "s# -o [^ ]*# -o $work/program#" >"$work/command"
     check 'make tells how clang is called' grep -q '^clang++ ' "$work/command"
     checks 'clang has nothing against its options' sh "$work/command"
@@ -188,9 +204,11 @@ script "$work/mac/uname" 'echo Darwin'
 script "$work/mac/brew" 'echo /brew/libomp'
 script "$work/mac/clang" 'case $* in *-Xpreprocessor*) exit 0 ;; *-fopenmp*) exit 1 ;; esac'
 PATH=$work/mac:$PATH CC=clang CXX=clang sh dev/configure.sh >"$work/out" 2>"$work/err"
-check "configure: Homebrew's OpenMP" grep -q '^OPENMP := -Xpreprocessor -fopenmp -I/brew/libomp/include -L/brew/libomp/lib -lomp$' "$work/out"
+check "configure: Homebrew's OpenMP" grep -q \
+    '^OPENMP := -Xpreprocessor -fopenmp -I/brew/libomp/include -L/brew/libomp/lib -lomp$' "$work/out"
 check 'nproc is never called without another way' eval \
-    '! grep -n "\$(nproc" $(cat "$work/scripts") | grep -v -e "nproc 2>/dev/null || getconf _NPROCESSORS_ONLN" -e "nproc 2>/dev/null || echo 1"'
+    '! grep -n "[$](nproc" $(cat "$work/scripts") |
+    grep -v -e "nproc 2>/dev/null || getconf _NPROCESSORS_ONLN" -e "nproc 2>/dev/null || echo 1"'
 
 # -------------------------------------------------------------------------------------------------------------- peers
 

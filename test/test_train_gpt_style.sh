@@ -350,7 +350,8 @@ shard "$work/many.bin" 20240520 1 600 $(awk 'BEGIN { for (i = 0; i < 600; i++) p
 large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 1steps --rescale pathcond --report $work/r.json"
 printf '%s\n' $large >>"$work/used"
 (ulimit -v 8388608 && OMP_NUM_THREADS=2 && "$trainer" $large) >"$work/out" 2>"$work/err"
-check '124M: a step in less than 8 GiB' eval '[ $? -eq 0 ] && less "$(number "$work/r.json" peak_memory_mib)" 8192'
+status=$?
+check '124M: a step in less than 8 GiB' eval '[ $status -eq 0 ] && less "$(number "$work/r.json" peak_memory_mib)" 8192'
 check '124M: 124 million parameters' says 'parameters'
 check '124M: the first loss is ln 50257 within 2%' near "$(sed -n 's/^epoch   0.00  train loss \([0-9.]*\) .*/\1/p' "$work/out")" 10.824905 0.02
 check '124M: outputs moved by at most 2e-5' less "$(number "$work/r.json" output_max_rel_diff)" 2e-5

@@ -1,8 +1,8 @@
 """The convolutional model families as plain PyTorch modules, with the tensor names that the trainer's checkpoints have.
 
-build(model, shape, classes, ...) makes allconv, resnet18 or small for images of shape (C, H, W); `width` multiplies the channel
-counts. resnet18 is torchvision's for small images: 3x3 stem with stride 1, no stem pool. Used by make_pytorch_cnn_reference.py,
-pytorch_cnn_roundtrip.py and dev/bench/peer_torch_cnn.py.
+build(model, shape, classes, ...) makes allconv, resnet18 or small for images of shape (C, H, W); `width` multiplies the
+channel counts. resnet18 is torchvision's for small images: 3x3 stem with stride 1, no stem pool. Used by
+make_pytorch_cnn_reference.py, pytorch_cnn_roundtrip.py and dev/bench/peer_torch_cnn.py.
 """
 import math
 
@@ -16,14 +16,15 @@ def scaled(width, channels):
 
 
 class AllConv(nn.Module):
-    """conv1 conv2 conv3 [bn1] pool conv4 conv5 conv6 [bn2] pool conv7 conv8 conv9, ReLU after all but conv9, average."""
+    """conv1 conv2 conv3 [bn1] pool conv4 conv5 conv6 [bn2] pool conv7 conv8 conv9 average; ReLU after all but conv9."""
 
     def __init__(self, in_channels, classes, width, norm, bias):
         super().__init__()
         channels = [in_channels] + [scaled(width, c) for c in (128, 128, 128, 256, 256, 256, 320, 320)] + [classes]
         for k in range(1, 10):
             kernel = 3 if k < 8 else 1
-            self.add_module("conv%d" % k, nn.Conv2d(channels[k - 1], channels[k], kernel, padding=kernel // 2, bias=bias))
+            conv = nn.Conv2d(channels[k - 1], channels[k], kernel, padding=kernel // 2, bias=bias)
+            self.add_module("conv%d" % k, conv)
             if norm and k in (3, 6):
                 self.add_module("bn%d" % (k // 3), nn.BatchNorm2d(channels[k]))
         self.pool = nn.MaxPool2d(3, 2, 1)
@@ -68,7 +69,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """conv1 [bn1] ReLU, layer1 .. layer4 of two BasicBlocks, average, fc. Convolutions have biases only without norm."""
+    """conv1 [bn1] ReLU, layer1 .. layer4 of two BasicBlocks, average, fc. Convolutions: biases only without norm."""
 
     def __init__(self, in_channels, classes, width, norm, bias, fc_bias, projection):
         super().__init__()

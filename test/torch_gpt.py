@@ -1,4 +1,4 @@
-"""torch_gpt.py -- the model of train_gpt_style.c as a PyTorch module, with nanoGPT's names; for the scripts that compare the two."""
+"""torch_gpt.py -- the model of train_gpt_style.c as a PyTorch module, with nanoGPT's names, for comparing scripts."""
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -67,4 +67,5 @@ def adamw(model, lr, decay, betas=(0.9, 0.999)):
     """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=betas)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas)

@@ -1,5 +1,5 @@
-// trainer.h -- what tests of trainers share, beside device.h. Include it after a trainer (with TESTING defined): model, config,
-// run and parse_command_line are the trainer's own.
+// trainer.h -- what tests of trainers share, beside device.h. Include it after a trainer (with TESTING defined): model,
+// config, run and parse_command_line are the trainer's own.
 #pragma once
 #include "device.h"
 
@@ -17,8 +17,8 @@ static inline int padding_untouched(const model *m) {
 }
 
 // Whether a b^power is the same before and after, up to rounding: how optimizer state follows its parameter.
-static inline void same_products(const char *what, const model *m, const float *moment0, const float *w0, const float *moment1,
-                                 const float *w1, int power) {
+static inline void same_products(const char *what, const model *m, const float *moment0, const float *w0,
+                                 const float *moment1, const float *w1, int power) {
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
         const size_t n = (size_t)t->rows * (size_t)t->cols, o = t->offset;
@@ -42,9 +42,11 @@ static inline int file_is_there(const char *path) {
 // Loads a file that does not fit: an error with these words, and the model is as before.
 static inline void load_fails(model *m, const char *path, const char *words) {
     char err[512] = "";
-    float *params = train_host_copy(m->net.params, m->net.n_params), *stats = train_host_copy(m->net.stats, m->net.n_stats);
+    float *params = train_host_copy(m->net.params, m->net.n_params);
+    float *stats = train_host_copy(m->net.stats, m->net.n_stats);
     const int64_t tracked = m->net.n_counts ? m->net.counts[0] : 0;
-    if (!CHECK(train_load_weights(&m->net, path, err, sizeof err) == -1 && strstr(err, words), "an error that says what is wrong"))
+    const int status = train_load_weights(&m->net, path, err, sizeof err);
+    if (!CHECK(status == -1 && strstr(err, words), "an error that says what is wrong"))
         printf("    '%s', expected '%s'\n", err, words);
     same_bits("parameters", m->net.params, params, m->net.n_params * sizeof(float));
     same_bits("statistics", m->net.stats, stats, m->net.n_stats * sizeof(float));

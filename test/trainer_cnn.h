@@ -1,12 +1,12 @@
-// trainer_cnn.h -- the convolutional trainer beside its reference: the same network in float and in double. Include it after
-// train_cnn.cu (with TESTING defined).
+// trainer_cnn.h -- the convolutional trainer beside its reference: the same network in float and in double. Include it
+// after train_cnn.cu (with TESTING defined).
 //
 //     const RefCnnConfig k = {REF_RESNET18, 3, 32, 32, 10, 0.05, 1, 1, 1, 0};
 //     config c = config_of(&k);                   the trainer's configuration of the same network
 //     model m;  build(&m, &k, &c, rows);          for up to `rows` images at a time
 //     RefCnn ref = ref_cnn_create(&k);  randomise(&ref);  copy_to_model(&m, &ref);
 //     upload_images(&m, x, n);                    x[n][c][h][w] in double
-// TEST_REDUCED (test/sanitize.sh sets it, where every access is checked and costs ten times as much) makes the large nets small.
+// TEST_REDUCED makes the large nets small: test/sanitize.sh checks every access, which costs ten times as much.
 #pragma once
 #include "ref_cnn_parity.h"
 #include "trainer.h"
@@ -37,7 +37,7 @@ static inline void build(model *m, const RefCnnConfig *k, const config *c, int r
     }
 }
 
-// Copies parameters and running statistics by name, from the reference to the model or back. Both have the same tensors.
+// Copies parameters and running statistics by name, from the reference to the model or back. Both have the same ones.
 static inline void copy_tensors(model *m, RefCnn *ref, int to_model) {
     const train_net *net = &m->net;
     int same = net->n_tensors == ref->n_tensors;
@@ -75,12 +75,15 @@ static inline void fill_doubles(double *x, size_t n, double centre, double sprea
     for (size_t i = 0; i < n; i++) x[i] = (double)(float)(centre + spread * (double)uniform());
 }
 
-// Random parameters (gains of both signs) and, unless `defaults` keeps BatchNorm as it begins, statistics; all of them floats.
+// Random parameters (gains of both signs) and statistics, all of them floats. `defaults` keeps BatchNorm as it begins.
 static inline void randomise(RefCnn *ref, int defaults) {
     for (int t = 0; t < ref->n_tensors; t++) {
         const int matrix = ref->shapes[t].rank > 1;
         int norm = 0;
-        for (int l = 0; l < ref->n_layers; l++) norm |= ref->layers[l].kind == REF_LAYER_NORM && (ref->layers[l].weight == t || ref->layers[l].bias == t);
+        for (int l = 0; l < ref->n_layers; l++) {
+            const RefCnnLayer *layer = &ref->layers[l];
+            norm |= layer->kind == REF_LAYER_NORM && (layer->weight == t || layer->bias == t);
+        }
         if (norm && defaults) continue;
         fill_doubles(ref->tensors[t].data, ref->tensors[t].n, 0, matrix ? 2.4 / sqrt(ref->tensors[t].cols) : 0.3);
     }
