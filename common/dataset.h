@@ -14,7 +14,8 @@
 //
 // Errors: every function that can fail returns 0 on success and -1 on error, with one line in err[err_size] (no
 // newline) that names the file, what was expected and what was found. On an error the outputs hold nothing. Nothing
-// here prints or exits. Outputs are overwritten without being freed, so free a data set before it is loaded again.
+// here prints or exits; only a row of the table below that nothing loads aborts. Outputs are overwritten without being
+// freed, so free a data set before it is loaded again.
 //
 // Contents
 //     dataset_load(name_or_path, data_dir, &train, &test, err, err_size)      a training and a test set
@@ -29,8 +30,8 @@
 //     dataset_limit(&d, n)                      keeps the first n samples (all of them when n > d.n); n >= 1
 //     dataset_sample(&d, i, out)                sample i as out[features], normalised per channel
 //     dataset_moons, dataset_images             the built-in sets with other sizes, seeds and noise
-//     dataset_text_load(name_or_path, data_dir, &text, err, err_size)         the bytes of a file; `shakespeare` as filled by
-//                                               get_data.sh; `grammar`: built in, 1,000,000 bytes
+//     dataset_text_load(name_or_path, data_dir, &text, err, err_size)         the bytes of a file; `shakespeare` as
+//                                               filled by get_data.sh; `grammar`: built in, 1,000,000 bytes
 //     dataset_grammar(&text, n, seed, err, err_size)                          sentences of a small grammar, n bytes
 //     dataset_shard_load(path, &shard, err, err_size)                         a shard of 16-bit tokens (llm.c's format)
 //     dataset_is_shard(path)                    whether a file is to be read as a shard: by its first bytes or its name
@@ -84,6 +85,67 @@ typedef struct {
     uint16_t *tokens;  // [n]
     size_t n;
 } dataset_shard;
+
+// Where the samples of a set come from: files of a format, or a function.
+enum { DATASET_IDX, DATASET_CIFAR, DATASET_TEXT, DATASET_MOONS, DATASET_IMAGES, DATASET_GRAMMAR };
+
+// A data set that has a name.
+typedef struct {
+    const char *name;
+    int format;
+    const char *const *files;  // in the folder data_dir/name, training before test, NULL at the end; none: built in
+    int classes;               // its labels are 0 .. classes - 1; 0: a text, for dataset_text_load
+    int n_train, n_test;       // samples, or bytes of a text
+    const char *instead;       // the built-in set that stands in where the files are missing
+} dataset_entry;
+
+static const char *const dataset_idx_files[] = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+                                                "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", NULL};
+static const char *const dataset_cifar_files[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
+                                                  "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin", NULL};
+static const char *const dataset_shakespeare_files[] = {"tinyshakespeare.txt", NULL};
+
+// All of them; a row without a name ends the table. A new set needs a row here and, where its format is new, a case in
+// dataset_load_entry or dataset_text_load.
+static inline const dataset_entry *dataset_entries(void) {
+    static const dataset_entry all[] = {
+        {"moons", DATASET_MOONS, NULL, 2, 1000, 1000, NULL},
+        {"images", DATASET_IMAGES, NULL, 10, 10000, 2000, NULL},
+        {"mnist", DATASET_IDX, dataset_idx_files, 10, 60000, 10000, "images"},
+        {"fashion-mnist", DATASET_IDX, dataset_idx_files, 10, 60000, 10000, "images"},
+        {"cifar10", DATASET_CIFAR, dataset_cifar_files, 10, 50000, 10000, "images"},
+        {"shakespeare", DATASET_TEXT, dataset_shakespeare_files, 0, 1115394, 0, "grammar"},
+        {"grammar", DATASET_GRAMMAR, NULL, 0, 1000000, 0, NULL},
+        {NULL, 0, NULL, 0, 0, 0, NULL},
+    };
+    return all;
+}
+
+// A row of the table whose format nothing loads is a mistake of ours.
+#if defined(__GNUC__) || defined(__clang__)
+static inline void dataset_no_loader(const dataset_entry *entry) __attribute__((noreturn));
+#endif
+static inline void dataset_no_loader(const dataset_entry *entry) {
+    fprintf(stderr, "dataset.h: no loader for %s\n", entry->name);
+    abort();
+}
+
+// The entry of a name among the texts, or among the other sets; NULL when there is none.
+static inline const dataset_entry *dataset_find(const char *name, int text) {
+    for (const dataset_entry *e = dataset_entries(); e->name; e++) {
+        if ((e->classes == 0) == text && !strcmp(e->name, name)) return e;
+    }
+    return NULL;
+}
+
+// Writes the names of the texts, or of the other sets, with a separator between them.
+static inline void dataset_names(char *out, size_t size, int text, const char *separator) {
+    size_t used = 0;
+    for (const dataset_entry *e = dataset_entries(); e->name && used < size; e++) {
+        if ((e->classes == 0) != text) continue;
+        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? separator : "", e->name);
+    }
+}
 
 #if defined(__GNUC__) || defined(__clang__)
 #define DATASET_PRINTF __attribute__((format(printf, 3, 4)))
@@ -186,7 +248,8 @@ static inline int dataset_path(char *path, const char *dir, const char *name, co
 static inline int dataset_path_kind(const char *path) {
     struct stat st;
     if (stat(path, &st)) return 0;
-    return (st.st_mode & S_IFMT) == S_IFREG ? 'f' : (st.st_mode & S_IFMT) == S_IFDIR ? 'd' : '?';
+    if ((st.st_mode & S_IFMT) == S_IFREG) return 'f';
+    return (st.st_mode & S_IFMT) == S_IFDIR ? 'd' : '?';
 }
 
 // Little-endian 32-bit integer.
@@ -201,8 +264,8 @@ typedef struct {
     const char *magic;
 } dataset_packing;
 
-// The packing number i; NULL after the last one. gzip is number 0.
-static inline const dataset_packing *dataset_packing_at(int i) {
+// All of them, gzip first; a row without a name ends the table.
+static inline const dataset_packing *dataset_packings(void) {
     static const dataset_packing all[] = {
         {"gzip", ".gz", "gunzip it", 0, 2, "\x1f\x8b"},
         {"xz", ".xz", "unpack it with xz -d", 0, 6, "\xfd" "7zXZ\0"},
@@ -213,14 +276,14 @@ static inline const dataset_packing *dataset_packing_at(int i) {
         {"zip", ".zip", "unpack it with unzip", 0, 4, "PK\3\4"},
         {"7z", ".7z", "unpack it with 7z x", 0, 6, "7z\xbc\xaf\x27\x1c"},
         {"tar", ".tar", "unpack it with tar -xf", 257, 5, "ustar"},
+        {NULL, NULL, NULL, 0, 0, NULL},
     };
-    return i < (int)(sizeof all / sizeof *all) ? &all[i] : NULL;
+    return all;
 }
 
 // The packing that a file begins with, or NULL.
 static inline const dataset_packing *dataset_packing_of(const unsigned char *head, size_t n) {
-    const dataset_packing *p;
-    for (int i = 0; (p = dataset_packing_at(i)); i++) {
+    for (const dataset_packing *p = dataset_packings(); p->name; p++) {
         if (p->at + p->n <= n && !memcmp(head + p->at, p->magic, p->n)) return p;
     }
     return NULL;
@@ -262,9 +325,9 @@ static inline int dataset_gz_open(dataset_file *f, char *err, size_t err_size) {
 
 // Unpacks an open file that is packed by gzip, and refuses every other packing; also a name that promises one.
 static inline int dataset_file_unpack(dataset_file *f, char *err, size_t err_size) {
-    const dataset_packing *const gzip = dataset_packing_at(0), *p;
+    const dataset_packing *const gzip = dataset_packings();
     const dataset_packing *const found = dataset_packing_of(f->head, f->n_head);
-    for (int i = 0; !found && (p = dataset_packing_at(i)); i++) {
+    for (const dataset_packing *p = dataset_packings(); p->name && !found; p++) {
         if (!dataset_ends_in(f->path, p->ending)) continue;
         return dataset_error(err, err_size, "%s: not %s data, as its name says", f->path, p->name);
     }
@@ -543,11 +606,17 @@ enum {
     DATASET_IMAGE_STEP = 1280  // ... 5 pixels apart; positions count 1/256 of a pixel
 };
 
+// v, or the nearest of 0 and end where it lies outside.
+static inline int dataset_clamp(int v, int end) {
+    if (v < 0) return 0;
+    return v > end ? end : v;
+}
+
 // Height (about -128..127) of a prototype at (y, x), bilinear between its nodes.
 static inline int dataset_prototype(const int node[DATASET_IMAGE_NODES][DATASET_IMAGE_NODES], int y, int x) {
     const int end = (DATASET_IMAGE_NODES - 1) * DATASET_IMAGE_STEP - 1, step = DATASET_IMAGE_STEP;
-    y = y < 0 ? 0 : y > end ? end : y;
-    x = x < 0 ? 0 : x > end ? end : x;
+    y = dataset_clamp(y, end);
+    x = dataset_clamp(x, end);
     const int i = y / step, j = x / step, fy = y % step, fx = x % step;
     const int top = node[i][j] * (step - fx) + node[i][j + 1] * fx;
     const int bottom = node[i + 1][j] * (step - fx) + node[i + 1][j + 1] * fx;
@@ -588,7 +657,7 @@ static inline void dataset_draw_image(unsigned char *pixels, const dataset_nodes
                                                      u + shift_x) / 256 +
                         distract * dataset_prototype(prototypes[other], v + other_y, u + other_x) / 256;
             value += noise * grains / 148;
-            pixels[y * size + x] = (unsigned char)(value < 0 ? 0 : value > 255 ? 255 : value);
+            pixels[y * size + x] = (unsigned char)dataset_clamp(value, 255);
         }
     }
 }
@@ -652,15 +721,18 @@ static inline void dataset_statistics(dataset *train, dataset *test) {
     }
 }
 
-// What the two sets must have in common: the shape, and no test label that the training set does not have.
-static inline int dataset_check_pair(const char *from, dataset *train, dataset *test, char *err, size_t err_size) {
+// Checks that the two sets fit together: one shape, no test label that the training set does not have, and no more
+// labels than a set of that name has (entry NULL: it has no name).
+static inline int dataset_check_pair(const char *from, const dataset_entry *entry, dataset *train, dataset *test,
+                                     char *err, size_t err_size) {
     if (train->channels != test->channels || train->height != test->height || train->width != test->width)
         return dataset_error(err, err_size, "%s: expected test images of %dx%dx%d as in training, found %dx%dx%d", from,
                              train->channels, train->height, train->width, test->channels, test->height, test->width);
     if (train->classes < 2)
         return dataset_error(err, err_size, "%s: expected at least 2 classes, found the training label 0 alone", from);
-    if ((!strcmp(from, "mnist") || !strcmp(from, "fashion-mnist")) && train->classes > 10)
-        return dataset_error(err, err_size, "%s: expected training labels 0 to 9, found a label %d", from, train->classes - 1);
+    if (entry && train->classes > entry->classes)
+        return dataset_error(err, err_size, "%s: expected training labels 0 to %d, found a label %d", from,
+                             entry->classes - 1, train->classes - 1);
     if (test->classes > train->classes)
         return dataset_error(err, err_size, "%s: expected test labels of 0..%d as in training, found %d", from,
                              train->classes - 1, test->classes - 1);
@@ -668,84 +740,110 @@ static inline int dataset_check_pair(const char *from, dataset *train, dataset *
     return 0;
 }
 
-// Loads the files of a folder in the format 'i' (IDX), 'c' (CIFAR-10) or, when 0, the one that it holds.
+// Whether a folder holds a file, packed or not.
+static inline int dataset_holds(const char *dir, const char *file) {
+    char path[DATASET_PATH_SIZE];
+    if (!dataset_path(path, dir, file, "") && dataset_path_kind(path)) return 1;
+    return !dataset_path(path, dir, file, ".gz") && dataset_path_kind(path);
+}
+
+// The format of the files in a folder, by their names: DATASET_IDX, DATASET_CIFAR, or -1.
+static inline int dataset_folder_format(const char *dir) {
+    const char *const *idx = dataset_idx_files, *const *cifar = dataset_cifar_files;
+    if (dataset_holds(dir, idx[0]) || dataset_holds(dir, idx[1])) return DATASET_IDX;
+    if (dataset_holds(dir, cifar[0]) || dataset_holds(dir, cifar[5])) return DATASET_CIFAR;
+    return -1;
+}
+
+// Loads the files of a folder in a format; records: of each CIFAR-10 file, 0: any number.
 static inline int dataset_load_folder(const char *name, const char *dir, int format, int records, const char *hint,
                                       dataset *train, dataset *test, char *err, size_t err_size) {
-    static const char *const batches[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                                          "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"};
-    static const char *const probes[] = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte", "data_batch_1.bin",
-                                         "test_batch.bin"};
-    char path[DATASET_PATH_SIZE];
-    for (int i = 0; i < 8 && !format; i++)
-        if (!dataset_path(path, dir, probes[i / 2], i % 2 ? ".gz" : "") && dataset_path_kind(path))
-            format = i < 4 ? 'i' : 'c';
-    if (format == 'i')
-        return dataset_idx_load(train, name, dir, probes[0], probes[1], hint, err, err_size) ||
-                       dataset_idx_load(test, name, dir, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", hint, err,
-                                        err_size) ? -1 : 0;
-    if (format == 'c')
-        return dataset_cifar_load(train, name, dir, batches, 5, records, hint, err, err_size) ||
-                       dataset_cifar_load(test, name, dir, batches + 5, 1, records, hint, err, err_size) ? -1 : 0;
-    return dataset_error(err, err_size, "%s: expected train-images-idx3-ubyte or data_batch_1.bin in this folder, "
-                         "found neither", dir);
+    const char *const *idx = dataset_idx_files, *const *cifar = dataset_cifar_files;
+    switch (format) {
+    case DATASET_IDX:
+        if (dataset_idx_load(train, name, dir, idx[0], idx[1], hint, err, err_size)) return -1;
+        return dataset_idx_load(test, name, dir, idx[2], idx[3], hint, err, err_size);
+    case DATASET_CIFAR:
+        if (dataset_cifar_load(train, name, dir, cifar, 5, records, hint, err, err_size)) return -1;
+        return dataset_cifar_load(test, name, dir, cifar + 5, 1, records, hint, err, err_size);
+    default:
+        return dataset_error(err, err_size, "%s: expected %s or %s in this folder, found neither", dir, idx[0],
+                             cifar[0]);
+    }
 }
 
 // Writes the ending of a `not found` message: how to get a data set, and which one is there without files.
-static inline void dataset_hint(char *hint, size_t size, const char *name, const char *data_dir) {
+static inline void dataset_hint(char *hint, size_t size, const dataset_entry *entry, const char *data_dir) {
     const char *option = strcmp(data_dir, "data") ? " --dest " : "";
-    const char *built_in = strcmp(name, "shakespeare") ? "images" : "grammar";
     snprintf(hint, size, "; get it with: sh data/get_data.sh%s%s %s; built in: %s", option, *option ? data_dir : "",
-             name, built_in);
+             entry->name, entry->instead);
 }
 
-// Writes the ending of a `not found` message: the set that a mistyped name may have meant. Returns 0 when it is near none.
-static inline int dataset_suggest(char *hint, size_t size, const char *name, const char *names) {
-    char near[MESSAGE_WORD];
+// Writes the ending of a `not found` message: the set that a mistyped name may have meant. Returns 0 when it is near
+// none.
+static inline int dataset_suggest(char *hint, size_t size, const char *name, int text) {
+    char near[MESSAGE_WORD], names[256];
+    dataset_names(names, sizeof names, text, "|");
     if (!message_nearest(name, names, near)) return 0;
     snprintf(hint, size, ", did you mean %s?", near);
     return 1;
 }
 
-// The files of a named set, or of a folder.
-static inline int dataset_load_files(const char *name, const char *data_dir, dataset *train, dataset *test, char *err,
-                                     size_t err_size) {
-    char dir[DATASET_PATH_SIZE], hint[DATASET_PATH_SIZE + 128] = "";
-    const int cifar = !strcmp(name, "cifar10");
-    if (cifar || !strcmp(name, "mnist") || !strcmp(name, "fashion-mnist")) {
-        if (dataset_path(dir, data_dir, name, ""))
-            return dataset_error(err, err_size, "%.64s...: path too long", data_dir);
-        dataset_hint(hint, sizeof hint, name, data_dir);
-        if (!dataset_path_kind(dir)) return dataset_error(err, err_size, "%s: not found%s", dir, hint);
-        return dataset_load_folder(name, dir, cifar ? 'c' : 'i', cifar ? 10000 : 0, hint, train, test, err, err_size);
+// The files of a named set.
+static inline int dataset_load_named(const dataset_entry *entry, const char *data_dir, dataset *train, dataset *test,
+                                     char *err, size_t err_size) {
+    char dir[DATASET_PATH_SIZE], hint[DATASET_PATH_SIZE + 128];
+    const int records = entry->format == DATASET_CIFAR ? entry->n_test : 0;  // each of its files has as many
+    if (dataset_path(dir, data_dir, entry->name, ""))
+        return dataset_error(err, err_size, "%.64s...: path too long", data_dir);
+    dataset_hint(hint, sizeof hint, entry, data_dir);
+    if (!dataset_path_kind(dir)) return dataset_error(err, err_size, "%s: not found%s", dir, hint);
+    return dataset_load_folder(entry->name, dir, entry->format, records, hint, train, test, err, err_size);
+}
+
+// The files of a folder that is no named set.
+static inline int dataset_load_path(const char *path, dataset *train, dataset *test, char *err, size_t err_size) {
+    char hint[DATASET_PATH_SIZE + 128], names[256];
+    const char *slash = strrchr(path, '/'), *name = slash && slash[1] ? slash + 1 : path;
+    const int kind = dataset_path_kind(path);
+    if (kind == 'd')
+        return dataset_load_folder(name, path, dataset_folder_format(path), 0, "", train, test, err, err_size);
+    if (kind)
+        return dataset_error(err, err_size, "%s: expected a folder with IDX or CIFAR-10 files, found a file", path);
+    if (dataset_suggest(hint, sizeof hint, path, 0)) return dataset_error(err, err_size, "%s: not found%s", path, hint);
+    dataset_names(names, sizeof names, 0, ", ");
+    return dataset_error(err, err_size, "%s: expected %s or a folder, found nothing of that name", path, names);
+}
+
+// The samples of a named set: computed, or read from its files.
+static inline int dataset_load_entry(const dataset_entry *entry, const char *data_dir, dataset *train, dataset *test,
+                                     char *err, size_t err_size) {
+    const uint64_t seed = 20250101, first_test = (uint64_t)1 << 40;  // training and test samples have other numbers
+    switch (entry->format) {
+    case DATASET_MOONS:
+        if (dataset_moons(train, entry->n_train, 0, 0.1, seed, err, err_size)) return -1;
+        return dataset_moons(test, entry->n_test, first_test, 0.1, seed, err, err_size);
+    case DATASET_IMAGES:
+        if (dataset_images(train, entry->n_train, 0, seed, err, err_size)) return -1;
+        return dataset_images(test, entry->n_test, first_test, seed, err, err_size);
+    case DATASET_IDX:
+    case DATASET_CIFAR:
+        return dataset_load_named(entry, data_dir, train, test, err, err_size);
+    default:
+        dataset_no_loader(entry);
     }
-    if (dataset_path_kind(name) == 'd') {
-        const char *slash = strrchr(name, '/');
-        return dataset_load_folder(slash && slash[1] ? slash + 1 : name, name, 0, 0, "", train, test, err, err_size);
-    }
-    if (dataset_path_kind(name))
-        return dataset_error(err, err_size, "%s: expected a folder with IDX or CIFAR-10 files, found a file", name);
-    if (dataset_suggest(hint, sizeof hint, name, "moons|images|mnist|fashion-mnist|cifar10"))
-        return dataset_error(err, err_size, "%s: not found%s", name, hint);
-    return dataset_error(err, err_size, "%s: expected moons, images, mnist, fashion-mnist, cifar10 or a folder, found "
-                         "nothing of that name", name);
 }
 
 // See the contents above.
 static inline int dataset_load(const char *name_or_path, const char *data_dir, dataset *train, dataset *test, char *err,
                                size_t err_size) {
-    const uint64_t seed = 20250101;
+    const dataset_entry *const entry = dataset_find(name_or_path, 0);
     int status;
     memset(train, 0, sizeof *train);
     memset(test, 0, sizeof *test);
-    if (!strcmp(name_or_path, "moons"))
-        status = dataset_moons(train, 1000, 0, 0.1, seed, err, err_size) ||
-                 dataset_moons(test, 1000, (uint64_t)1 << 40, 0.1, seed, err, err_size);
-    else if (!strcmp(name_or_path, "images"))
-        status = dataset_images(train, 10000, 0, seed, err, err_size) ||
-                 dataset_images(test, 2000, (uint64_t)1 << 40, seed, err, err_size);
-    else
-        status = dataset_load_files(name_or_path, data_dir ? data_dir : "data", train, test, err, err_size);
-    if (!status) status = dataset_check_pair(name_or_path, train, test, err, err_size);
+    if (entry) status = dataset_load_entry(entry, data_dir ? data_dir : "data", train, test, err, err_size);
+    else status = dataset_load_path(name_or_path, train, test, err, err_size);
+    if (!status) status = dataset_check_pair(name_or_path, entry, train, test, err, err_size);
     if (status) {
         dataset_free(train);
         dataset_free(test);
@@ -776,76 +874,100 @@ static inline void dataset_sample(const dataset *d, int i, float *out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Text and tokens
 
-// Appends a word and what follows it, as far as there is room.
-static inline size_t dataset_append(unsigned char *out, size_t used, size_t n, const char *word, char after) {
-    for (; *word && used < n; word++) out[used++] = (unsigned char)*word;
-    if (used < n) out[used++] = (unsigned char)after;
-    return used;
+// A sentence of the grammar while it is written: its random numbers, and where its words go.
+typedef struct {
+    dataset_text *text;
+    size_t n;  // bytes in all
+    uint64_t seed, sentence;
+    uint32_t draws;
+} dataset_sentence;
+
+// The sentence's next random integer of 0 .. most.
+static inline int dataset_draw(dataset_sentence *s, int most) {
+    return dataset_random_int(s->seed, s->sentence, s->draws++, 0, most);
 }
 
-// English-like text of n bytes, one sentence per line: "the old teacher that likes the cats sees a bird." Verbs agree in number with
-// their noun across relative clauses, so that there is something to learn beyond the next few letters. Sentence i is a function of
-// (seed, i): a longer text begins with the shorter one.
-static inline int dataset_grammar(dataset_text *text, size_t n, uint64_t seed, char *err, size_t err_size) {
-    static const char *const noun[8][2] = {{"cat", "cats"}, {"dog", "dogs"}, {"bird", "birds"}, {"child", "children"}, {"king", "kings"},
-                                           {"teacher", "teachers"}, {"fox", "foxes"}, {"woman", "women"}};
-    static const char *const verb[6][2] = {{"sees", "see"}, {"likes", "like"}, {"follows", "follow"}, {"hears", "hear"}, {"knows", "know"},
-                                           {"fears", "fear"}};
-    static const char *const alone[4][2] = {{"sleeps", "sleep"}, {"runs", "run"}, {"sings", "sing"}, {"waits", "wait"}};
+// Appends a word and the character after it, as far as there is room.
+static inline void dataset_append(dataset_sentence *s, const char *word, char after) {
+    dataset_text *t = s->text;
+    for (; *word && t->n < s->n; word++) t->bytes[t->n++] = (unsigned char)*word;
+    if (t->n < s->n) t->bytes[t->n++] = (unsigned char)after;
+}
+
+// Appends a noun, in the plural or not.
+static inline void dataset_append_noun(dataset_sentence *s, int plural, char after) {
+    static const char *const noun[8][2] = {
+        {"cat", "cats"}, {"dog", "dogs"}, {"bird", "birds"}, {"child", "children"},
+        {"king", "kings"}, {"teacher", "teachers"}, {"fox", "foxes"}, {"woman", "women"}};
+    dataset_append(s, noun[dataset_draw(s, 7)][plural], after);
+}
+
+// Appends an article, perhaps an adjective, and a noun. Returns whether the noun is in the plural.
+static inline int dataset_append_phrase(dataset_sentence *s) {
     static const char *const adjective[6] = {"old", "small", "quiet", "happy", "tired", "clever"};
+    const int plural = dataset_draw(s, 1);
+    const int definite = dataset_draw(s, 1);
+    dataset_append(s, definite || plural ? "the" : "a", ' ');
+    if (dataset_draw(s, 2) == 0) dataset_append(s, adjective[dataset_draw(s, 5)], ' ');
+    dataset_append_noun(s, plural, ' ');
+    return plural;
+}
+
+// Appends the verb of a noun. The last verb of a sentence may end it or take an object; the others take a clause.
+static inline void dataset_append_verb(dataset_sentence *s, int plural, int last) {
+    static const char *const verb[6][2] = {{"sees", "see"}, {"likes", "like"}, {"follows", "follow"},
+                                           {"hears", "hear"}, {"knows", "know"}, {"fears", "fear"}};
+    static const char *const alone[4][2] = {{"sleeps", "sleep"}, {"runs", "run"}, {"sings", "sing"}, {"waits", "wait"}};
+    const int object = dataset_draw(s, 1);
+    if (last && !object) {
+        dataset_append(s, alone[dataset_draw(s, 3)][plural], '.');
+        return;
+    }
+    dataset_append(s, verb[dataset_draw(s, 5)][plural], ' ');
+    if (!last) return;
+    const int many = dataset_draw(s, 1);
+    dataset_append(s, "the", ' ');
+    dataset_append_noun(s, many, '.');
+}
+
+// English-like text of n bytes, one sentence per line: "the old teacher that likes the cats sees a bird." Verbs agree
+// in number with their noun across relative clauses, so that there is something to learn beyond the next few letters.
+// Sentence i is a function of (seed, i): a longer text begins with the shorter one.
+static inline int dataset_grammar(dataset_text *text, size_t n, uint64_t seed, char *err, size_t err_size) {
     memset(text, 0, sizeof *text);
     if (n < 1 || n > SIZE_MAX / 2 || !(text->bytes = (unsigned char *)malloc(n)))
         return dataset_error(err, err_size, "grammar: expected room for %zu bytes", n);
     for (uint64_t sentence = 0; text->n < n; sentence++) {
-        uint32_t draw = 0;
-        int plural[3], depth = 0;  // nouns whose verb is still to come
+        dataset_sentence s = {text, n, seed, sentence, 0};
+        int plural[3], nouns = 0;  // nouns whose verb is still to come
         for (int open = 1; open > 0;) {
-            if (depth < open) {    // a noun phrase, perhaps with a relative clause that opens another one
-                plural[depth] = dataset_random_int(seed, sentence, draw++, 0, 1);
-                text->n = dataset_append(text->bytes, text->n, n, dataset_random_int(seed, sentence, draw++, 0, 1) || plural[depth] ? "the" : "a", ' ');
-                if (dataset_random_int(seed, sentence, draw++, 0, 2) == 0)
-                    text->n = dataset_append(text->bytes, text->n, n, adjective[dataset_random_int(seed, sentence, draw++, 0, 5)], ' ');
-                text->n = dataset_append(text->bytes, text->n, n, noun[dataset_random_int(seed, sentence, draw++, 0, 7)][plural[depth]], ' ');
-                depth++;
-                if (depth < 3 && dataset_random_int(seed, sentence, draw++, 0, 2) == 0) {
-                    text->n = dataset_append(text->bytes, text->n, n, "that", ' ');
-                    open++;
-                }
+            if (nouns < open) {
+                plural[nouns++] = dataset_append_phrase(&s);
+                if (nouns == 3 || dataset_draw(&s, 2) != 0) continue;
+                dataset_append(&s, "that", ' ');  // a relative clause: its noun and verb come first
+                open++;
                 continue;
             }
-            depth--;  // the verb of the latest open noun; the last one may have an object
+            nouns--;
             open--;
-            const int number = plural[depth], object = dataset_random_int(seed, sentence, draw++, 0, 1);
-            if (open > 0 || object) {
-                text->n = dataset_append(text->bytes, text->n, n, verb[dataset_random_int(seed, sentence, draw++, 0, 5)][number], ' ');
-                if (open > 0) continue;
-                const int many = dataset_random_int(seed, sentence, draw++, 0, 1);
-                text->n = dataset_append(text->bytes, text->n, n, "the", ' ');
-                text->n = dataset_append(text->bytes, text->n, n, noun[dataset_random_int(seed, sentence, draw++, 0, 7)][many], '.');
-            } else {
-                text->n = dataset_append(text->bytes, text->n, n, alone[dataset_random_int(seed, sentence, draw++, 0, 3)][number], '.');
-            }
+            dataset_append_verb(&s, plural[nouns], open == 0);
         }
-        text->n = dataset_append(text->bytes, text->n, n, "", '\n');
+        dataset_append(&s, "", '\n');
     }
     return 0;
 }
 
-// Reads a file's bytes: `shakespeare` is data_dir/shakespeare/tinyshakespeare.txt (data_dir NULL: "data"), `grammar` the built-in
-// sentences, anything else a path. An empty file is an error.
-static inline int dataset_text_load(const char *name_or_path, const char *data_dir, dataset_text *text, char *err,
-                                    size_t err_size) {
+// Reads the bytes of a text: of a named set (entry), or of a path (entry NULL). An empty file is an error.
+static inline int dataset_text_read(const dataset_entry *entry, const char *path, const char *data_dir,
+                                    dataset_text *text, char *err, size_t err_size) {
     dataset_file f;
-    const int named = !strcmp(name_or_path, "shakespeare");
-    if (!strcmp(name_or_path, "grammar")) return dataset_grammar(text, 1000000, 20250101, err, err_size);
     char dir[DATASET_PATH_SIZE] = "", hint[DATASET_PATH_SIZE + 128] = "";
     memset(text, 0, sizeof *text);
-    if (!data_dir) data_dir = "data";
-    if (named) dataset_hint(hint, sizeof hint, name_or_path, data_dir);
-    else dataset_suggest(hint, sizeof hint, name_or_path, "shakespeare|grammar");
-    if (named && dataset_path(dir, data_dir, name_or_path, ""))
+    if (entry) dataset_hint(hint, sizeof hint, entry, data_dir);
+    else dataset_suggest(hint, sizeof hint, path, 1);
+    if (entry && dataset_path(dir, data_dir, entry->name, ""))
         return dataset_error(err, err_size, "%.64s...: path too long", data_dir);
-    if (dataset_file_open(&f, dir, named ? "tinyshakespeare.txt" : name_or_path, hint, err, err_size)) return -1;
+    if (dataset_file_open(&f, dir, entry ? entry->files[0] : path, hint, err, err_size)) return -1;
     int status = 0;
     if (f.size == 0) {
         status = dataset_error(err, err_size, "%s: expected text, found an empty file", f.path);
@@ -861,12 +983,26 @@ static inline int dataset_text_load(const char *name_or_path, const char *data_d
     return status;
 }
 
+// See the contents above. A text that is not named in the table is a path.
+static inline int dataset_text_load(const char *name_or_path, const char *data_dir, dataset_text *text, char *err,
+                                    size_t err_size) {
+    const dataset_entry *const entry = dataset_find(name_or_path, 1);
+    switch (entry ? entry->format : DATASET_TEXT) {
+    case DATASET_GRAMMAR:
+        return dataset_grammar(text, (size_t)entry->n_train, 20250101, err, err_size);
+    case DATASET_TEXT:
+        return dataset_text_read(entry, name_or_path, data_dir ? data_dir : "data", text, err, err_size);
+    default:
+        dataset_no_loader(entry);
+    }
+}
+
 // Whether a file is to be read as a shard of tokens: it begins with a magic number of llm.c's files (a date of 2024),
 // of which only the shard's is then accepted; or its name ends in .bin or .bin.gz. 0 for the name of a text, and where
 // nothing can be read.
 static inline int dataset_is_shard(const char *path) {
     dataset_file f;
-    if (!strcmp(path, "grammar") || !strcmp(path, "shakespeare")) return 0;
+    if (dataset_find(path, 1)) return 0;
     if (dataset_ends_in(path, ".bin") || dataset_ends_in(path, ".bin.gz")) return 1;
     if (dataset_file_open(&f, "", path, "", NULL, 0)) return 0;
     const uint32_t magic = f.n_head < 4 ? 0 : dataset_le32(f.head);

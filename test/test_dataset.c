@@ -282,6 +282,38 @@ static void test_names(void) {
     CHECK(dataset_load("", NULL, &train, &test, err, sizeof err) == -1, "an empty name");
 }
 
+// The table of named sets: every row can be loaded without files, or says how to get them and which set stands in.
+static void test_table(void) {
+    dataset_text text;
+    char line[128], names[256];
+    for (const dataset_entry *e = dataset_entries(); e->name; e++) {
+        const int is_text = e->classes == 0;
+        snprintf(line, sizeof line, "%s: a name of one kind", e->name);
+        CHECK(dataset_find(e->name, is_text) == e && !dataset_find(e->name, !is_text), line);
+        int status = is_text ? dataset_text_load(e->name, dir, &text, err, sizeof err)
+                             : dataset_load(e->name, dir, &train, &test, err, sizeof err);
+        snprintf(line, sizeof line, "%s: built in, or missing", e->name);
+        CHECK((status == 0) == (e->files == NULL) && (e->files == NULL) == (e->instead == NULL), line);
+        if (status) {
+            snprintf(line, sizeof line, "%s: its substitute", e->name);
+            const dataset_entry *instead = dataset_find(e->instead, is_text);
+            CHECK(strstr(err, e->instead) && instead && !instead->files, line);
+        } else if (is_text) {
+            CHECK(text.n == (size_t)e->n_train, "a text: bytes");
+            dataset_text_free(&text);
+        } else {
+            CHECK(train.n == e->n_train && test.n == e->n_test && train.classes == e->classes, "built in: counts");
+            free_both();
+        }
+    }
+    dataset_names(names, sizeof names, 0, "|");
+    CHECK(!strcmp(names, "moons|images|mnist|fashion-mnist|cifar10"), "the names of the sets");
+    dataset_names(names, sizeof names, 1, " ");
+    CHECK(!strcmp(names, "shakespeare grammar"), "the names of the texts");
+    dataset_names(names, 8, 0, " ");
+    CHECK(!strcmp(names, "moons i"), "names are cut where there is no room");
+}
+
 // Writes n CIFAR-10 records; label of record i is i % 10 except that of `bad`.
 static void write_cifar(const char *name, int n, int extra, int bad) {
     unsigned char *raw = (unsigned char *)calloc((size_t)n + 1, DATASET_CIFAR_RECORD);
@@ -721,6 +753,9 @@ static void check_real(const char *data_dir, const expected *e) {
     snprintf(line, sizeof line, "%s: counts and shape", e->name);
     CHECK(train.n == e->n && test.n == 10000 && train.channels == e->channels && train.height == e->side &&
           train.width == e->side && train.classes == 10 && !strcmp(train.name, e->name), line);
+    snprintf(line, sizeof line, "%s: as the table of names has it", e->name);
+    const dataset_entry *entry = dataset_find(e->name, 0);
+    CHECK(entry && entry->n_train == train.n && entry->n_test == test.n && entry->classes == train.classes, line);
     snprintf(line, sizeof line, "%s: mean and std", e->name);
     test_close(line, train.mean, e->mean, (size_t)e->channels, 0, 0.00006);
     test_close(line, train.std, e->std, (size_t)e->channels, 0, 0.00006);
@@ -767,6 +802,7 @@ static void test_real(const char *data_dir) {
     int seen[256] = {0}, different = 0;
     for (size_t i = 0; i < text.n; i++) different += !seen[text.bytes[i]]++;
     CHECK(text.n == 1115394 && different == 65 && seen[10] == 40000, "shakespeare: bytes, characters, lines");
+    CHECK(dataset_find("shakespeare", 1)->n_train == (int)text.n, "shakespeare: as the table of names has it");
     dataset_text_free(&text);
 }
 
@@ -777,6 +813,7 @@ int main(int argc, char **argv) {
     test_idx_headers();
     test_idx_access();
     test_names();
+    test_table();
     test_cifar();
     test_gz();
     test_packed();
