@@ -718,8 +718,8 @@ static void loss_forward_backward(model *m, int n, int slot) {
 // One update of all parameters; step counts from 0 (AdamW's bias correction uses step + 1).
 static void update(model *m, const config *c, double lr, int64_t step) {
     const train_net *net = &m->net;
-    optimizer_step(net->params, net->grads, net->moment1, net->moment2, (int)net->n_params, lr,
-                   c->train.momentum, c->train.weight_decay, step);
+    optimizer_step(c->train.optimizer, net->params, net->grads, net->moment1, net->moment2,
+                   (int)net->n_params, lr, c->train.momentum, c->train.weight_decay, step);
 }
 
 // ---------------------------------------------------------------------------------- initialisation

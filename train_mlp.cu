@@ -201,27 +201,8 @@ static void model_free(model *m) {
 }
 
 // ----------------------------------------------------------------------------------------- kernels
-// Only this trainer needs these: flat batches and mean squared error. The others, and how they are
-// written: common/layers.cuh.
-
-// A batch of images: x[r][c] = normalised pixel c of sample order[r]; blockIdx.z is the channel, of
-// `plane` pixels.
-static __global__ void gather_pixels_kernel(float *__restrict__ x,
-                                            const unsigned char *__restrict__ pixels,
-                                            const int *__restrict__ order, int plane,
-                                            normalisation norm) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y, channel = blockIdx.z;
-    if (i >= plane) return;
-    const int features = plane * gridDim.z, c = channel * plane + i;
-    x[(size_t)r * features + c] = (float)pixels[(size_t)order[r] * features + c] *
-                                      norm.mul[channel] +
-                                  norm.add[channel];
-}
-static __global__ void gather_values_kernel(float *__restrict__ x, const float *__restrict__ values,
-                                            const int *__restrict__ order, int features) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
-    if (c < features) x[(size_t)r * features + c] = values[(size_t)order[r] * features + c];
-}
+// Only this trainer needs mean squared error. The other kernels, and how they are written:
+// common/layers.cuh.
 
 // Mean squared error, forward and backward: partial[chunk][c] = squared error of column c over a
 // chunk of rows, d = 2 (y - target) * scale.
@@ -310,8 +291,8 @@ static float *backward(model *m, int rows, int mode) {
 // One update of all parameters; step counts from 0 (AdamW's bias correction uses step + 1).
 static void update(model *m, const config *c, double lr, int64_t step) {
     const train_net *net = &m->net;
-    optimizer_step(net->params, net->grads, net->moment1, net->moment2, (int)net->n_params, lr,
-                   c->train.momentum, c->train.weight_decay, step);
+    optimizer_step(c->train.optimizer, net->params, net->grads, net->moment1, net->moment2,
+                   (int)net->n_params, lr, c->train.momentum, c->train.weight_decay, step);
 }
 
 // ---------------------------------------------------------------------------------- initialisation
@@ -431,15 +412,7 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
 
 // Loads rows first .. first + rows - 1 of the epoch's order into x[0] and the labels.
 static void load_batch(model *m, const device_data *d, int first, int rows) {
-    const int *order = d->order + first, plane = d->height * d->width;
-    if (d->pixels) {
-        const dim3 grid((unsigned)ceil_div(plane, BLOCK), (unsigned)rows, (unsigned)d->channels);
-        gather_pixels_kernel<<<grid, BLOCK>>>(m->x[0], d->pixels, order, plane, d->norm);
-    } else {
-        gather_values_kernel<<<grid_of(d->features, rows), BLOCK>>>(m->x[0], d->values, order,
-                                                                    d->features);
-    }
-    CUDA_CHECK_LAUNCH();
+    gather_samples(m->x[0], d, first, rows);
     gather_labels(m->label, d, first, rows);
 }
 

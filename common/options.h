@@ -13,13 +13,13 @@
 #include <stdio.h>
 #include <string.h>
 #include "cli.h"
+#include "optimizer.h"  // OPTIMIZER_SGD, ...
 #include "version.h"
 #include "weights.h"  // train_alloc
 
 // ------------------------------------------------------------------------------------------------------------- options
 
 enum { RESCALE_OFF, RESCALE_BY_PATHCOND, RESCALE_BY_ENORM };
-enum { OPTIMIZER_SGD, OPTIMIZER_MOMENTUM, OPTIMIZER_ADAMW };
 enum { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_ONE_CYCLE };
 enum { SHUFFLE_EPOCH, SHUFFLE_NONE };
 

@@ -762,8 +762,8 @@ static void train_some(model *m, const config *c, int steps, int64_t first_step)
         forward(m, m->max_rows, MODE_TRAIN);
         loss_forward_backward(m, m->max_rows, 0);
         backward(m, m->max_rows, MODE_TRAIN);
-        optimizer_step(m->net.params, m->net.grads, m->net.moment1, m->net.moment2, (int)m->net.n_params, c->train.lr,
-                       c->train.momentum, c->train.weight_decay, first_step + s);
+        optimizer_step(c->train.optimizer, m->net.params, m->net.grads, m->net.moment1, m->net.moment2,
+                       (int)m->net.n_params, c->train.lr, c->train.momentum, c->train.weight_decay, first_step + s);
     }
 }
 

@@ -12,6 +12,8 @@
 #define TESTING
 #include "train_mlp.cu"
 
+#include <sys/wait.h>
+#include <unistd.h>
 #include "ref_mlp.h"
 #include "ref_parity.h"
 #include "ref_rescale.h"
@@ -62,12 +64,21 @@ static void test_gather(int rows, int cols, int channels) {
     }
     float *x = out(taken), *y = out(taken);
     int *got = (int *)guarded(NULL, (size_t)rows * sizeof(int));
-    const int *order_d = in_ints(order, (size_t)rows);
-    const dim3 grid((unsigned)ceil_div(cols, BLOCK), (unsigned)rows, (unsigned)channels);
-    gather_pixels_kernel<<<grid, BLOCK>>>(x, (const unsigned char *)guarded(pixels, total), order_d, cols, norm);
-    gather_values_kernel<<<grid_of(features, rows), BLOCK>>>(y, in(values, total), order_d, features);
-    const unsigned char *labels_d = (const unsigned char *)guarded(labels, sizeof labels);
-    gather_labels_kernel<<<ceil_div(rows, BLOCK), BLOCK>>>(got, labels_d, order_d, rows);
+    int *order_d = in_ints(order, (size_t)rows);
+    device_data images, points;
+    memset(&images, 0, sizeof images);
+    images.features = features;
+    images.channels = channels;
+    images.labels = (unsigned char *)guarded(labels, sizeof labels);
+    images.order = order_d;
+    points = images;
+    images.pixels = (unsigned char *)guarded(pixels, total);
+    images.norm = norm;
+    points.values = in(values, total);
+    points.norm.mul[0] = 1;  // as device_data_create: values stay as they are
+    gather_samples(x, &images, 0, rows);
+    gather_samples(y, &points, 0, rows);
+    gather_labels(got, &images, 0, rows);
     same("pixels", x, pixels_want, taken, 1e-6, 1e-6);
     same("values", y, values_want, taken, 0, 0);
     same_bits("labels", got, label_want, (size_t)rows * sizeof(int));
@@ -453,9 +464,7 @@ static void test_optimizer(int kind, int n) {
     for (int t = 1; t <= 6; t++) {
         fill(g, s, 0.1, pow(10, t % 3 - 2));
         const float *g_d = in(g, s);
-        float *moment1 = kind == OPTIMIZER_SGD ? NULL : m_d;
-        float *moment2 = kind == OPTIMIZER_ADAMW ? v_d : NULL;
-        optimizer_step(w_d, g_d, moment1, moment2, n, lr, momentum, decay, t - 1);
+        optimizer_step(kind, w_d, g_d, m_d, v_d, n, lr, momentum, decay, t - 1);
         for (int i = 0; i < n; i++) {
             const double grad = (double)g[i] + decay * want[i];
             if (kind == OPTIMIZER_ADAMW) {
@@ -471,8 +480,8 @@ static void test_optimizer(int kind, int n) {
             }
         }
         same("parameters", w_d, want, s, 1e-6, 2e-6);
-        if (kind != OPTIMIZER_SGD) same("first moment", m_d, m, s, 1e-6, 1e-6);
-        if (kind == OPTIMIZER_ADAMW) same("second moment", v_d, v, s, 2e-6, 1e-12);
+        same("first moment", m_d, m, s, 1e-6, 1e-6);     // m and v stay 0 where the kind does not use them
+        same("second moment", v_d, v, s, 2e-6, 1e-12);
     }
     release();
 }
@@ -497,12 +506,30 @@ static void test_adamw_first_steps(void) {
     float *w_d = in(w, 6), *m_d = in(zero, 6), *v_d = in(zero, 6);
     for (int step = 0; step < 3; step++) {
         snprintf(label, sizeof label, "AdamW, step %d", step);
-        optimizer_step(w_d, in(g[step], 6), m_d, v_d, 6, 0.01, 0.9, 0.1, step);
+        optimizer_step(OPTIMIZER_ADAMW, w_d, in(g[step], 6), m_d, v_d, 6, 0.01, 0.9, 0.1, step);
         same("parameters", w_d, want[step][0], 6, 3e-7, 1e-7);
         same("first moment", m_d, want[step][1], 6, 5e-7, 0);
         same("second moment", v_d, want[step][2], 6, 5e-7, 0);
     }
     release();
+}
+
+// An optimizer that does not exist stops the program with a line, before anything is changed.
+static void test_unknown_optimizer(void) {
+    int ends[2], status = 0;
+    char text[256] = "";
+    fflush(NULL);
+    CHECK(pipe(ends) == 0, "pipe");
+    const pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        optimizer_step(OPTIMIZER_ADAMW + 1, NULL, NULL, NULL, NULL, 1, 0.01, 0.9, 0, 0);
+        _exit(0);
+    }
+    close(ends[1]);
+    CHECK(read(ends[0], text, sizeof text - 1) > 0 && strstr(text, "no optimizer has the number 3"), "it says so");
+    close(ends[0]);
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "it aborts");
 }
 
 static void test_kernels(void) {
@@ -533,6 +560,7 @@ static void test_kernels(void) {
     test_nan_passes();
     test_smoothing_pytorch();
     test_adamw_first_steps();
+    test_unknown_optimizer();
     for (int i = 0; i < 6; i++) test_sum_squares((size_t)lengths[i]);
     test_sum_squares(100003);
     for (int kind = OPTIMIZER_SGD; kind <= OPTIMIZER_ADAMW; kind++)

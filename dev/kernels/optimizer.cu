@@ -149,10 +149,12 @@ RUN(adamw, make_adamw)
 RUN(sgd, make_sgd)
 
 static void adamw_layers(const call *c) {
-    optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), FLOATS(c, V), c->dim[1], LR, 0, DECAY, STEP);
+    float *w = FLOATS(c, W), *m = FLOATS(c, M), *v = FLOATS(c, V);
+    optimizer_step(OPTIMIZER_ADAMW, w, FLOATS(c, G), m, v, c->dim[1], LR, 0, DECAY, STEP);
 }
 static void sgd_layers(const call *c) {
-    optimizer_step(FLOATS(c, W), FLOATS(c, G), FLOATS(c, M), NULL, c->dim[1], LR, MOMENTUM, DECAY, STEP);
+    float *w = FLOATS(c, W), *m = FLOATS(c, M);
+    optimizer_step(OPTIMIZER_MOMENTUM, w, FLOATS(c, G), m, NULL, c->dim[1], LR, MOMENTUM, DECAY, STEP);
 }
 
 static void adamw_problem(problem *p) {
