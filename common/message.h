@@ -30,21 +30,26 @@ enum { MESSAGE_LINE = 16384, MESSAGE_WORD = 64 };    // sizes of a line and of a
 // ---------------------------------------------------------------------------------------------------------------------
 // Clean text
 
-// Bytes of the UTF-8 character at s, 0 when it is not one (overlong forms and surrogates are not).
-static inline int message_utf8(const char *s) {
+// Bytes of the UTF-8 character at s, of which n >= 1 bytes may be read: 1 to 4, or 0 when it is no character (overlong
+// forms and surrogates are none, nor is the byte 0).
+static inline int message_utf8_within(const char *s, size_t n) {
     const unsigned char *u = (const unsigned char *)s;
-    int n = 0;
+    size_t length = 0;
     if (u[0] < 0x80) return u[0] != 0;
-    if (u[0] >= 0xC2 && u[0] <= 0xDF) n = 2;
-    if ((u[0] & 0xF0) == 0xE0) n = 3;
-    if (u[0] >= 0xF0 && u[0] <= 0xF4) n = 4;
-    for (int i = 1; i < n; i++) {
+    if (u[0] >= 0xC2 && u[0] <= 0xDF) length = 2;
+    if ((u[0] & 0xF0) == 0xE0) length = 3;
+    if (u[0] >= 0xF0 && u[0] <= 0xF4) length = 4;
+    if (length > n) return 0;
+    for (size_t i = 1; i < length; i++) {
         if ((u[i] & 0xC0) != 0x80) return 0;
     }
-    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
-    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
-    return n;
+    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;  // overlong; a surrogate
+    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;  // overlong; beyond U+10FFFF
+    return (int)length;
 }
+
+// The same in a text that ends with a 0, which ends every character.
+static inline int message_utf8(const char *s) { return message_utf8_within(s, 4); }
 
 // Whether the character of n bytes at s could steer a terminal or hide what a line says: control characters (C0, DEL
 // and C1, which some terminals obey as they obey escape codes), line separators, marks that change the direction of

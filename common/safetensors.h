@@ -184,21 +184,6 @@ static inline const char *safetensors_shape_text(char *buf, size_t n, int ndim, 
     return buf;
 }
 
-// Length of the UTF-8 sequence at s, which ends at end: 1 to 4, or 0 if there is no well-formed one.
-static inline int safetensors_utf8_length(const unsigned char *s, const unsigned char *end) {
-    if (s[0] < 0x80) return 1;
-    int n = 0;
-    if (s[0] >= 0xC2 && s[0] < 0xE0) n = 2;
-    if ((s[0] & 0xF0) == 0xE0) n = 3;
-    if (s[0] >= 0xF0 && s[0] < 0xF5) n = 4;
-    if (n == 0 || end - s < n) return 0;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xC0) != 0x80) return 0;
-    if ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F)) return 0;  // overlong; a surrogate
-    if ((s[0] == 0xF0 && s[1] < 0x90) || (s[0] == 0xF4 && s[1] > 0x8F)) return 0;  // overlong; beyond U+10FFFF
-    return n;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Checksum: XXH64 with seed 0, fed in pieces
 
@@ -388,7 +373,7 @@ static inline const char *safetensors_string(safetensors_parser *s, const char *
             if (safetensors_escape(s)) return NULL;
             continue;
         }
-        const int n = *s->p < 0x20 ? 0 : safetensors_utf8_length(s->p, s->end);
+        const int n = *s->p < 0x20 ? 0 : message_utf8_within((const char *)s->p, (size_t)(s->end - s->p));
         if (n == 0) {
             safetensors_syntax(s, "UTF-8 without control characters");
             return NULL;
@@ -984,11 +969,10 @@ static inline void safetensors_append_string(safetensors_text *text, const char 
 }
 
 static inline int safetensors_is_utf8(const char *s) {
-    const unsigned char *p = (const unsigned char *)s, *const end = p + strlen(s);
-    while (p < end) {
-        const int n = safetensors_utf8_length(p, end);
+    while (*s) {
+        const int n = message_utf8(s);
         if (n == 0) return 0;
-        p += n;
+        s += n;
     }
     return 1;
 }
