@@ -18,8 +18,8 @@
 //     device_require(program)    where there is no GPU that works, says so in one line and exits 1; first thing in main
 //     device_threads()           CPU threads that kernels and loops use; 1 on a GPU
 //
-//     UNROLL                     before a loop of known length: unroll it wholly. On a CPU the loop over a block's threads
-//                                can then be vectorised; on a GPU small arrays stay in registers.
+//     UNROLL                     before a loop of known length: unroll it wholly. On a CPU the loop over a block's
+//                                threads can then be vectorised; on a GPU small arrays stay in registers.
 //
 // In kernels, for float and double:
 //     warp_reduce_sum(v)         all 32 lanes of the warp call it, each gets the sum over the warp
@@ -87,7 +87,9 @@ static inline void device_describe(char *buf, size_t n) {
         if (colon && !strncmp(line, "model name", 10)) sscanf(colon + 1, " %255[^\n]", model);
     }
     if (f) fclose(f);
-    snprintf(buf, n, model[0] ? "CPU, %d thread%s (%s)" : "CPU, %d thread%s", threads, threads == 1 ? "" : "s", model);
+    const char *plural = threads == 1 ? "" : "s";
+    if (model[0]) snprintf(buf, n, "CPU, %d thread%s (%s)", threads, plural, model);
+    else snprintf(buf, n, "CPU, %d thread%s", threads, plural);
 }
 #endif
 

@@ -38,12 +38,13 @@
 //  - No grid-wide barrier, no waiting for another block, no implicit warp synchrony; blocks a multiple of 32 threads
 //    where warp intrinsics are used. Atomics on floats are reproducible with one thread only.
 //  - Pass nullptr, not NULL or 0, for a pointer argument of a launch.
-//  - Within a warp either all lanes go on to the next __syncthreads() or none: lanes may leave a kernel before its first
-//    barrier, whole warps at any time.
+//  - Within a warp either all lanes go on to the next __syncthreads() or none: lanes may leave a kernel before its
+//    first barrier, whole warps at any time.
 //  - More than 48 KiB of dynamic shared memory must be asked for, kernel by kernel, with cudaFuncSetAttribute. A launch
 //    with dynamic shared memory names all template arguments of its kernel.
 //  - __nv_bfloat16 and __half are storage types here: only their conversions exist, no arithmetic. (On a GPU they need
-//    cuda_bf16.h and cuda_fp16.h; common/mma.cuh includes them and has the tensor cores' instructions for both devices.)
+//    cuda_bf16.h and cuda_fp16.h; common/mma.cuh includes them and has the tensor cores' instructions for both
+//    devices.)
 //
 // Environment
 //     OMP_NUM_THREADS            number of OS threads
@@ -327,7 +328,8 @@ inline void *new_context(char *base, size_t size, int, void (*entry)()) {
 // Out of memory: one line and exit status 1. It is no fault of the kernel, and may come on any thread of a launch.
 [[noreturn]] __attribute__((noinline, cold)) inline void no_memory() {
     fflush(stdout);
-    fprintf(stderr, "cuda_cpu: out of memory%s%s\n", launch ? ", kernel " : "", launch ? launch->name : "");
+    if (launch) fprintf(stderr, "cuda_cpu: out of memory, kernel %s\n", launch->name);
+    else fprintf(stderr, "cuda_cpu: out of memory\n");
     _exit(1);
 }
 inline const std::new_handler previous_new_handler = std::set_new_handler(no_memory);
@@ -360,13 +362,14 @@ inline void make_ready(Worker &w, int t) {
     w.ready[(w.ready_head + w.ready_n++) % kMaxThreads] = (uint16_t)t;
 }
 
-// Every live thread waits at the barrier or is the caller, so the ready ring is empty. A warp whose lanes have parted since
-// the last barrier is a mistake: those that left the loop wait on a GPU for the others, which wait here.
+// Every live thread waits at the barrier or is the caller, so the ready ring is empty. A warp whose lanes have parted
+// since the last barrier is a mistake: those that left the loop wait on a GPU for the others, which wait here.
 inline void release_barrier(Worker &w) {
     for (int i = 0; i * 32 < w.n; i++) {
         Warp &p = w.warp[i];
         if (p.met && p.alive && p.alive != p.met)
-            die("lanes of one warp go on to a barrier that others, which were at the last one, do not reach", w.bar_line);
+            die("lanes of one warp go on to a barrier that others, which were at the last one, do not reach",
+                w.bar_line);
         p.met = p.alive;
     }
     std::swap(w.ready, w.bar);
@@ -461,7 +464,9 @@ inline void switch_to(Worker &w, void **save, int t) {
     }
     void *fake;
     const bool os = t == kMain || t == w.first;
-    __sanitizer_start_switch_fiber(&fake, os ? os_base : w.stack[t], os ? os_size : kStack);
+    void *const base = os ? os_base : w.stack[t];
+    const size_t size = os ? os_size : kStack;
+    __sanitizer_start_switch_fiber(&fake, base, size);
     switch_stack(save, t == kMain ? w.main_ctx : w.ctx[t]);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
@@ -649,8 +654,8 @@ template <class T> T shuffle(uint32_t mask, T v, int src, int line) {
     return from_bits<T>(sync_warp(kShuffle, mask, line, to_bits(v), src));
 }
 
-// For the instructions of mma.cuh, which a warp executes as one: f gets the addresses of what every lane brought, in lane
-// order, while all lanes stand still; it may read and write all of it.
+// For the instructions of mma.cuh, which a warp executes as one: f gets the addresses of what every lane brought, in
+// lane order, while all lanes stand still; it may read and write all of it.
 inline void warp_exchange(Tree f, void *mine, int line) {
     sync_warp(kExchange, ~0u, line, (uint64_t)(uintptr_t)mine, 0, f);
 }
@@ -1009,8 +1014,9 @@ inline unsigned __brev(unsigned x) {
 }
 template <class T> T __ldg(const T *p) { return *p; }
 
-// 16-bit floating-point numbers, for storage: kernels convert to float, compute and convert back. Rounding is to nearest,
-// ties to even, with subnormals; too large becomes infinity, a NaN the positive NaN with all fraction bits set, as on a GPU.
+// 16-bit floating-point numbers, for storage: kernels convert to float, compute and convert back. Rounding is to
+// nearest, ties to even, with subnormals; too large becomes infinity, a NaN the positive NaN with all fraction bits
+// set, as on a GPU.
 struct __nv_bfloat16 {
     unsigned short bits_;
 };
@@ -1037,7 +1043,9 @@ inline __half __float2half_rn(float f) {
     const unsigned u = __float_as_uint(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     const unsigned normal = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
     const unsigned small = __float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u;
-    const unsigned finite = a < 0x38800000u ? small : a < 0x47800000u ? normal : 0x7c00u;
+    unsigned finite = 0x7c00u;
+    if (a < 0x38800000u) finite = small;
+    else if (a < 0x47800000u) finite = normal;
     return {(unsigned short)(a > 0x7f800000u ? 0x7fffu : sign | finite)};
 }
 inline float __half2float(__half h) {
@@ -1047,7 +1055,9 @@ inline float __half2float(__half h) {
 }
 inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
 inline __half __float2half(float f) { return __float2half_rn(f); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 h) { return {__bfloat162float(h.x), __bfloat162float(h.y)}; }
 inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
@@ -1217,11 +1227,13 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int d) {
 inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int d) {
     cudaDeviceProp p;
     const cudaError_t e = cudaGetDeviceProperties(&p, d);
-    *value = a == cudaDevAttrMaxThreadsPerBlock             ? p.maxThreadsPerBlock
-             : a == cudaDevAttrWarpSize                     ? p.warpSize
-             : a == cudaDevAttrMultiProcessorCount          ? p.multiProcessorCount
-             : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)p.sharedMemPerBlockOptin
-                                                            : 0;
+    switch (a) {
+    case cudaDevAttrMaxThreadsPerBlock: *value = p.maxThreadsPerBlock; break;
+    case cudaDevAttrWarpSize: *value = p.warpSize; break;
+    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)p.sharedMemPerBlockOptin; break;
+    default: *value = 0;
+    }
     return e;
 }
 template <class K> cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute a, int v) {

@@ -3,7 +3,7 @@
 //     gemm_context g;
 //     char err[256];
 //     if (gemm_create(&g, GEMM_FP32, err, sizeof err)) { fprintf(stderr, "%s\n", err); return 1; }
-//     gemm(&g, 0, 1, batch, out, in, 1.0f, X, in, W, in, 0.0f, Y, out);      // Y[batch][out] = X[batch][in] W[out][in]^T
+//     gemm(&g, 0, 1, batch, out, in, 1.0f, X, in, W, in, 0.0f, Y, out);    // Y[batch][out] = X[batch][in] W[out][in]^T
 //     gemm_destroy(&g);
 //
 // Three backends behind one interface, chosen when the file is compiled:
@@ -13,25 +13,29 @@
 // Compiles as C11, C++17 and CUDA; OpenMP is used when enabled (-fopenmp). Include it in one place per program.
 //
 // gemm_create(g, precision, err, err_size)
-//     Prepares g and allocates its workspace. precision is GEMM_FP32, or on a GPU also GEMM_TF32 or GEMM_BF16: inputs are
-//     rounded to that format inside the tensor cores, sums and results stay fp32. Returns 0, or nonzero with one line in
-//     err (NULL is allowed); g may then be passed to gemm_destroy, to nothing else.
+//     Prepares g and allocates its workspace. precision is GEMM_FP32, or on a GPU also GEMM_TF32 or GEMM_BF16: inputs
+//     are rounded to that format inside the tensor cores, sums and results stay fp32. Returns 0, or nonzero with one
+//     line in err (NULL is allowed); g may then be passed to gemm_destroy, to nothing else.
 // gemm_set_precision(g, precision, err, err_size)
-//     Later products use another precision; workspace and handle stay. GEMM_FP32, and what g had before, never fail. Returns 0,
-//     or nonzero with one line in err (NULL is allowed), and g is as it was.
+//     Later products use another precision; workspace and handle stay. GEMM_FP32, and what g had before, never fail.
+//     Returns 0, or nonzero with one line in err (NULL is allowed), and g is as it was.
 // gemm_destroy(g)
 //     Frees what g holds. A context that is all zeros, or destroyed already, is fine.
 // gemm(g, trans_a, trans_b, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc)
-//     C[m][n] = alpha op(A)[m][k] op(B)[k][n] + beta C. op(A) is A, stored [m][lda >= k], or with trans_a its transpose, A
-//     stored [k][lda >= m]; op(B) is B, stored [k][ldb >= n], or with trans_b its transpose, B stored [n][ldb >= k].
-//     C is stored [m][ldc >= n]; what lies between its rows is not touched. C must not overlap A or B. No alignment is required.
-//     beta == 0 never reads C, so C may hold anything, NaN included. k == 0 or alpha == 0 never reads A and B: C = beta C.
+//     C[m][n] = alpha op(A)[m][k] op(B)[k][n] + beta C. op(A) is A, stored [m][lda >= k], or with trans_a its
+//     transpose, A stored [k][lda >= m]; op(B) is B, stored [k][ldb >= n], or with trans_b its transpose, B stored
+//     [n][ldb >= k].
+//     C is stored [m][ldc >= n]; what lies between its rows is not touched. C must not overlap A or B. No alignment is
+//     required.
+//     beta == 0 never reads C, so C may hold anything, NaN included. k == 0 or alpha == 0 never reads A and B, and
+//     C becomes beta C.
 //     m == 0 or n == 0 does nothing. NaN and infinities in A and B propagate as in the sum itself.
-//     The context belongs to one caller at a time; two threads that call gemm at once need two contexts. Called inside an
-//     OpenMP parallel region it runs on the calling thread alone.
+//     The context belongs to one caller at a time; two threads that call gemm at once need two contexts. Called inside
+//     an OpenMP parallel region it runs on the calling thread alone.
 //     GPU: a cuBLAS or CUDA failure prints file, line and status and exits with status 1, as CUDA_CHECK does.
 // gemm_batch(g, count, trans_a, trans_b, m, n, k, alpha, A, lda, step_a, B, ldb, step_b, beta, C, ldc, step_c)
-//     `count` products of the same shape, the matrices of each step_a, step_b, step_c floats after those of the one before.
+//     `count` products of the same shape, the matrices of each step_a, step_b, step_c floats after those of the one
+//     before.
 // gemm_backend()
 //     Its name: "cuBLAS", "OpenBLAS", "built-in (AVX-512)", "built-in (AVX2)", ...
 // gemm_set_stream(g, stream)      (GPU only)
@@ -162,6 +166,8 @@ static inline int gemm_create(gemm_context *g, int precision, char *err, size_t 
     return 0;
 }
 
+static inline cublasOperation_t gemm_operation(int transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; }
+
 // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T: the operands change places, nothing is copied.
 static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A,
                         int lda, const float *B, int ldb, float beta, float *C, int ldc) {
@@ -180,7 +186,7 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
         GEMM_CUDA_CHECK(cudaStreamSynchronize(g->stream));
         start = gemm_clock();
     }
-    const cublasOperation_t op_a = trans_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t op_a = gemm_operation(trans_a), op_b = gemm_operation(trans_b);
     GEMM_CUBLAS_CHECK(cublasGemmEx(g->handle, op_b, op_a, n, m, k, &alpha, B, CUDA_R_32F, ldb, A, CUDA_R_32F, lda,
                                    &beta, C, CUDA_R_32F, ldc, g->compute, CUBLAS_GEMM_DEFAULT));
     if (g->timed) {
@@ -191,17 +197,20 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
 }
 
 static inline void gemm_batch(gemm_context *g, int count, int trans_a, int trans_b, int m, int n, int k, float alpha,
-                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b, float beta,
-                              float *C, int ldc, size_t step_c) {
+                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b,
+                              float beta, float *C, int ldc, size_t step_c) {
     if (m <= 0 || n <= 0 || k <= 0 || alpha == 0 || g->timed) {
-        for (int i = 0; i < count; i++)
-            gemm(g, trans_a, trans_b, m, n, k, alpha, A + (size_t)i * step_a, lda, B + (size_t)i * step_b, ldb, beta, C + (size_t)i * step_c, ldc);
+        for (int i = 0; i < count; i++) {
+            const float *a = A + (size_t)i * step_a, *b = B + (size_t)i * step_b;
+            gemm(g, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, C + (size_t)i * step_c, ldc);
+        }
         return;
     }
-    const cublasOperation_t op_a = trans_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
-    GEMM_CUBLAS_CHECK(cublasGemmStridedBatchedEx(g->handle, op_b, op_a, n, m, k, &alpha, B, CUDA_R_32F, ldb, (long long)step_b, A,
-                                                 CUDA_R_32F, lda, (long long)step_a, &beta, C, CUDA_R_32F, ldc, (long long)step_c,
-                                                 count, g->compute, CUBLAS_GEMM_DEFAULT));
+    const cublasOperation_t op_a = gemm_operation(trans_a), op_b = gemm_operation(trans_b);
+    const cublasStatus_t status = cublasGemmStridedBatchedEx(
+        g->handle, op_b, op_a, n, m, k, &alpha, B, CUDA_R_32F, ldb, (long long)step_b, A, CUDA_R_32F, lda,
+        (long long)step_a, &beta, C, CUDA_R_32F, ldc, (long long)step_c, count, g->compute, CUBLAS_GEMM_DEFAULT);
+    GEMM_CUBLAS_CHECK(status);
 }
 
 #else
@@ -230,8 +239,8 @@ enum { GEMM_VL = 4, GEMM_NV = 2, GEMM_MR = 12 };  // 24 accumulators of 32 regis
 enum { GEMM_VL = 4, GEMM_NV = 2, GEMM_MR = 6 };  // 12 accumulators of 16 registers
 #endif
 
-// Cache blocking: a packed block of A (MC x KC) and a packed group of panels of B (up to KC x NC in all, each panel NR wide)
-// stay in the second-level cache while the inner kernel runs over their tiles.
+// Cache blocking: a packed block of A (MC x KC) and a packed group of panels of B (up to KC x NC in all, each panel NR
+// wide) stay in the second-level cache while the inner kernel runs over their tiles.
 enum { GEMM_NR = GEMM_NV * GEMM_VL, GEMM_KC = 384, GEMM_MC = 32 * GEMM_MR, GEMM_NC = 128 };
 enum { GEMM_THREAD_FLOATS = GEMM_MC * GEMM_KC + GEMM_KC * GEMM_NC };  // workspace of one thread
 enum { GEMM_WIDE = 4, GEMM_DOT = 4 };  // vectors per row for one or two rows; tile side of the dot products
@@ -260,7 +269,8 @@ typedef float gemm_vec4_u __attribute__((vector_size(16), aligned(4), may_alias)
 #else
 typedef int gemm_int4 __attribute__((vector_size(16)));
 #define GEMM_SHUFFLE4 gemm_shuffle4
-static inline __attribute__((always_inline)) gemm_vec4 gemm_shuffle4(gemm_vec4 x, gemm_vec4 y, int a, int b, int c, int d) {
+static inline __attribute__((always_inline)) gemm_vec4 gemm_shuffle4(gemm_vec4 x, gemm_vec4 y, int a, int b, int c,
+                                                                     int d) {
     const gemm_int4 lanes = {a, b, c, d};
     return __builtin_shuffle(x, y, lanes);
 }
@@ -273,9 +283,10 @@ GEMM_INLINE gemm_vec gemm_splat(float x) {
     return x - zero;
 }
 
-// The inner kernel: C[MR][NV * VL] = alpha sum_l a_l b_l^T + beta C over kc terms, in order of l. a holds MR consecutive
-// values per term (terms `as` floats apart), b NV vectors per term (terms `bs` floats apart). MR and NV are constants at every
-// call, so the accumulators live in registers. B is prefetched a few terms ahead, which matters where it is used in place.
+// The inner kernel: C[MR][NV * VL] = alpha sum_l a_l b_l^T + beta C over kc terms, in order of l. a holds MR
+// consecutive values per term (terms `as` floats apart), b NV vectors per term (terms `bs` floats apart). MR and NV are
+// constants at every call, so the accumulators live in registers. B is prefetched a few terms ahead, which matters
+// where it is used in place.
 GEMM_INLINE void gemm_kernel(const int MR, const int NV, int kc, const float *a, ptrdiff_t as, const float *b,
                              ptrdiff_t bs, float alpha, float beta, float *c, ptrdiff_t ldc) {
     gemm_vec acc[GEMM_MR][GEMM_WIDE];
@@ -286,7 +297,7 @@ GEMM_INLINE void gemm_kernel(const int MR, const int NV, int kc, const float *a,
     }
     for (int l = 0; l < kc; l++, a += as, b += bs) {
         if (NV <= 2) {
-            const float *ahead = b + (l + 12 < kc ? 12 * bs : 0);  // never past B: that may be what another thread writes
+            const float *ahead = b + (l + 12 < kc ? 12 * bs : 0);  // never past B: another thread may write there
             __builtin_prefetch(ahead);
             __builtin_prefetch(ahead + (NV - 1) * GEMM_VL);
         }
@@ -313,25 +324,25 @@ GEMM_INLINE void gemm_kernel(const int MR, const int NV, int kc, const float *a,
     }
 }
 
-#define GEMM_CASES(NV)                                                                                                  \
-    switch (mr) {                                                                                                       \
-    case 1: gemm_kernel(1, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 2: gemm_kernel(2, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 3: gemm_kernel(3, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 4: gemm_kernel(4, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 5: gemm_kernel(5, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 6: gemm_kernel(6, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    default: break;                                                                                                     \
+#define GEMM_CASES(NV)                                                                                              \
+    switch (mr) {                                                                                                   \
+    case 1: gemm_kernel(1, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 2: gemm_kernel(2, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 3: gemm_kernel(3, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 4: gemm_kernel(4, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 5: gemm_kernel(5, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 6: gemm_kernel(6, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    default: break;                                                                                                 \
     }
-#define GEMM_MORE_CASES(NV)                                                                                             \
-    switch (mr) {                                                                                                       \
-    case 7: gemm_kernel(7, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 8: gemm_kernel(8, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 9: gemm_kernel(9, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                          \
-    case 10: gemm_kernel(10, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                        \
-    case 11: gemm_kernel(11, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                        \
-    case 12: gemm_kernel(12, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                        \
-    default: break;                                                                                                     \
+#define GEMM_MORE_CASES(NV)                                                                                         \
+    switch (mr) {                                                                                                   \
+    case 7: gemm_kernel(7, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 8: gemm_kernel(8, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 9: gemm_kernel(9, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                      \
+    case 10: gemm_kernel(10, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                    \
+    case 11: gemm_kernel(11, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                    \
+    case 12: gemm_kernel(12, NV, kc, a, as, b, bs, alpha, beta, c, ldc); return;                                    \
+    default: break;                                                                                                 \
     }
 
 // One full tile of mr rows and nv vectors: picks the kernel compiled for that size. nv == GEMM_WIDE: one or two rows.
@@ -378,8 +389,8 @@ static inline void gemm_tile(int mr, int nr, int kc, const float *a, ptrdiff_t a
     }
 }
 
-// dst[c * ds + r] = src[r * ss + c]: the packing of a matrix whose rows run along k. Blocks of 4 x 4 in registers; the next four rows
-// are prefetched, as packing is where a product meets operands that are in no cache.
+// dst[c * ds + r] = src[r * ss + c]: the packing of a matrix whose rows run along k. Blocks of 4 x 4 in registers; the
+// next four rows are prefetched, as packing is where a product meets operands that are in no cache.
 static inline void gemm_transpose(int rows, int cols, const float *src, ptrdiff_t ss, float *dst, ptrdiff_t ds) {
     int r = 0;
     for (; r + 4 <= rows; r += 4) {
@@ -415,8 +426,8 @@ static inline int gemm_part(int size, int parts, int p) {
     return p * base + (p < rest ? p : rest);
 }
 
-// Packs mc rows and kc columns of op(A), panel after panel, each [kc][rows of the panel]. A transposed A is read along its
-// rows, which is the order that hardware prefetches.
+// Packs mc rows and kc columns of op(A), panel after panel, each [kc][rows of the panel]. A transposed A is read along
+// its rows, which is the order that hardware prefetches.
 static inline void gemm_pack_a(int trans_a, int mc, int kc, const float *A, ptrdiff_t lda, float *dst) {
     const int panels = (mc + GEMM_MR - 1) / GEMM_MR, base = mc / panels, rest = mc % panels;
     for (int p = 0, i0 = 0; p < panels && !trans_a; p++) {
@@ -439,8 +450,8 @@ static inline void gemm_pack_a(int trans_a, int mc, int kc, const float *A, ptrd
     }
 }
 
-// Packs kc rows and nr columns of op(B), panel after panel (NR columns, the last one fewer), each [kc][width], width the
-// next multiple of the vector width, padded with zeros.
+// Packs kc rows and nr columns of op(B), panel after panel (NR columns, the last one fewer), each [kc][width], width
+// the next multiple of the vector width, padded with zeros.
 static inline void gemm_pack_b(int trans_b, int kc, int nr, const float *B, ptrdiff_t ldb, float *dst) {
     for (int l = 0; l < kc && !trans_b; l++) {
         const float *s = B + l * ldb;
@@ -470,18 +481,22 @@ typedef struct gemm_out {
     ptrdiff_t rs, cs;
 } gemm_out;
 
-// All tiles of mc rows and nc columns. A and B are packed, or, where as or bs is not 0, used in place: A transposed with
-// terms `as` apart, B with rows `bs` apart.
+// All tiles of mc rows and nc columns. A and B are packed, or, where as or bs is not 0, used in place: A transposed
+// with terms `as` apart, B with rows `bs` apart.
 static inline void gemm_block(int mc, int nc, int kc, const float *a, ptrdiff_t as, const float *b, ptrdiff_t bs,
                               float alpha, float beta, gemm_out out) {
     const int panels = (mc + GEMM_MR - 1) / GEMM_MR, columns = (nc + GEMM_NR - 1) / GEMM_NR;
     const int base = mc / panels, rest = mc % panels;
-    const int rows_first = kc <= 64;  // short sums: write C along its rows; long ones: keep a panel of B in the first level
+    const int rows_first = kc <= 64;  // short sums: write C along its rows; long ones: keep a panel of B in L1
     for (int t = 0, p = 0, q = 0; t < panels * columns; t++) {
         const int i0 = p * base + (p < rest ? p : rest), mr = base + (p < rest), j0 = q * GEMM_NR;
         const int nr = nc - j0 < GEMM_NR ? nc - j0 : GEMM_NR, width = (nr + GEMM_VL - 1) / GEMM_VL * GEMM_VL;
-        gemm_tile(mr, nr, kc, as ? a + i0 : a + (ptrdiff_t)i0 * kc, as ? as : mr, bs ? b + j0 : b + (ptrdiff_t)j0 * kc,
-                  bs ? bs : width, alpha, beta, out.c + i0 * out.rs + j0 * out.cs, out.rs, out.cs);
+        const float *a_tile = as ? a + i0 : a + (ptrdiff_t)i0 * kc;
+        const float *b_tile = bs ? b + j0 : b + (ptrdiff_t)j0 * kc;
+        const ptrdiff_t a_step = as ? as : mr;
+        const ptrdiff_t b_step = bs ? bs : width;
+        gemm_tile(mr, nr, kc, a_tile, a_step, b_tile, b_step, alpha, beta, out.c + i0 * out.rs + j0 * out.cs, out.rs,
+                  out.cs);
         if (rows_first) {
             if (++q == columns) {
                 q = 0;
@@ -555,19 +570,20 @@ GEMM_INLINE void gemm_dot(const int MR, const int NR, int k, float alpha, const 
     }
 }
 
-#define GEMM_DOT_CASES(NR)                                                                                              \
-    switch (mr) {                                                                                                       \
-    case 1: gemm_dot(1, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
-    case 2: gemm_dot(2, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
-    case 3: gemm_dot(3, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                               \
-    default: gemm_dot(4, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                              \
+#define GEMM_DOT_CASES(NR)                                                                                          \
+    switch (mr) {                                                                                                   \
+    case 1: gemm_dot(1, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                           \
+    case 2: gemm_dot(2, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                           \
+    case 3: gemm_dot(3, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                           \
+    default: gemm_dot(4, NR, k, alpha, a, lda, b, ldb, beta, tile); break;                                          \
     }
 
 // One piece of C = A B^T with few rows or few columns. The shorter side is the inner loop, so the longer is read once.
 static inline void gemm_dots(int m, int n, int k, float alpha, const float *A, ptrdiff_t lda, const float *B,
                              ptrdiff_t ldb, float beta, gemm_out out) {
     for (int i = 0, j = 0; i < m && j < n;) {
-        const int mr = m - i < GEMM_DOT ? m - i : GEMM_DOT, nr = n - j < GEMM_DOT ? n - j : GEMM_DOT;
+        const int mr = m - i < GEMM_DOT ? m - i : GEMM_DOT;
+        const int nr = n - j < GEMM_DOT ? n - j : GEMM_DOT;
         const float *a = A + i * lda, *b = B + j * ldb;
         const gemm_out tile = {out.c + i * out.rs + j * out.cs, out.rs, out.cs};
         if (nr == 4) GEMM_DOT_CASES(4)
@@ -602,7 +618,8 @@ static inline void gemm_piece(int trans_a, int trans_b, int m, int n, int k, flo
             const int l0 = gemm_part(k, k_blocks, kb), kc = gemm_part(k, k_blocks, kb + 1) - l0;
             const float beta_now = kb == 0 ? beta : 1.0f;
             // Few rows or few terms: a panel of B is used too little to be worth a copy. Few columns: likewise for A.
-            const int b_in_place = !trans_b && (mc <= 2 * GEMM_MR || kc <= 16), a_in_place = trans_a && n <= 2 * GEMM_NR;
+            const int b_in_place = !trans_b && (mc <= 2 * GEMM_MR || kc <= 16);
+            const int a_in_place = trans_a && n <= 2 * GEMM_NR;
             const float *a = trans_a ? A + l0 * lda + i0 : A + i0 * lda + l0;
             const ptrdiff_t as = a_in_place ? lda : 0;
             if (!a_in_place) {
@@ -726,17 +743,20 @@ typedef struct gemm_call {
 // Rows i0 to i1 and columns j0 to j1 of C, on the calling thread.
 static inline void gemm_run(const gemm_call *x, int i0, int i1, int j0, int j1, float *workspace) {
     if (i0 == i1 || j0 == j1) return;
-    const float *A = x->trans_a ? x->A + i0 : x->A + i0 * x->lda, *B = x->trans_b ? x->B + j0 * x->ldb : x->B + j0;
+    const int m = i1 - i0, n = j1 - j0;
+    const float *A = x->trans_a ? x->A + i0 : x->A + i0 * x->lda;
+    const float *B = x->trans_b ? x->B + j0 * x->ldb : x->B + j0;
     float *C = x->C + i0 * x->rs + j0 * x->cs;
 #ifdef USE_OPENBLAS
+    const CBLAS_TRANSPOSE op_a = x->trans_a ? CblasTrans : CblasNoTrans;
+    const CBLAS_TRANSPOSE op_b = x->trans_b ? CblasTrans : CblasNoTrans;
     (void)workspace;
-    cblas_sgemm(CblasRowMajor, x->trans_a ? CblasTrans : CblasNoTrans, x->trans_b ? CblasTrans : CblasNoTrans, i1 - i0,
-                j1 - j0, x->k, x->alpha, A, (int)x->lda, B, (int)x->ldb, x->beta, C, (int)x->rs);
+    cblas_sgemm(CblasRowMajor, op_a, op_b, m, n, x->k, x->alpha, A, (int)x->lda, B, (int)x->ldb, x->beta, C,
+                (int)x->rs);
 #else
     const gemm_out out = {C, x->rs, x->cs};
-    if (x->dots) gemm_dots(i1 - i0, j1 - j0, x->k, x->alpha, A, x->lda, B, x->ldb, x->beta, out);
-    else
-        gemm_piece(x->trans_a, x->trans_b, i1 - i0, j1 - j0, x->k, x->alpha, A, x->lda, B, x->ldb, x->beta, out, workspace);
+    if (x->dots) gemm_dots(m, n, x->k, x->alpha, A, x->lda, B, x->ldb, x->beta, out);
+    else gemm_piece(x->trans_a, x->trans_b, m, n, x->k, x->alpha, A, x->lda, B, x->ldb, x->beta, out, workspace);
 #endif
 }
 
@@ -744,8 +764,8 @@ static inline void gemm_run(const gemm_call *x, int i0, int i1, int j0, int j1, 
 enum { GEMM_PARALLEL_FLOPS = 100000 };
 
 // One product for the pieces; small or narrow ones take other roads with the built-in kernel.
-static inline gemm_call gemm_prepare(int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A, int lda,
-                                     const float *B, int ldb, float beta, float *C, int ldc) {
+static inline gemm_call gemm_prepare(int trans_a, int trans_b, int m, int n, int k, float alpha, const float *A,
+                                     int lda, const float *B, int ldb, float beta, float *C, int ldc) {
     gemm_call x = {trans_a, trans_b, m, n, k, alpha, beta, A, B, lda, ldb, C, ldc, 1, 0};
 #ifndef USE_OPENBLAS
     x.dots = !trans_a && trans_b && k >= 2 * GEMM_VL && (m <= 16 || n <= 16);
@@ -803,12 +823,14 @@ static inline void gemm(gemm_context *g, int trans_a, int trans_b, int m, int n,
 
 // A thread takes whole products, or, where there are few for many threads, equal shares of their rows.
 static inline void gemm_batch(gemm_context *g, int count, int trans_a, int trans_b, int m, int n, int k, float alpha,
-                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b, float beta,
-                              float *C, int ldc, size_t step_c) {
+                              const float *A, int lda, size_t step_a, const float *B, int ldb, size_t step_b,
+                              float beta, float *C, int ldc, size_t step_c) {
     const double flops = 2.0 * m * n * k * count, start = g->timed ? gemm_clock() : 0;
     if (m <= 0 || n <= 0 || k <= 0 || alpha == 0 || !gemm_in_parallel(g, flops)) {
-        for (int i = 0; i < count; i++)
-            gemm(g, trans_a, trans_b, m, n, k, alpha, A + (size_t)i * step_a, lda, B + (size_t)i * step_b, ldb, beta, C + (size_t)i * step_c, ldc);
+        for (int i = 0; i < count; i++) {
+            const float *a = A + (size_t)i * step_a, *b = B + (size_t)i * step_b;
+            gemm(g, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, C + (size_t)i * step_c, ldc);
+        }
         return;
     }
 #ifdef _OPENMP
@@ -817,10 +839,15 @@ static inline void gemm_batch(gemm_context *g, int count, int trans_a, int trans
     {
         const int id = omp_get_thread_num(), team = omp_get_num_threads();
         float *workspace = g->workspace ? g->workspace + (size_t)id * GEMM_THREAD_FLOATS : NULL;
-        for (int p = (int)((long long)count * parts * id / team); p < (int)((long long)count * parts * (id + 1) / team); p++) {
+        const long long pieces = (long long)count * parts;
+        const int first = (int)(pieces * id / team), end = (int)(pieces * (id + 1) / team);
+        for (int p = first; p < end; p++) {
             const size_t i = (size_t)(p / parts);
-            const gemm_call x = gemm_prepare(trans_a, trans_b, m, n, k, alpha, A + i * step_a, lda, B + i * step_b, ldb, beta, C + i * step_c, ldc);
-            gemm_run(&x, gemm_cut(x.m, 4, parts, p % parts), gemm_cut(x.m, 4, parts, p % parts + 1), 0, x.n, workspace);
+            const float *a = A + i * step_a, *b = B + i * step_b;
+            float *c = C + i * step_c;
+            const gemm_call x = gemm_prepare(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+            const int top = gemm_cut(x.m, 4, parts, p % parts), bottom = gemm_cut(x.m, 4, parts, p % parts + 1);
+            gemm_run(&x, top, bottom, 0, x.n, workspace);
         }
     }
 #endif

@@ -1,8 +1,9 @@
 // mma.cuh -- the tensor cores' and the copy engine's instructions that kernels use, for both devices.
 //
 // On a GPU (sm_80 and later) each function is one PTX instruction. In the CPU build the 32 lanes of the warp meet in
-// cuda_cpu.h's warp exchange and the instruction is carried out lane by lane, with the register layouts of the PTX ISA, so that
-// a kernel with tensor cores runs, is tested and can be single-stepped without a GPU. test/test_mma.cu checks every position.
+// cuda_cpu.h's warp exchange and the instruction is carried out lane by lane, with the register layouts of the PTX ISA,
+// so that a kernel with tensor cores runs, is tested and can be single-stepped without a GPU. test/test_mma.cu checks
+// every position.
 //
 //     mma_bf16(d, a, b)             d += A B, A 16x16 and B 16x8 in bf16, d 16x8 in fp32       mma.sync.m16n8k16
 //     mma_tf32(d, a, b)             d += A B, A 16x8 and B 8x8 in TF32, d 16x8 in fp32         mma.sync.m16n8k8
@@ -21,19 +22,20 @@
 //     d[0], d[1]    row g,     columns 2t and 2t+1           both instructions
 //     d[2], d[3]    row g + 8, likewise
 //     bf16, two elements to a register, the one with the lower index in the low half:
-//         a[0] row g,     columns 2t, 2t+1      a[2] row g,     columns 2t+8, 2t+9      b[0] rows 2t, 2t+1   of column g
-//         a[1] row g + 8, columns 2t, 2t+1      a[3] row g + 8, columns 2t+8, 2t+9      b[1] rows 2t+8, 2t+9 of column g
+//         a[0] row g,     columns 2t, 2t+1    a[2] row g,     columns 2t+8, 2t+9    b[0] rows 2t, 2t+1   of column g
+//         a[1] row g + 8, columns 2t, 2t+1    a[3] row g + 8, columns 2t+8, 2t+9    b[1] rows 2t+8, 2t+9 of column g
 //     TF32:
-//         a[0] row g,     column t              a[2] row g,     column t+4              b[0] row t     of column g
-//         a[1] row g + 8, column t              a[3] row g + 8, column t+4              b[1] row t + 4 of column g
-//     ldmatrix: lane 8 m + i passes the address of row i of matrix m, 16 bytes aligned to 16; r[m] of lane 4 g + t becomes
-//     elements 2t and 2t+1 of row g of matrix m, transposed: of column g.
-// So ldmatrix_x4 on the quarters of a row-major 16x16 tile of A, in the order (0,0), (8,0), (0,8), (8,8), gives a[0..3]; and
-// ldmatrix_x4_trans on a row-major 16x16 tile of B in the same order gives b of its left 8 columns, then of its right ones.
+//         a[0] row g,     column t            a[2] row g,     column t+4            b[0] row t     of column g
+//         a[1] row g + 8, column t            a[3] row g + 8, column t+4            b[1] row t + 4 of column g
+//     ldmatrix: lane 8 m + i passes the address of row i of matrix m, 16 bytes aligned to 16; r[m] of lane 4 g + t
+//     becomes elements 2t and 2t+1 of row g of matrix m, transposed: of column g.
+// So ldmatrix_x4 on the quarters of a row-major 16x16 tile of A, in the order (0,0), (8,0), (0,8), (8,8), gives
+// a[0..3]; and ldmatrix_x4_trans on a row-major 16x16 tile of B in the same order gives b of its left 8 columns, then
+// of its right ones.
 //
-// What the hardware leaves open: in which order, and with how many spare bits, the products are added. Here they are added to d
-// in fp32, k ascending. Inputs of mma_tf32 that were not rounded are cut to TF32, here as there.
-// In the CPU build copies happen as late as wait() allows when CUDA_CPU_ORDER is forward and at once when it is reverse (random:
+// What the hardware leaves open: in which order, and with how many spare bits, the products are added. Here they are
+// added to d in fp32, k ascending. Inputs of mma_tf32 that were not rounded are cut to TF32, here as there. In the CPU
+// build copies happen as late as wait() allows when CUDA_CPU_ORDER is forward and at once when it is reverse (random:
 // both), so that a missing wait, or a buffer that is overwritten while it is read, shows as a difference.
 #pragma once
 #include "common/cuda_common.h"
@@ -43,16 +45,20 @@
 #include <cuda_fp16.h>
 
 static __device__ __forceinline__ void mma_bf16(float d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 static __device__ __forceinline__ void mma_tf32(float d[4], const unsigned a[4], const unsigned b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-static __device__ __forceinline__ unsigned mma_shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
+static __device__ __forceinline__ unsigned mma_shared_address(const void *p) {
+    return (unsigned)__cvta_generic_to_shared(p);
+}
 static __device__ __forceinline__ void ldmatrix_x4(unsigned r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(mma_shared_address(row)) : "memory");
@@ -68,13 +74,17 @@ static __device__ __forceinline__ unsigned tf32_of(float x) {
 }
 struct async_copies {
     __device__ __forceinline__ void copy16(void *to, const void *from, int n) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(mma_shared_address(to)), "l"(from), "r"(n) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(mma_shared_address(to)), "l"(from), "r"(n)
+                     : "memory");
     }
     __device__ __forceinline__ void copy4(void *to, const void *from, int n) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(mma_shared_address(to)), "l"(from), "r"(n) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(mma_shared_address(to)), "l"(from), "r"(n)
+                     : "memory");
     }
     __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-    template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+    template <int N> __device__ __forceinline__ void wait() {
+        asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+    }
 };
 
 #else
@@ -136,7 +146,9 @@ template <bool TRANS> void run_ldmatrix(uint64_t *lanes) {
         for (int m = 0; m < 4; m++) {
             unsigned pair = 0;
             for (int i = 0; i < 2; i++) {
-                const int row = TRANS ? l % 4 * 2 + i : l / 4, column = TRANS ? l / 4 : l % 4 * 2 + i;
+                const int along = l % 4 * 2 + i, across = l / 4;
+                const int row = TRANS ? along : across;
+                const int column = TRANS ? across : along;
                 unsigned short element;
                 memcpy(&element, ((const LoadLane *)lanes[8 * m + row])->row + 2 * column, sizeof element);
                 pair |= (unsigned)element << 16 * i;
@@ -167,7 +179,8 @@ inline void ldmatrix_x4_trans(unsigned r[4], const void *row, int line = __built
 // Half of the last place is added to the magnitude, then the low bits go; infinity stays, a NaN stays one.
 inline unsigned tf32_of(float x) {
     const unsigned u = __float_as_uint(x), a = u & 0x7fffffffu;
-    return (a < 0x7f800000u ? u + 0x1000u : a > 0x7f800000u ? 0x7fffe000u : u) & 0xffffe000u;
+    if (a > 0x7f800000u) return 0x7fffe000u;
+    return (a < 0x7f800000u ? u + 0x1000u : u) & 0xffffe000u;
 }
 
 class async_copies {

@@ -87,12 +87,18 @@ RNG_FN uint64_t rng_stream(uint32_t purpose, uint32_t index) {
     return (uint64_t)purpose << 32 | index;
 }
 
+// w[i], i < 4. Choices instead of an index keep w in registers.
+RNG_FN uint32_t rng_word_of(const uint32_t w[4], uint32_t i) {
+    const uint32_t low = i & 1 ? w[1] : w[0];
+    const uint32_t high = i & 1 ? w[3] : w[2];
+    return i & 2 ? high : low;
+}
+
 // Word i of a stream.
 RNG_FN uint32_t rng_word_at(uint64_t seed, uint64_t stream, uint64_t i) {
     uint32_t w[4];
     rng_philox(seed, stream, i / 4, w);
-    const uint32_t low = i & 1 ? w[1] : w[0], high = i & 1 ? w[3] : w[2];  // no indexing: w stays in registers
-    return i & 2 ? high : low;
+    return rng_word_of(w, (uint32_t)(i % 4));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +138,9 @@ RNG_FN float rng_normal_at(uint64_t seed, uint64_t stream, uint64_t i) {
     uint32_t w[4];
     float z[2];
     rng_philox(seed, stream, i / 4, w);
-    rng_normal(i & 2 ? w[2] : w[0], i & 2 ? w[3] : w[1], z);
+    const uint32_t word0 = i & 2 ? w[2] : w[0];
+    const uint32_t word1 = i & 2 ? w[3] : w[1];
+    rng_normal(word0, word1, z);
     return i & 1 ? z[1] : z[0];
 }
 
@@ -217,8 +225,9 @@ RNG_FN uint32_t rng_permute_small(uint32_t i, uint32_t n, uint64_t key) {
     uint32_t w[4] = {0, 0, 0, 0};
     for (uint32_t j = 0; j < n; j++) {
         if (j % 4 == 0) rng_philox(key, rng_stream(RNG_PERMUTATION, 1), j / 4, w);
-        const uint32_t k = rng_below(j % 4 == 0 ? w[0] : j % 4 == 1 ? w[1] : j % 4 == 2 ? w[2] : w[3], j + 1);
-        i = i == j ? k : i == k ? j : i;
+        const uint32_t k = rng_below(rng_word_of(w, j % 4), j + 1);
+        if (i == j) i = k;
+        else if (i == k) i = j;
     }
     return i;
 }
