@@ -15,7 +15,7 @@
 #include "cli.h"
 #include "optimizer.h"  // OPTIMIZER_SGD, ...
 #include "version.h"
-#include "weights.h"  // train_alloc
+#include "weights.h"    // train_alloc
 
 // ------------------------------------------------------------------------------------------------------------- options
 

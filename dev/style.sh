@@ -46,7 +46,8 @@ headers() {
     mkdir -p "$work/cpu/common"
     for header in common/*.cuh rescale.cuh; do sh common/cu2cpp.sh "$header" >"$work/cpu/$header" || exit 1; done
     for header in common/*.h common/*.cuh rescale.cuh; do
-        echo "#include \"$header\"" >"$work/alone.c"
+        # A header of macros alone leaves nothing to compile, and ISO C asks for something.
+        printf '#include "%s"\ntypedef int something;\n' "$header" >"$work/alone.c"
         # shellcheck disable=SC2086
         case $header in
         common/cuda_cpu.h)
