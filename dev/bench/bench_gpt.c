@@ -103,7 +103,7 @@ static void time_products(model *m, shape *shapes, int n, const real *A, const r
             const int lda = s->trans_a ? s->M : s->K;
             const int ldw = s->trans_b ? s->K : s->N;
             const double t = log_seconds();
-            product(&m->gemm, s->trans_a, s->trans_b, s->M, s->N, s->K, 1, A, lda, W, ldw, 0, Y, s->N);
+            real_product(&m->gemm, s->trans_a, s->trans_b, s->M, s->N, s->K, 1, A, lda, W, ldw, 0, Y, s->N);
             if (k > 0) add_sample(&s->seconds, log_seconds() - t);
         }
 }
