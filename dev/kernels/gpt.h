@@ -15,13 +15,16 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#include "common/real.h"
 #include "common/gemm.h"
 #include "common/rng.h"
-#include "common/dataset.h"
 #include "common/safetensors.h"
 #include "common/cli.h"
 #include "common/log.h"
 #include "rescale.cuh"
+#include "common/corpus.h"
+#include "common/joint.h"
+#include "common/sample.h"
 #include "common/train.h"
 #undef RESCALE_REAL  // the trainer says so itself: float
 #define TESTING
