@@ -161,14 +161,18 @@ static inline void checkpoint_clear(const char *dir, int everything) {
     if (everything) rmdir(dir);
 }
 
-// Removes half-written files from all checkpoint folders.
+// Removes half-written files from all checkpoint folders, and the folders that lack the model or the state: a run was
+// killed while it wrote the checkpoint or removed it.
 static inline void checkpoint_sweep(const char *log_dir) {
-    char dir[CHECKPOINT_PATH];
+    char dir[CHECKPOINT_PATH], model[CHECKPOINT_PATH], state[CHECKPOINT_PATH];
+    struct stat info;
     int64_t *steps;
     const int n = checkpoint_find(log_dir, &steps);
     for (int i = 0; i < n; i++) {
         checkpoint_path(dir, log_dir, steps[i], "");
-        checkpoint_clear(dir, 0);
+        checkpoint_path(model, log_dir, steps[i], "/model.safetensors");
+        checkpoint_path(state, log_dir, steps[i], "/state.safetensors");
+        checkpoint_clear(dir, lstat(model, &info) || lstat(state, &info));
     }
     free(steps);
 }

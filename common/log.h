@@ -177,6 +177,23 @@ static inline int log_errno(char *err, size_t err_size, const char *path, const 
     return log_error(err, err_size, "%s: %s: %s", path, what, strerror(errno));
 }
 
+// Syncs the folder that a new folder is in, so that it survives a loss of power. One that cannot be read, or lies on a
+// file system that cannot sync folders, is left alone.
+static inline int log_sync_parent(const char *path) {
+    char parent[LOG_PATH];
+    const char *slash = strrchr(path, '/');
+    const size_t n = slash && slash != path ? (size_t)(slash - path) : 1;
+    memcpy(parent, slash ? path : ".", n);
+    parent[n] = 0;
+    const int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    const int failed = fsync(fd) && errno != EINVAL;
+    const int error = errno;
+    close(fd);
+    errno = error;
+    return failed ? -1 : 0;
+}
+
 // Makes a folder and those above it, as mkdir -p. An existing folder is fine.
 static inline int log_make_dirs(const char *path, char *err, size_t err_size) {
     char part[LOG_PATH];
@@ -189,7 +206,9 @@ static inline int log_make_dirs(const char *path, char *err, size_t err_size) {
         if (part[i] != '/' && part[i] != 0) continue;
         const char kept = part[i];
         part[i] = 0;
-        if (mkdir(part, 0777) && errno != EEXIST) return log_errno(err, err_size, part, "cannot create the folder");
+        const int made = mkdir(part, 0777) == 0;
+        if (!made && errno != EEXIST) return log_errno(err, err_size, part, "cannot create the folder");
+        if (made && log_sync_parent(part)) return log_errno(err, err_size, part, "cannot sync the folder above");
         part[i] = kept;
     }
     if (stat(path, &info)) return log_errno(err, err_size, path, "cannot create the folder");
@@ -458,11 +477,12 @@ static inline int64_t log_row_step(const char *line) {
 }
 
 // Copies the rows up to resume_step of an earlier log. A last line without its end of line was cut off when the run
-// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR
-// LF, as an editor may have left them. *evaluated: see log_csv.
+// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR LF,
+// as an editor may have left them. *evaluated: see log_csv. A row of split "train" at resume_step without one of split
+// "test" after it is half of an evaluation and is dropped: the resumed run evaluates anew.
 static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, int64_t *evaluated,
                                 char *err, size_t err_size) {
-    char line[1024];
+    char line[1024], half[1024] = "";
     for (int64_t number = 1; fgets(line, sizeof line, from); number++) {
         size_t len = strlen(line);
         const int whole = len > 0 && line[len - 1] == '\n';
@@ -480,7 +500,13 @@ static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t 
         }
         if (step > resume_step) continue;
         const char *split = strchr(strchr(line, ',') + 1, ',');
+        if (step == resume_step && !strncmp(split, ",train,", 7)) {
+            memcpy(half, line, len + 1);
+            continue;
+        }
         if (!strncmp(split, ",test,", 6)) *evaluated = step;
+        if (*half) fprintf(to, "%s\n", half);
+        *half = 0;
         fprintf(to, "%s\n", line);
     }
     return ferror(from) ? log_errno(err, err_size, path, "cannot read") : 0;

@@ -507,6 +507,16 @@ static void test_csv(void) {
     log_close(&log, err, sizeof err);
     slurp(csv, text, sizeof text);
     same_text("resume at step 0 keeps no later row", text, LOG_CSV_HEADER "\n");
+
+    // Killed between the two rows of an evaluation: the first one goes, the resumed run writes both.
+    write_text(csv, LOG_CSV_HEADER "\n1,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n1,1,test,0.5,n/a,n/a,n/a,n/a,n/a\n"
+                    "2,2,step,0.5,n/a,n/a,n/a,n/a,n/a\n2,2,train,0.5,n/a,n/a,n/a,n/a,n/a\n");
+    CHECK(log_open(&log, long_dir, 2, err, sizeof err) == 0 && log.evaluated == 1, "half of an evaluation is none");
+    log_close(&log, err, sizeof err);
+    slurp(csv, text, sizeof text);
+    same_text("half of an evaluation goes", text,
+              LOG_CSV_HEADER "\n1,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n1,1,test,0.5,n/a,n/a,n/a,n/a,n/a\n"
+              "2,2,step,0.5,n/a,n/a,n/a,n/a,n/a\n");
     write_text(csv, "step,epo");
     CHECK(log_open(&log, long_dir, 5, err, sizeof err) == 0, "a truncated header is written anew");
     log_close(&log, err, sizeof err);
