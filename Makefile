@@ -59,7 +59,7 @@ CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
 TRAINERS := train_mlp train_cnn train_gpt_style
-.PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz lint nvcc-check gpu-check
+.PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz faults lint nvcc-check gpu-check
 .PHONY: kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized
 .PHONY: bench bench-programs tables paper-report
 
@@ -168,8 +168,14 @@ build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,
 kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
 kernels: kernels-test              ## kernels: checks all variants; make -C dev/kernels list, test, bench, report
 
+# The fault campaign: a driver, and a library that it loads before a trainer's C library.
+FAULTS := build/c/test/faults build/c/test/fault_lib.so
+build/c/test/fault_lib.so: test/fault_lib.c build/config.mk
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -O2 -shared -fPIC $< -o $@ -ldl
+
 TEST_PROGRAMS := $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS))
-test-programs: $(TEST_PROGRAMS) $(KERNEL_PROGRAMS) $(ERRORS) build/c/test/damage
+test-programs: $(TEST_PROGRAMS) $(KERNEL_PROGRAMS) $(ERRORS) build/c/test/damage $(FAULTS)
 # T=NAME: one test, test/NAME.*, or dev/kernels. A program needs only itself, a script the trainers.
 ifneq ($(origin T),command line)
 T :=
@@ -179,7 +185,7 @@ ifneq ($(filter-out $(ALL_TESTS),$(T)),)
 $(error T=$(T): no test has this name; ls test/test_* shows them, and there is dev/kernels)
 endif
 ONE_TEST := $(filter %/test/$(T),$(if $(T),$(TEST_PROGRAMS)))
-SCRIPTS_NEED := $(TRAINERS) compare build/c/dev/paper/report build/c/test/damage $(ERRORS)
+SCRIPTS_NEED := $(TRAINERS) compare build/c/dev/paper/report build/c/test/damage $(ERRORS) $(FAULTS)
 ifeq ($(T),)
 TEST_NEEDS := $(SCRIPTS_NEED) test-programs
 else
@@ -204,7 +210,8 @@ paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
 tables: build/c/dev/paper/report   ## develop: writes the tables in the documents anew from their CSV files
-	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md dev/paper/README.md
+	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md \
+	    dev/paper/README.md doc/faults.md
 
 gpu-check:                         ## gpu: all checks in stages, STAGE=build|tests|compare|sanitizer|bench|kernels
 	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)
@@ -228,6 +235,11 @@ sanitize:                          ## develop: all tests under AddressSanitizer 
 
 fuzz:                              ## develop: a short deterministic fuzz of every file reader
 	@sh test/fuzz.sh
+
+faults: train_mlp train_gpt_style $(FAULTS) ## develop: every fault at every file operation of a run, and its table
+	@mkdir -p test/results
+	@$(FAULTS:%.so=--all --csv test/results/faults.csv %.so) ./train_mlp ./train_gpt_style
+	@sh dev/tables.sh doc/faults.md
 
 clean:                             ## use: removes build/ and out/, keeps data/
 	rm -rf build out train_mlp train_cnn train_gpt_style

@@ -76,6 +76,10 @@ run test_gpu_check sh test/test_gpu_check.sh
 run test_train_mlp sh test/test_train_mlp.sh "$device/train_mlp" "$host/dev/compare"
 run test_train_cnn sh test/test_train_cnn.sh "$device/train_cnn" "$host/dev/compare"
 run test_train_gpt_style sh test/test_train_gpt_style.sh "$host/train_gpt_style" "$host/dev/compare"
+# What a process loses does not depend on the device: on a GPU the trainer that needs none is enough, and starts faster.
+case $device in *cpu) mlp=$device/train_mlp ;; *) mlp= ;; esac
+# shellcheck disable=SC2086
+run test_faults "$host/test/faults" "$host/test/fault_lib.so" $mlp "$host/train_gpt_style"
 case $device in *cpu) run test_cuda_cpu_errors sh test/test_cuda_cpu_errors.sh build/errors ;; esac
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ] && [ $passed -gt 0 ]
