@@ -98,11 +98,11 @@
 //
 // 4. diag(G)
 //     g_i = sum over paths p through i of (Phi_p / theta_i)^2. Phi_p is the product of the
-//     parameters along path p. There are three ways to provide g: - nothing. If no tensor carries
-//     it, rescale_run computes it by one squared forward and backward
-//       pass of one sample. The tensors must then be a sequential fully connected net in order (W1,
-//       b1, gamma1, beta1, W2, ...). Any other net is refused, also one with shared groups or with
-//       flags that turn a side round: give its diag(G);
+//     parameters along path p. There are three ways to provide g:
+//     - nothing. If no tensor carries it, rescale_run computes it by one squared forward and
+//       backward pass of one sample. The tensors must then be a sequential fully connected net in
+//       order (W1, b1, gamma1, beta1, W2, ...). Any other net is refused, also one with shared
+//       groups or with flags that turn a side round: give its diag(G);
 //     - g, the full array [n_out][n_in][kernel], in the same memory as the tensor. Square all
 //       parameters, feed an input of ones and sum the outputs: g is the gradient of this sum with
 //       respect to the squared parameters. If it leaves the range of the type, multiply the input
@@ -110,8 +110,7 @@
 //       of a weight is then the product of both constants; the reference of a bias is the second
 //       alone;
 //     - g_out[n_out] and g_in[n_in * kernel], host vectors with g = g_out (x) g_in, the outer
-//     product.
-//       A fully connected layer has rank one.
+//       product. A fully connected layer has rank one.
 //
 // 5. OPTIONS AND REPORT
 //     Every field of the structures in section A has a comment. rescale_default_options() fills in
@@ -156,8 +155,8 @@
 //     (5) Newton step. Solve (A - q q^T) y = -gradient / p. Units that cannot move are left out.
 //     (6) Woodbury. If each two-sided tensor has rank one (e_hk = p_h q_k), then
 //             A - q q^T = Delta + V K V^T,     Delta = diag(O + I) / S,
-//         V has the columns p and q of each such tensor, scaled, and last q_h of (4). K is [0 s; s
-//         0] for each pair, with the sign s of (4), and -1 for the last column. The inverse is
+//         V has the columns p and q of each such tensor, scaled, and last q_h of (4). K is
+//         [0 s; s 0] for each pair, with the sign s of (4), and -1 for the last column. Then
 //             (Delta + V K V^T)^-1 = Delta^-1 - Delta^-1 V (K^-1 + V^T Delta^-1 V)^-1 V^T Delta^-1.
 //     (7) Galerkin step on group means. P[h][g] is 1 if unit h is in group g and free, otherwise 0.
 //         Move along P y:  (P^T (A - q q^T) P) y = -P^T gradient / p, one unknown for each group.
