@@ -59,7 +59,8 @@ CU_BENCH := $(patsubst dev/bench/%.cu,%,$(wildcard dev/bench/bench_*.cu))
 KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 
 TRAINERS := train_mlp train_cnn train_gpt_style
-.PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz faults lint nvcc-check gpu-check
+.PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz faults lint nvcc-check
+.PHONY: gpu-check
 .PHONY: kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized
 .PHONY: bench bench-programs tables paper-report
 

@@ -477,9 +477,9 @@ static inline int64_t log_row_step(const char *line) {
 }
 
 // Copies the rows up to resume_step of an earlier log. A last line without its end of line was cut off when the run
-// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR LF,
-// as an editor may have left them. *evaluated: see log_csv. A row of split "train" at resume_step without one of split
-// "test" after it is half of an evaluation and is dropped: the resumed run evaluates anew.
+// was killed and is dropped; any other line that is not a row is an error, as is another header. Lines may end in CR
+// LF, as an editor may have left them. *evaluated: see log_csv. A row of split "train" at resume_step without one of
+// split "test" after it is half of an evaluation and is dropped: the resumed run evaluates anew.
 static inline int log_copy_rows(FILE *from, FILE *to, const char *path, int64_t resume_step, int64_t *evaluated,
                                 char *err, size_t err_size) {
     char line[1024], half[1024] = "";

@@ -3,9 +3,9 @@
 #
 # A data set is complete when every file in its rows of table() is there with the right SHA-256. What is missing is
 # taken from the first source that has it: a packed copy beside it, a folder on this machine, a system package, a
-# download. A file is downloaded, unpacked and checked in a new folder DIR/NAME/.tmp.PID.* of this user alone, and only then
-# renamed: a name never stands for half a file, and nothing is written through a link that somebody has put in its place. A
-# download that was cut off stays as DIR/NAME/.part.* and is continued by the next run.
+# download. A file is downloaded, unpacked and checked in a new folder DIR/NAME/.tmp.PID.* of this user alone, and only
+# then renamed: a name never stands for half a file, and nothing is written through a link that somebody has put in its
+# place. A download that was cut off stays as DIR/NAME/.part.* and is continued by the next run.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 usage() {
     cat <<'END'
@@ -82,8 +82,8 @@ keep_parts() {
     done
 }
 
-# take_part PART: the download $tmp/PART begins with what an earlier run has left of it in $dest. It is copied, for that file
-# may have other names; a link is dropped.
+# take_part PART: the download $tmp/PART begins with what an earlier run has left of it in $dest. It is copied, for that
+# file may have other names; a link is dropped.
 take_part() {
     if [ ! -L "$dest/$1" ] && [ ! -e "$dest/$1" ]; then return 0; fi
     mv -f "$dest/$1" "$tmp/left"

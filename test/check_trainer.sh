@@ -1,15 +1,19 @@
-# check_trainer.sh -- what the shell tests of trainers share, beside check.sh. A test `test_train_X.sh TRAINER [COMPARE]` sources it:
+# check_trainer.sh -- what the shell tests of trainers share, beside check.sh. A test `test_train_X.sh TRAINER
+# [COMPARE]` sources it:
 #
 #     . "$(dirname -- "$0")/check_trainer.sh"
 #
 #     $trainer, $program, $compare    the program under test, its name, and dev/compare or nothing
-#     $root, $work, $damage           the project, a temporary folder, the program of test/damage.c (built where there is none)
+#     $root, $work, $damage           the project, a temporary folder, the program of test/damage.c (built where there
+#                                     is none)
 #     run ARGUMENTS                   runs the trainer: $work/out, $work/err, $status
 #     ok WHAT ARGUMENTS               a run that ends well and has nothing to complain about
-#     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in it
+#     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in
+#                                     it
 #     says TEXT, complains TEXT       stdout, stderr of the last run has the text
-# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared, no_room, no_gpu,
-# interrupted, again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except where threads are what is compared.
+# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared,
+# no_room, no_gpu, interrupted, again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except
+# where threads are what is compared.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
     echo "usage: sh $0 TRAINER [COMPARE]" >&2
@@ -26,7 +30,8 @@ unset CUDA_CPU_ORDER
 says() { grep -q -F -e "$1" "$work/out"; }
 complains() { grep -q -F -e "$1" "$work/err"; }
 silent() { [ ! -s "$work/out" ] && [ ! -s "$work/err" ]; }
-near() { awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b) && -d <= t * (b < 0 ? -b : b)) }'; }
+near() { awk -v a="$1" -v b="$2" -v t="$3" \
+    'BEGIN { d = a - b; exit !(a != "" && b != "" && d <= t * (b < 0 ? -b : b) && -d <= t * (b < 0 ? -b : b)) }'; }
 less() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 <= b + 0) }'; }
 
 run() {
@@ -47,7 +52,8 @@ refuses() {
     check "exit $want and one line with '$text', not $status: $*" one_line
 }
 one_line() {
-    [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q "^$program: " "$work/err" && complains "$text" && [ ! -s "$work/out" ]
+    [ "$status" -eq "$want" ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q "^$program: " "$work/err" &&
+        complains "$text" && [ ! -s "$work/out" ]
 }
 # same_tensors A B: two weight or state files have the same tensors, apart from those that name the run.
 same_tensors() { "$damage" same "$1" "$2" >>"$work/out" 2>>"$work/err"; }
@@ -80,7 +86,8 @@ same_log() {
 : >"$work/out"
 : >"$work/err"
 damage=$root/build/c/test/damage
-if [ ! -x "$damage" ] || [ -n "$(find "$root/test" -name 'damage.c' -newer "$damage" -o -name 'ref_*.h' -newer "$damage")" ]; then
+if [ ! -x "$damage" ] || [ -n \
+    "$(find "$root/test" -name 'damage.c' -newer "$damage" -o -name 'ref_*.h' -newer "$damage")" ]; then
     damage=$work/damage
     if ! ${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 -I"$root/test" -o "$damage" "$root/test/damage.c" -lm; then
         echo "FAIL cannot build test/damage.c"
@@ -101,7 +108,8 @@ helps() {
     check '--help: one-cycle is the one without cycling momentum' says 'OneCycleLR(max_lr=LR, cycle_momentum=False)'
     check '--help: at most 100 columns' eval '[ -z "$(sed -n "/^.\{101\}/p" "$work/out")" ]'
     run --version
-    check '--version: exit 0, one line on stdout' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
+    check '--version: exit 0, one line on stdout' eval \
+        '[ $status -eq 0 ] && [ ! -s "$work/err" ] && [ "$(wc -l <"$work/out")" -eq 1 ]'
 }
 
 # bad_options ARGUMENTS: usage errors of the options that all trainers have, after arguments that are fine.
@@ -157,14 +165,15 @@ bad_options() {
     fi
 }
 
-# bad_outputs ARGUMENTS: files that cannot be written, found before the first step of a run that would never end; folders that are made;
-# standard output and messages.
+# bad_outputs ARGUMENTS: files that cannot be written, found before the first step of a run that would never end;
+# folders that are made; standard output and messages.
 bad_outputs() {
     refuses 1 "$work/old/logs" "$@" --steps 100000000 --log-dir "$work/old/logs"
     refuses 1 "$work/old" "$@" --steps 100000000 --report "$work/old/r.json"
     refuses 1 "$work/old" "$@" --steps 100000000 --save "$work/old/w"
     check 'the older file is as it was' is "$(cat "$work/old")" 'an older file'
-    ok 'folders of --save and --report are made' "$@" --steps 0 --quiet --save "$work/made/a/w" --report "$work/made/b/r.json"
+    ok 'folders of --save and --report are made' "$@" --steps 0 --quiet --save "$work/made/a/w" --report \
+        "$work/made/b/r.json"
     check '--save and --report: the files' eval '[ -s "$work/made/a/w" ] && [ -s "$work/made/b/r.json" ]'
     output_lost "$@"
     clean_messages "$@"
@@ -176,15 +185,16 @@ bad_outputs() {
     check '--save does not replace a pipe or a device' test -p "$work/pipe"
 }
 
-# full_disk_works ARGUMENTS: without room a run that saves nothing must work. Where it does not because a GPU's driver needs files
-# of its own, the status is 1, and this is said as a skipped check.
+# full_disk_works ARGUMENTS: without room a run that saves nothing must work. Where it does not because a GPU's driver
+# needs files of its own, the status is 1, and this is said as a skipped check.
 full_disk_works() {
     run "$@" --steps 0
     on_cpu=1
     says 'CPU, ' || on_cpu=0
     full_disk "$trainer" --quiet "$@" --steps 0 >"$work/out" 2>"$work/err"
     status=$?
-    [ $status -eq 0 ] || [ $on_cpu -eq 1 ] || { skip "full disk: the driver needs files of its own: $(tail -n 1 "$work/err")" && return 1; }
+    [ $status -eq 0 ] || [ $on_cpu -eq 1 ] || { skip \
+        "full disk: the driver needs files of its own: $(tail -n 1 "$work/err")" && return 1; }
     check 'no room: a run that saves nothing works' is $status 0
 }
 
@@ -202,7 +212,8 @@ output_lost() {
     if [ -c /dev/full ]; then
         "$trainer" "$@" --steps 0 >/dev/full 2>"$work/err"
         check 'standard output on a full disk: exit 1' is $? 1
-        check 'standard output on a full disk: one line' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "cannot write to standard output"'
+        check 'standard output on a full disk: one line' eval \
+            '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "cannot write to standard output"'
         "$trainer" --help >/dev/full 2>"$work/err"
         check '--help on a full disk: exit 1' is $? 1
     else
@@ -210,7 +221,8 @@ output_lost() {
     fi
     "$trainer" "$@" --steps 3 --log-dir "$work/closed" >&- 2>"$work/err"
     check 'standard output closed: exit 1' is $? 1
-    check 'standard output closed: the log holds rows alone' is "$(grep -c -v -E '^(step|[0-9]+),' "$work/closed/log.csv")" 0
+    check 'standard output closed: the log holds rows alone' is \
+        "$(grep -c -v -E '^(step|[0-9]+),' "$work/closed/log.csv")" 0
     "$trainer" "$@" --steps 3 --quiet >&- 2>"$work/err"
     check 'standard output closed, and not used: exit 0' is $? 0
 }
@@ -220,11 +232,13 @@ clean_messages() {
     odd=$(printf '%s/\033[31m\302\233red' "$work")
     for option in --load --resume --data; do
         run "$@" "$option" "$odd"
-        check "$option with an escape code: the message has none" eval '[ $status -ne 0 ] && complains "?[31m?red" && [ "$(tr -d "\n -~" <"$work/err" | wc -c)" -eq 0 ]'
+        check "$option with an escape code: the message has none" eval \
+            '[ $status -ne 0 ] && complains "?[31m?red" && [ "$(tr -d "\n -~" <"$work/err" | wc -c)" -eq 0 ]'
     done
     ok 'a log folder with an escape code' "$@" --steps 1 --log-dir "$odd"
     run "$@" --steps 1 --resume "$odd"
-    check 'resumed there: no escape code is printed' eval '[ $status -eq 0 ] && says "?[31m?red" && ! grep -q "$(printf "\033")" "$work/out"'
+    check 'resumed there: no escape code is printed' eval \
+        '[ $status -eq 0 ] && says "?[31m?red" && ! grep -q "$(printf "\033")" "$work/out"'
 }
 
 # one_owner ARGUMENTS: runs that race for a folder. One gets it, the others say so and leave it alone.
@@ -248,17 +262,19 @@ race() {
     for k in 1 2 3 4; do
         case $(cat "$work/race.$k") in
         0) won=$((won + 1)) ;;
-        1) [ "$(wc -l <"$work/race.$k.err")" -eq 1 ] && grep -q -e 'another run is writing there' -e 'holds a run' "$work/race.$k.err" || odd=$((odd + 1)) ;;
+        1) [ "$(wc -l <"$work/race.$k.err")" -eq 1 ] && grep -q -e 'another run is writing there' -e 'holds a run' \
+            "$work/race.$k.err" || odd=$((odd + 1)) ;;
         *) odd=$((odd + 1)) ;;
         esac
     done
-    if [ "$way" ]; then check 'a race to overwrite: somebody wins' test $won -ge 1; else check 'a race: one wins' is $won 1; fi
+    if [ "$way" ]; then check 'a race to overwrite: somebody wins' test $won -ge 1; \
+        else check 'a race: one wins' is $won 1; fi
     check "a race $way: the others say why" is $odd 0
     check "a race $way: the log has each step once" is "$(grep -c ',step,' "$work/race$round/log.csv")" 20
 }
 
-# out_of_memory FROM TO STEP ARGUMENTS: with less and less address space (in KiB) a run ends well or with one line and exit 1, never by
-# a signal and never as a usage error.
+# out_of_memory FROM TO STEP ARGUMENTS: with less and less address space (in KiB) a run ends well or with one line and
+# exit 1, never by a signal and never as a usage error.
 out_of_memory() {
     room=$1 least=$2 less=$3 refused=0
     shift 3
@@ -267,13 +283,15 @@ out_of_memory() {
         status=$?
         [ $status -eq 127 ] && break # the system's loader found no room
         [ $status -eq 0 ] || refused=$((refused + 1))
-        check "$room KiB of memory: exit 0, or 1 and one line, not $status" eval '[ $status -eq 0 ] || { [ $status -eq 1 ] && [ "$(wc -l <"$work/err")" -eq 1 ]; }'
+        check "$room KiB of memory: exit 0, or 1 and one line, not $status" eval \
+            '[ $status -eq 0 ] || { [ $status -eq 1 ] && [ "$(wc -l <"$work/err")" -eq 1 ]; }'
         room=$((room - less))
     done
     check 'memory was short at least once' test $refused -gt 0
 }
 
-# no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so once.
+# no_room WHAT FILE ARGUMENTS: with room for one kilobyte, FILE cannot be written, keeps its old content, and says so
+# once.
 no_room() {
     label=$1 file=$2
     shift 2
@@ -289,8 +307,10 @@ no_room() {
 # reports FILE: a report has every key, and is JSON.
 reports() {
     report=$1
-    for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve seconds_apply \
-        max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss final_test_loss \
+    for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve \
+        seconds_apply \
+        max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss \
+            final_test_loss \
         final_test_accuracy rescalings samples_per_second device threads version; do
         check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$report")" 1
     done
@@ -309,14 +329,16 @@ compared() {
     check 'the comparison reads the log' is $? 0
 }
 
-# interrupted SIGNAL EXPECTED NAME OPTIONS: a run of $long that never ends by itself is interrupted where it happens to be, resumed up
-# to 100 steps later, and compared with a run that went there directly. $rows: rows of its log to wait for.
+# interrupted SIGNAL EXPECTED NAME OPTIONS: a run of $long that never ends by itself is interrupted where it happens to
+# be, resumed up to 100 steps later, and compared with a run that went there directly. $rows: rows of its log to wait
+# for.
 interrupted() {
     signal=$1 expected=$2 name=$3
     shift 3
     dir=$work/$name-$signal
     # shellcheck disable=SC2086
-    "$damage" signal "$signal" "$dir/log.csv" "${rows:-400}" "$trainer" $long "$@" --steps 100000000 --checkpoint-every 70steps --log-dir "$dir" \
+    "$damage" signal "$signal" "$dir/log.csv" "${rows:-400}" "$trainer" $long "$@" --steps 100000000 \
+        --checkpoint-every 70steps --log-dir "$dir" \
         --save "$dir.partial" >"$work/out" 2>"$work/err"
     check "$name, SIG$signal: exit $expected" is $? "$expected"
     if [ "$signal" = KILL ]; then
@@ -324,24 +346,28 @@ interrupted() {
         step=$(newest "$dir")
     else
         step=$(last_step "$dir")
-        check "$name, SIG$signal: one line says where" eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
+        check "$name, SIG$signal: one line says where" eval \
+            '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "interrupted after step $step; continue with --resume $dir"'
         check "$name, SIG$signal: the step is finished and saved" is "$(newest "$dir")" "$step"
-        check "$name, SIG$signal: --save has the weights so far" same_tensors "$dir.partial" "$dir/checkpoint-$step/model.safetensors"
+        check "$name, SIG$signal: --save has the weights so far" same_tensors "$dir.partial" \
+            "$dir/checkpoint-$step/model.safetensors"
     fi
     end=$((step + 100))
     # shellcheck disable=SC2086
     run $long "$@" --steps $end --checkpoint-every 70steps --resume "$dir" --save "$dir.resumed"
     check "$name, SIG$signal: resumed" eval '[ $status -eq 0 ] && { [ ! -s "$work/err" ] || complains "skipping"; }'
     # shellcheck disable=SC2086
-    ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir "$dir-direct" --save "$dir.direct"
+    ok "$name, SIG$signal: without interruption" $long "$@" --steps $end --checkpoint-every 70steps --log-dir \
+        "$dir-direct" --save "$dir.direct"
     check "$name, SIG$signal: the same weights bit for bit" same "$dir.resumed" "$dir.direct"
     check "$name, SIG$signal: the same log" same_log "$dir" "$dir-direct"
-    check "$name, SIG$signal: the same optimizer state" same_tensors "$dir/checkpoint-$end/state.safetensors" "$dir-direct/checkpoint-$end/state.safetensors"
+    check "$name, SIG$signal: the same optimizer state" same_tensors "$dir/checkpoint-$end/state.safetensors" \
+        "$dir-direct/checkpoint-$end/state.safetensors"
     rm -rf "$dir-direct"
 }
 
-# damaged_checkpoints: a run of 100 steps ($full) keeps the checkpoints of 60 and 100 steps. With the later one damaged in some way, the
-# earlier one leads to the same end. $work/again is left as the run ended.
+# damaged_checkpoints: a run of 100 steps ($full) keeps the checkpoints of 60 and 100 steps. With the later one damaged
+# in some way, the earlier one leads to the same end. $work/again is left as the run ended.
 damaged_checkpoints() {
     # shellcheck disable=SC2086
     ok 'a whole run' $full --log-dir "$work/whole" --checkpoint-every 60steps --save "$work/whole.w"
@@ -365,28 +391,37 @@ damaged_checkpoints() {
     again 'newest checkpoint, weights of another step' 1
     mv "$last" "$work/again/checkpoint-101"
     run --resume "$work/again"
-    check 'a checkpoint under another number: skipped' complains "checkpoint-101/state.safetensors: expected step 101 as in the folder's name, found 100"
+    check 'a checkpoint under another number: skipped' complains \
+        "checkpoint-101/state.safetensors: expected step 101 as in the folder's name, found 100"
     continued
 }
-# continued: the run of damaged_checkpoints goes on by its folder alone, with the stored options; what is asked beside has to fit it.
+# continued: the run of damaged_checkpoints goes on by its folder alone, with the stored options; what is asked beside
+# has to fit it.
 continued() {
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
     rm -r "$last" "$work/whole.w"
     run --resume "$work/again"
-    check '--resume alone: exit 0, nothing on stderr' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "resumed from $work/again/checkpoint-60"'
-    check '--resume alone: the same weights, under the stored --save' same_tensors "$work/whole.w" "$work/whole/checkpoint-100/model.safetensors"
-    check '--resume alone: the same state' same_tensors "$last/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"
+    check '--resume alone: exit 0, nothing on stderr' eval \
+        '[ $status -eq 0 ] && [ ! -s "$work/err" ] && says "resumed from $work/again/checkpoint-60"'
+    check '--resume alone: the same weights, under the stored --save' same_tensors "$work/whole.w" \
+        "$work/whole/checkpoint-100/model.safetensors"
+    check '--resume alone: the same state' same_tensors "$last/state.safetensors" \
+        "$work/whole/checkpoint-100/state.safetensors"
     check '--resume alone: the same log' same_log "$work/again" "$work/whole"
     cp "$work/again/log.csv" "$work/log.before"
     run --resume "$work/again" --report "$work/again.json"
-    check 'a finished run: says that nothing is left' eval '[ $status -eq 0 ] && says "nothing is left to train: all 100 steps are done"'
+    check 'a finished run: says that nothing is left' eval \
+        '[ $status -eq 0 ] && says "nothing is left to train: all 100 steps are done"'
     check 'a finished run: no row is added' same "$work/again/log.csv" "$work/log.before"
-    check 'the report has the command line' eval 'grep -q "\"command\": \".*--resume $work/again --report" "$work/again.json"'
-    check 'the report has every option' is "$(sed -n 's/^    "--\([a-z0-9-]*\)": .*/\1/p' "$work/again.json")" "$(grep -v -x -e help -e version "$work/options")"
+    check 'the report has the command line' eval \
+        'grep -q "\"command\": \".*--resume $work/again --report" "$work/again.json"'
+    check 'the report has every option' is "$(sed -n 's/^    "--\([a-z0-9-]*\)": .*/\1/p' "$work/again.json")" \
+        "$(grep -v -x -e help -e version "$work/options")"
     refuses 1 'beyond the 20 steps' --resume "$work/again" --steps 20
     run --resume "$work/again" --steps 105 --lr 0.0009 --resume-changes steps
-    check 'other options are told, a line each' eval '[ $status -eq 0 ] && [ "$(wc -l <"$work/err")" -eq 2 ] && complains "note: --lr was "'
+    check 'other options are told, a line each' eval \
+        '[ $status -eq 0 ] && [ "$(wc -l <"$work/err")" -eq 2 ] && complains "note: --lr was "'
     refuses 2 "got 'nonsense'" --resume "$work/again" --resume-changes nonsense
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
@@ -394,7 +429,8 @@ continued() {
     mv "$work/again" "$work/moved"
     rm -r "$work/moved/checkpoint-100"
     run --resume "$work/moved"
-    check '--resume of a folder that was moved' eval '[ $status -eq 0 ] && same_tensors "$work/moved/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+    check '--resume of a folder that was moved' eval \
+        '[ $status -eq 0 ] && same_tensors "$work/moved/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
 }
@@ -403,10 +439,12 @@ again() {
     # shellcheck disable=SC2086
     run $full --resume "$work/again" --checkpoint-every 60steps --save "$work/again.w"
     check "$1: resumed" is $status 0
-    check "$1: one note on the checkpoint that is skipped" eval '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
+    check "$1: one note on the checkpoint that is skipped" eval \
+        '[ "$(wc -l <"$work/err")" -eq '"$2"' ] && { [ '"$2"' -eq 0 ] || complains checkpoint-100/; }'
     check "$1: the same weights" same "$work/again.w" "$work/whole.w"
     check "$1: the same log" same_log "$work/again" "$work/whole"
-    check "$1: the checkpoints are whole again" same_tensors "$work/again/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"
+    check "$1: the checkpoints are whole again" same_tensors "$work/again/checkpoint-100/state.safetensors" \
+        "$work/whole/checkpoint-100/state.safetensors"
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
 }

@@ -69,7 +69,7 @@ static int same_text(const char *what, const char *got, const char *want) {
     return CHECK(ok, what);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Command line
 
 static double lr = 0.1, beta = 0.9, bound = 0, target = 0;
@@ -121,8 +121,8 @@ static void child_parse(void *argument) {
         return;
     }
     cli_parse("train_mlp", "Trains an MLP.", "1.2.3", options, N_OPTIONS, a->argc, a->argv);
-    printf("lr %g momentum %g bound %g target %g epochs %d seed %lld bias %d quiet %d init %d save %s data %s layers", lr,
-           beta, bound, target, epochs, (long long)seed, bias, quiet, init, save ? save : "-", data);
+    printf("lr %g momentum %g bound %g target %g epochs %d seed %lld bias %d quiet %d init %d save %s data %s layers",
+           lr, beta, bound, target, epochs, (long long)seed, bias, quiet, init, save ? save : "-", data);
     for (int i = 0; i < layers.n; i++) printf(" %d", layers.v[i]);
     printf(" every %lld %d given", (long long)every.n, every.unit);
     for (int i = 0; i < N_OPTIONS; i++) {
@@ -163,8 +163,9 @@ static void accepted(const char *line, const char *part) {
 }
 
 static void test_values(void) {
-    accepted("", "lr 0.1 momentum 0.9 bound 0 target 0 epochs 20 seed 1 bias 1 quiet 0 init 0 save - data fashion-mnist "
-                 "layers 784 512 10 every 0 0 given");
+    accepted("",
+             "lr 0.1 momentum 0.9 bound 0 target 0 epochs 20 seed 1 bias 1 quiet 0 init 0 save - data fashion-mnist "
+             "layers 784 512 10 every 0 0 given");
     accepted("--lr 0.5 --epochs=3 --no-bias --quiet", "epochs 3 seed 1 bias 0 quiet 1");
     accepted("--lr=1e-3", "lr 0.001 ");
     accepted("--lr .5", "lr 0.5 ");
@@ -242,17 +243,24 @@ static void test_refusals(void) {
     refused("--seed 9223372036854775808",
             "--seed: expected an integer between 0 and 9223372036854775807, got '9223372036854775808'");
     refused("--init xavier", "--init: expected one of kaiming-uniform, kaiming-normal, got 'xavier'");
-    refused("--init kaiming", "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming', did you mean kaiming-uniform?");
-    refused("--init kaiming-nromal",
-            "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming-nromal', did you mean kaiming-normal?");
+    refused("--init kaiming",
+            "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming', did you mean kaiming-uniform?");
+    refused(
+        "--init kaiming-nromal",
+        "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming-nromal', did you mean kaiming-normal?");
     refused("--init=", "--init: expected one of kaiming-uniform, kaiming-normal, got ''");
-    refused("--layers 784,,10", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,,10'");
-    refused("--layers 784,10,", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,10,'");
-    refused("--layers 784,0", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,0'");
+    refused("--layers 784,,10",
+            "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,,10'");
+    refused("--layers 784,10,",
+            "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,10,'");
+    refused("--layers 784,0",
+            "--layers: expected a comma-separated list of integers between 1 and 1000000, got '784,0'");
     refused("--layers \"\"", "--layers: expected a comma-separated list of integers between 1 and 1000000, got ''");
     refused("--layers 5x", "--layers: expected a comma-separated list of integers between 1 and 1000000, got '5x'");
-    refused("--rescale-every 100", "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got '100'");
-    refused("--rescale-every steps", "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got 'steps'");
+    refused("--rescale-every 100",
+            "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got '100'");
+    refused("--rescale-every steps",
+            "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got 'steps'");
     refused("--rescale-every -1steps",
             "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got '-1steps'");
     refused("--rescale-every 99999999999999999999steps", "--rescale-every: expected a count with its unit (100steps, "
@@ -344,7 +352,8 @@ static void test_rest(void) {
     run_cli("--quiet", 1);
     same_text("too few", err_text, "compare: expected at least 1 argument: NAME=DIR ... (see --help)\n");
     run_cli("a b c d", 1);
-    same_text("too many", err_text, "compare: expected at most 3 arguments (NAME=DIR ...), 'd' is one more (see --help)\n");
+    same_text("too many", err_text,
+              "compare: expected at most 3 arguments (NAME=DIR ...), 'd' is one more (see --help)\n");
     CHECK(run_cli("--help", 1) == 0 && !strncmp(out_text, "Usage: compare [--option value ...] NAME=DIR ...\n", 48),
           "help names the arguments");
 }
@@ -391,28 +400,39 @@ static void test_cli_rest_of_api(void) {
     same_text("number", text, "0.3333333333333333");
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // CSV log
 
 // Values as words of a command line, and back through another table.
 static void test_stored(void) {
-    static const char *const want[] = {"--name=a b=c", "--list=3,-4", "--word=y", "--no-thing", "--x=0.10000000000000001", "--big=9007199254740993",
-                                       "--every=2epochs", "--on"};
+    static const char *const want[] = {
+        "--name=a b=c",           "--list=3,-4",     "--word=y", "--no-thing", "--x=0.10000000000000001",
+        "--big=9007199254740993", "--every=2epochs", "--on"};
     const char *name = "a b=c", *none = NULL, *name2 = NULL, *none2 = NULL;
     cli_ints list = {2, {3, -4}}, list2 = {0, {0}}, empty = {0, {0}};
     int word = 1, word2 = 0, thing = 0, thing2 = 1, steps = -1, steps2 = 7, on = 1, on2 = 0, off = 0;
     double x = 0.1, x2 = 5, unknown = NAN;
     int64_t big = INT64_C(9007199254740993), big2 = 0;
     cli_every every = {2, CLI_EPOCHS}, every2 = {0, CLI_STEPS};
-    cli_option from[] = {CLI_GROUP("G"), CLI_STRING("name", &name, "S", ""), CLI_STRING("none", &none, "S", ""),
-                         CLI_INTS("list", &list, "N", -9, 9, ""), CLI_INTS("empty", &empty, "N", 0, 9, ""), CLI_CHOICE("word", &word, "x|y|z", ""),
-                         CLI_NO_FLAG("no-thing", &thing, ""), CLI_INT("steps", &steps, "N", 0, 9, ""), CLI_DOUBLE("x", &x, "X", 0, 1, 0, ""),
-                         CLI_DOUBLE("unknown", &unknown, "X", 0, 1, 0, ""), CLI_INT64("big", &big, "N", 0, CLI_NO_MAX, ""),
-                         CLI_EVERY("every", &every, ""), CLI_FLAG("on", &on, ""), CLI_FLAG("off", &off, "")};
-    cli_option to[] = {CLI_STRING("name", &name2, "S", ""), CLI_STRING("none", &none2, "S", ""), CLI_INTS("list", &list2, "N", -9, 9, ""),
-                       CLI_CHOICE("word", &word2, "x|y|z", ""), CLI_NO_FLAG("no-thing", &thing2, ""), CLI_INT("steps", &steps2, "N", 0, 9, ""),
-                       CLI_DOUBLE("x", &x2, "X", 0, 9, 0, ""), CLI_INT64("big", &big2, "N", 0, CLI_NO_MAX, ""), CLI_EVERY("every", &every2, ""),
-                       CLI_FLAG("on", &on2, "")};
+    cli_option from[] = {CLI_GROUP("G"),
+                         CLI_STRING("name", &name, "S", ""),
+                         CLI_STRING("none", &none, "S", ""),
+                         CLI_INTS("list", &list, "N", -9, 9, ""),
+                         CLI_INTS("empty", &empty, "N", 0, 9, ""),
+                         CLI_CHOICE("word", &word, "x|y|z", ""),
+                         CLI_NO_FLAG("no-thing", &thing, ""),
+                         CLI_INT("steps", &steps, "N", 0, 9, ""),
+                         CLI_DOUBLE("x", &x, "X", 0, 1, 0, ""),
+                         CLI_DOUBLE("unknown", &unknown, "X", 0, 1, 0, ""),
+                         CLI_INT64("big", &big, "N", 0, CLI_NO_MAX, ""),
+                         CLI_EVERY("every", &every, ""),
+                         CLI_FLAG("on", &on, ""),
+                         CLI_FLAG("off", &off, "")};
+    cli_option to[] = {CLI_STRING("name", &name2, "S", ""),      CLI_STRING("none", &none2, "S", ""),
+                       CLI_INTS("list", &list2, "N", -9, 9, ""), CLI_CHOICE("word", &word2, "x|y|z", ""),
+                       CLI_NO_FLAG("no-thing", &thing2, ""),     CLI_INT("steps", &steps2, "N", 0, 9, ""),
+                       CLI_DOUBLE("x", &x2, "X", 0, 9, 0, ""),   CLI_INT64("big", &big2, "N", 0, CLI_NO_MAX, ""),
+                       CLI_EVERY("every", &every2, ""),          CLI_FLAG("on", &on2, "")};
     enum { N_FROM = sizeof from / sizeof *from, N_TO = sizeof to / sizeof *to };
     char words[N_FROM][64], err[512];
     int n = 0;
@@ -428,12 +448,15 @@ static void test_stored(void) {
         n++;
     }
     CHECK(n == 8, "what is not set is not stored");
-    CHECK(name2 && !strcmp(name2, name) && !none2 && list2.n == 2 && list2.v[1] == -4 && word2 == 1 && thing2 == 0 && steps2 == 7 && big2 == big &&
-              every2.n == 2 && every2.unit == CLI_EPOCHS && on2 == 1, "values come back");
+    CHECK(name2 && !strcmp(name2, name) && !none2 && list2.n == 2 && list2.v[1] == -4 && word2 == 1 && thing2 == 0 &&
+              steps2 == 7 && big2 == big && every2.n == 2 && every2.unit == CLI_EPOCHS && on2 == 1,
+          "values come back");
     CHECK(x2 == 5 && to[6].given == CLI_TYPED, "the command line comes first");
-    CHECK(cli_given(to, N_TO, "list") == CLI_STORED && cli_given(to, N_TO, "steps") == 0, "stored ones are known as such");
+    CHECK(cli_given(to, N_TO, "list") == CLI_STORED && cli_given(to, N_TO, "steps") == 0,
+          "stored ones are known as such");
     static const char *const bad[] = {"--nonsense=1", "--steps=99", "--word=w", "--on=1", "--steps", "steps=1", ""};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(cli_restore(to, N_TO, bad[i], err, sizeof err) == CLI_ERROR && err[0], "refused");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(cli_restore(to, N_TO, bad[i], err, sizeof err) == CLI_ERROR && err[0], "refused");
 }
 
 static void test_csv(void) {
@@ -491,11 +514,13 @@ static void test_csv(void) {
     CHECK(access(in_dir("a/b/c/log.csv.tmp"), F_OK) != 0, "no temporary file is left");
 
     // An editor on another system left CR LF.
-    write_text(csv, LOG_CSV_HEADER "\r\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\r\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/a\r\n11,1.1,step,1,n/a,n/a,n/a,n/a,n/a\r\n");
+    write_text(csv, LOG_CSV_HEADER "\r\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\r\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/"
+                                   "a\r\n11,1.1,step,1,n/a,n/a,n/a,n/a,n/a\r\n");
     CHECK(log_open(&log, long_dir, 10, err, sizeof err) == 0 && log.evaluated == 10, "a log with CR LF");
     log_close(&log, err, sizeof err);
     slurp(csv, text, sizeof text);
-    same_text("CR LF is read", text, LOG_CSV_HEADER "\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/a\n");
+    same_text("CR LF is read", text,
+              LOG_CSV_HEADER "\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/a\n");
 
     // A row that is complete but for its end of line was cut off too.
     write_text(csv, LOG_CSV_HEADER "\n1,1,train,0.5,n/a,n/a,n/a,n/a,n/a\n2,2,train,0.25,n/a,n/a,n/a,n/a,12");
@@ -533,8 +558,9 @@ static void test_csv(void) {
     for (int i = 0; i < 4; i++) {
         write_text(csv, bad[i]);
         CHECK(log_open(&log, long_dir, 5, err, sizeof err) == -1, "not a log");
-        CHECK(strstr(err, i ? "log.csv: line 2 is not a row of the log" : "log.csv: not a training log, its first line"),
-              "message of a file that is not a log");
+        CHECK(
+            strstr(err, i ? "log.csv: line 2 is not a row of the log" : "log.csv: not a training log, its first line"),
+            "message of a file that is not a log");
         CHECK(log_write(&log, &row, err, sizeof err) == 0 && log_close(&log, err, sizeof err) == 0,
               "a log that did not open takes rows in silence");
         slurp(csv, text, sizeof text);
@@ -564,7 +590,8 @@ static void test_unwritable(void) {
     static char long_name[LOG_PATH + 100];
     memset(long_name, 'd', sizeof long_name - 1);
     CHECK(log_make_dirs(long_name, err, sizeof err) == -1 && strstr(err, "path too long"), "a folder's name too long");
-    CHECK(log_open(&log, long_name, -1, err, sizeof err) == -1 && strstr(err, "path too long"), "a log's name too long");
+    CHECK(log_open(&log, long_name, -1, err, sizeof err) == -1 && strstr(err, "path too long"),
+          "a log's name too long");
     CHECK(log_json_open(&json, long_name, err, sizeof err) == -1 && strstr(err, "path too long"), "a report's, too");
     if (geteuid() == 0) {
         test_skip("running as root, who may write anywhere: folder without write permission");
@@ -625,7 +652,7 @@ static void test_full_disk(void) {
     CHECK(log_write(&log, NULL, err, sizeof err) == 0, "rows are dropped then");
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // JSON
 
 static void test_json(void) {
@@ -650,28 +677,30 @@ static void test_json(void) {
     log_json_bool(&j, "k\"ey", 0);
     log_json_begin(&j, "left open");
     CHECK(access(in_dir("new/folder/report.json"), F_OK) != 0, "the report is not there before it is complete");
-    CHECK(log_json_close(&j, err, sizeof err) == 0 && log_json_close(&j, err, sizeof err) == 0, "log_json_close, twice");
+    CHECK(log_json_close(&j, err, sizeof err) == 0 && log_json_close(&j, err, sizeof err) == 0,
+          "log_json_close, twice");
     slurp(in_dir("new/folder/report.json"), text, sizeof text);
-    same_text("report", text,
-              "{\n"
-              "  \"rescale\": {\n"
-              "    \"method\": \"path\\\"cond\\\\\\n\\t\\u0001\\u007f\",\n"
-              "    \"nothing\": null,\n"
-              "    \"utf8\": \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\",\n"
-              "    \"not utf8\": \"\\ufffd|\\ufffd|\\ufffd\\ufffd|\\ufffd\\ufffd\\ufffd|\\ufffd\\ufffd\\ufffd\\ufffd|\\ufffd"
-              "\\ufffd\",\n"
-              "    \"empty\": {}\n"
-              "  },\n"
-              "  \"third\": 0.33333333333333331,\n"
-              "  \"tenth\": 0.1,\n"
-              "  \"nan\": null,\n"
-              "  \"inf\": null,\n"
-              "  \"unknown\": null,\n"
-              "  \"steps\": -9223372036854775808,\n"
-              "  \"yes\": true,\n"
-              "  \"k\\\"ey\": false,\n"
-              "  \"left open\": {}\n"
-              "}\n");
+    same_text(
+        "report", text,
+        "{\n"
+        "  \"rescale\": {\n"
+        "    \"method\": \"path\\\"cond\\\\\\n\\t\\u0001\\u007f\",\n"
+        "    \"nothing\": null,\n"
+        "    \"utf8\": \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\",\n"
+        "    \"not utf8\": \"\\ufffd|\\ufffd|\\ufffd\\ufffd|\\ufffd\\ufffd\\ufffd|\\ufffd\\ufffd\\ufffd\\ufffd|\\ufffd"
+        "\\ufffd\",\n"
+        "    \"empty\": {}\n"
+        "  },\n"
+        "  \"third\": 0.33333333333333331,\n"
+        "  \"tenth\": 0.1,\n"
+        "  \"nan\": null,\n"
+        "  \"inf\": null,\n"
+        "  \"unknown\": null,\n"
+        "  \"steps\": -9223372036854775808,\n"
+        "  \"yes\": true,\n"
+        "  \"k\\\"ey\": false,\n"
+        "  \"left open\": {}\n"
+        "}\n");
     CHECK(access(in_dir("new/folder/report.json.tmp"), F_OK) != 0, "no temporary file is left");
     CHECK(log_json_open(&j, in_dir("e.json"), err, sizeof err) == 0 && log_json_close(&j, err, sizeof err) == 0, "{}");
     slurp(in_dir("e.json"), text, sizeof text);
@@ -683,7 +712,7 @@ static void test_json(void) {
     CHECK(log_json_close(&j, err, sizeof err) == 0, "its calls do nothing");
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Clock, signals, progress
 
 static void test_clock(void) {
@@ -711,7 +740,8 @@ static void test_peak_memory(void) {
     for (size_t i = 0; i < (size_t)SIZE * MIB; i += 1024) touched[i] = 1;
     const long peak = log_peak_mib();
     free(memory);
-    CHECK(peak >= SIZE && peak < 50 * SIZE, "a process that has filled 200 MiB has had at least so many, not bytes or KiB");
+    CHECK(peak >= SIZE && peak < 50 * SIZE,
+          "a process that has filled 200 MiB has had at least so many, not bytes or KiB");
 }
 
 // argument: number of signals to send and which; ends as a trainer would.
@@ -735,9 +765,11 @@ static void child_ignored_signal(void *unused) {
 }
 
 static void test_signals(void) {
-    int none[] = {0}, one[] = {SIGINT, 0}, term[] = {SIGTERM, 0}, two[] = {SIGINT, SIGINT, 0}, mixed[] = {SIGINT, SIGTERM, 0};
+    int none[] = {0}, one[] = {SIGINT, 0}, term[] = {SIGTERM, 0}, two[] = {SIGINT, SIGINT, 0},
+        mixed[] = {SIGINT, SIGTERM, 0};
     CHECK(in_child(child_signals, none) == 0, "no signal: status 0");
-    CHECK(in_child(child_signals, one) == 130 && !strcmp(out_text, "step finished"), "Ctrl-C finishes the step, status 130");
+    CHECK(in_child(child_signals, one) == 130 && !strcmp(out_text, "step finished"),
+          "Ctrl-C finishes the step, status 130");
     CHECK(in_child(child_signals, term) == 143 && !strcmp(out_text, "step finished"), "SIGTERM: status 143");
     int hangup[] = {SIGHUP, 0};
     CHECK(in_child(child_signals, hangup) == 129 && !strcmp(out_text, "step finished"), "SIGHUP: status 129");
@@ -781,9 +813,10 @@ static void test_progress(void) {
         } else if (mode == 3) {
             want[0] = 0;
         } else {
-            snprintf(want, sizeof want,
-                     "\r%sstep 0 of five%s\r%14s\repoch 1\n\r%sa long line%s\r%sshort%s%6s\r%5s\r\r%s%079d%s\r%79s\rdone\n", dim,
-                     plain, "", dim, plain, dim, plain, "", "", dim, 0, plain, "");
+            snprintf(
+                want, sizeof want,
+                "\r%sstep 0 of five%s\r%14s\repoch 1\n\r%sa long line%s\r%sshort%s%6s\r%5s\r\r%s%079d%s\r%79s\rdone\n",
+                dim, plain, "", dim, plain, dim, plain, "", "", dim, 0, plain, "");
         }
         same_text("progress", text, want);
     }
@@ -802,16 +835,18 @@ static void test_progress(void) {
     unsetenv("NO_COLOR");
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ---------------------------------------------------------------------------------------------------------------------
 // Messages, standard output, files, folders
 
 static void test_messages(void) {
     static const char *const pairs[][2] = {
         {"fc1.weight \xc3\xa9\xe2\x82\xac\xf0\x9f\x8c\x8d", "fc1.weight \xc3\xa9\xe2\x82\xac\xf0\x9f\x8c\x8d"},
         {"a\033[31mb\tc\nd\x7f" "e", "a?[31mb?c?d?e"},
-        {"\xc2\x9b" "31m \xc2\x80 \xc2\xa0", "?31m ? \xc2\xa0"},                      // C1 in UTF-8; a space that does not break
+        // C1 in UTF-8; a space that does not break
+        {"\xc2\x9b" "31m \xc2\x80 \xc2\xa0", "?31m ? \xc2\xa0"},
         {"\x9b" "2J \xff \xc0\x80 \xed\xa0\x80", "?2J ? ?? ???"},                       // not UTF-8
-        {"\xe2\x80\xae" "cod.exe\xe2\x81\xa6 \xe2\x80\xa8", "?cod.exe? ?"},           // other directions of writing, a line separator
+        // other directions of writing, a line separator
+        {"\xe2\x80\xae" "cod.exe\xe2\x81\xa6 \xe2\x80\xa8", "?cod.exe? ?"},
         {"cut \xe2\x82", "cut ??"},
         {"", ""}};
     for (int i = 0; i < 7; i++) {
@@ -820,11 +855,17 @@ static void test_messages(void) {
         message_clean(text);
         same_text("clean text", text, pairs[i][1]);
     }
-    static const char *const words[][2] = {{"fashon-mnist", "fashion-mnist"}, {"mnits", "mnist"}, {"cifar", "cifar10"}, {"cifar100", "cifar10"},
-                                           {"imagenet", ""}, {"xyz", ""}, {"", ""}};
+    static const char *const words[][2] = {{"fashon-mnist", "fashion-mnist"},
+                                           {"mnits", "mnist"},
+                                           {"cifar", "cifar10"},
+                                           {"cifar100", "cifar10"},
+                                           {"imagenet", ""},
+                                           {"xyz", ""},
+                                           {"", ""}};
     for (int i = 0; i < 7; i++) {
         char near[MESSAGE_WORD] = "";
-        CHECK(message_nearest(words[i][0], "moons|images|mnist|fashion-mnist|cifar10", near) == (words[i][1][0] != 0), "whether a name is near");
+        CHECK(message_nearest(words[i][0], "moons|images|mnist|fashion-mnist|cifar10", near) == (words[i][1][0] != 0),
+              "whether a name is near");
         same_text(words[i][0], near, words[i][1]);
     }
     char err[200];
@@ -869,7 +910,9 @@ static void test_standard_output(void) {
     }
     CHECK(in_child(child_output_lost, NULL) == 1, "standard output on a full disk: exit 1");
     same_text("and says why", err_text, "program: cannot write to standard output: No space left on device\n");
-    CHECK(in_child(child_output_lost_earlier, NULL) == 1 && strstr(err_text, "program: cannot write to standard output"), "lost earlier");
+    CHECK(in_child(child_output_lost_earlier, NULL) == 1 &&
+              strstr(err_text, "program: cannot write to standard output"),
+          "lost earlier");
 }
 
 // Symbolic links that somebody planted where temporary files will be.
@@ -881,18 +924,22 @@ static void test_planted_links(void) {
     log_make_dirs(in_dir("planted"), err, sizeof err);
     write_text(in_dir("victim"), "precious");
     for (int i = 0; i < 4; i++) {
-        snprintf(link_name, sizeof link_name, "%s%s", in_dir(i % 2 ? "planted/report.json.tmp" : "planted/log.csv.tmp"), i < 2 ? "" : ".");
+        snprintf(link_name, sizeof link_name, "%s%s", in_dir(i % 2 ? "planted/report.json.tmp" : "planted/log.csv.tmp"),
+                 i < 2 ? "" : ".");
         if (i >= 2) snprintf(link_name + strlen(link_name), 20, "%ld", (long)getpid());
         if (symlink(in_dir("victim"), link_name)) perror(link_name);
     }
     if (symlink(in_dir("victim"), in_dir("planted/log.csv"))) perror("log.csv");
-    CHECK(log_open(&log, in_dir("planted"), -1, err, sizeof err) == 0 && log_close(&log, err, sizeof err) == 0, "a log beside planted links");
+    CHECK(log_open(&log, in_dir("planted"), -1, err, sizeof err) == 0 && log_close(&log, err, sizeof err) == 0,
+          "a log beside planted links");
     CHECK(log_file_try(in_dir("planted/report.json"), err, sizeof err) == 0, "a trial of a file beside planted links");
-    CHECK(log_json_open(&json, in_dir("planted/report.json"), err, sizeof err) == 0 && log_json_close(&json, err, sizeof err) == 0,
+    CHECK(log_json_open(&json, in_dir("planted/report.json"), err, sizeof err) == 0 &&
+              log_json_close(&json, err, sizeof err) == 0,
           "a report beside planted links");
     slurp(in_dir("victim"), text, sizeof text);
     same_text("what the links point to", text, "precious");
-    CHECK(lstat(in_dir("planted/log.csv"), &info) == 0 && S_ISREG(info.st_mode), "a link in the log's place is replaced");
+    CHECK(lstat(in_dir("planted/log.csv"), &info) == 0 && S_ISREG(info.st_mode),
+          "a link in the log's place is replaced");
 }
 
 static void child_report_to_stdout(void *unused) {
@@ -913,9 +960,11 @@ static void test_trials(void) {
     slurp(in_dir("kept"), text, sizeof text);
     same_text("a trial leaves it", text, "as it was");
     CHECK(log_file_try(in_dir("tried/deep/file"), err, sizeof err) == 0, "folders are made");
-    CHECK(access(in_dir("tried/deep/file"), F_OK) != 0 && rmdir(in_dir("tried/deep")) == 0, "a trial leaves nothing else");
+    CHECK(access(in_dir("tried/deep/file"), F_OK) != 0 && rmdir(in_dir("tried/deep")) == 0,
+          "a trial leaves nothing else");
     CHECK(log_file_try(dir, err, sizeof err) == -1 && strstr(err, "Is a directory"), "a folder");
-    CHECK(log_file_try(in_dir("kept/x"), err, sizeof err) == -1 && strstr(err, "cannot create the folder"), "a file as a folder");
+    CHECK(log_file_try(in_dir("kept/x"), err, sizeof err) == -1 && strstr(err, "cannot create the folder"),
+          "a file as a folder");
     CHECK(log_file_try("", err, sizeof err) == -1, "no name");
     struct stat info;
     if (lstat("/dev/stdout", &info) || !S_ISLNK(info.st_mode)) {
@@ -942,13 +991,15 @@ static void test_claims(void) {
     snprintf(want, sizeof want, "%s: another run is writing there, process %ld", in_dir("claimed"), (long)getpid());
     CHECK(in_child(child_claims, &new_run) == 1, "another run meanwhile");
     same_text("message", err_text, want);
-    CHECK(in_child(child_claims, &overwrite) == 1 && in_child(child_claims, &resume) == 1, "--overwrite and --resume do not help");
+    CHECK(in_child(child_claims, &overwrite) == 1 && in_child(child_claims, &resume) == 1,
+          "--overwrite and --resume do not help");
     close(lock);
     CHECK(in_child(child_claims, &new_run) == 0, "given back; and a process that ended gave it back");
     write_text(in_dir("claimed/log.csv"), LOG_CSV_HEADER "\n");
     CHECK(in_child(child_claims, &new_run) == 0, "a log without rows is no run");
     write_text(in_dir("claimed/log.csv"), LOG_CSV_HEADER "\n1,1,step,1,n/a,n/a,n/a,n/a,n/a\n");
-    CHECK(in_child(child_claims, &new_run) == 1 && strstr(err_text, "holds a run: continue it with --resume, replace it with --overwrite"),
+    CHECK(in_child(child_claims, &new_run) == 1 &&
+              strstr(err_text, "holds a run: continue it with --resume, replace it with --overwrite"),
           "a log with rows is a run");
     CHECK(in_child(child_claims, &overwrite) == 0 && in_child(child_claims, &resume) == 0, "--overwrite and --resume");
     remove(in_dir("claimed/log.csv"));
@@ -962,18 +1013,21 @@ static void test_claims(void) {
     write_text(in_dir("claimed/checkpoint-notes"), "mine");
     if (symlink(in_dir("elsewhere"), in_dir("claimed/checkpoint-9"))) perror("checkpoint-9");
     CHECK(log_remove_run(in_dir("claimed"), err, sizeof err) == 0, "a run is removed");
-    CHECK(access(in_dir("claimed/checkpoint-7"), F_OK) != 0 && access(in_dir("claimed/checkpoint-9"), F_OK) != 0, "its checkpoints are gone");
+    CHECK(access(in_dir("claimed/checkpoint-7"), F_OK) != 0 && access(in_dir("claimed/checkpoint-9"), F_OK) != 0,
+          "its checkpoints are gone");
     CHECK(access(in_dir("elsewhere/model.safetensors"), F_OK) == 0, "what a link pointed to is there");
     CHECK(access(in_dir("claimed/checkpoint-notes"), F_OK) == 0, "another file is there");
     if (unlink(in_dir("claimed/.lock")) || symlink(in_dir("victim2"), in_dir("claimed/.lock"))) perror(".lock");
-    CHECK(in_child(child_claims, &new_run) == 1 && access(in_dir("victim2"), F_OK) != 0, "a link in the lock's place is not followed");
+    CHECK(in_child(child_claims, &new_run) == 1 && access(in_dir("victim2"), F_OK) != 0,
+          "a link in the lock's place is not followed");
 }
 
 // Options whose bound is no exact double beside its neighbours.
 static void test_wide_integers(void) {
     static int64_t wide = 0;
     static cli_option table[] = {CLI_INT64("seed", &wide, "N", 0, 9007199254740992.0, "up to 2^53")};
-    char err[300], program[] = "p", good[] = "--seed=9007199254740992", bad[] = "--seed=9007199254740993", negative[] = "--seed=-1";
+    char err[300], program[] = "p", good[] = "--seed=9007199254740992", bad[] = "--seed=9007199254740993",
+                   negative[] = "--seed=-1";
     char *const values[3] = {good, bad, negative};
     for (int i = 0; i < 3; i++) {
         char *argv[] = {program, values[i], NULL};

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_docs.sh -- the documents are true where a program can see it: functions they name exist, links lead somewhere, the
-# version is one, generated tables are those of the CSV files.
+# test_docs.sh -- the documents are true where a program can see it: functions they name exist, links lead somewhere,
+# the version is one, generated tables are those of the CSV files.
 #
 #     sh test/test_docs.sh REPORT       REPORT: build/c/dev/paper/report, which tables need
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
@@ -10,7 +10,8 @@ report=${1:-build/c/dev/paper/report}
 documents="README.md CONTRIBUTING.md CHANGELOG.md doc/*.md dev/paper/README.md dev/kernels/README.md"
 
 # `file: function` in a document: the file defines it.
-cat doc/walk.md CONTRIBUTING.md | tr '\n' ' ' | grep -o '`[a-z_/]*\.[a-z]*: [a-z_0-9]*`' | tr -d '`' | sort -u >"$work/named"
+cat doc/walk.md CONTRIBUTING.md | tr '\n' ' ' | grep -o '`[a-z_/]*\.[a-z]*: [a-z_0-9]*`' | tr -d '`' | \
+    sort -u >"$work/named"
 check 'documents name functions' [ "$(wc -l <"$work/named")" -ge 15 ]
 while IFS= read -r line; do
     file=${line%%: *} function=${line##*: }

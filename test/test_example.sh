@@ -1,12 +1,12 @@
 #!/bin/sh
-# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C99, C11, C++17 and CUDA, and runs it;
-# and tiny.c as C11 and C++17.
+# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C99, C11, C++17 and CUDA, and runs
+# it; and tiny.c as C11 and C++17.
 #
 #     sh test/test_example.sh
 #
-# With every compiler found: cc and c++, clang and clang++, tcc, MinGW (compiled only), nvcc for sm_80 and sm_90. All warnings
-# are errors, also those about conversions and casts that other projects turn on. The runs have to print the same F. Numbers
-# other than float and double do not compile. Last line: N passed, N failed, N skipped.
+# With every compiler found: cc and c++, clang and clang++, tcc, MinGW (compiled only), nvcc for sm_80 and sm_90. All
+# warnings are errors, also those about conversions and casts that other projects turn on. The runs have to print the
+# same F. Numbers other than float and double do not compile. Last line: N passed, N failed, N skipped.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
@@ -51,7 +51,8 @@ build_and_run() {
     fi
     for openmp in "" -fopenmp; do
         what="$1 $2 $openmp"
-        if [ -n "$openmp" ] && ! echo 'int main(void) { return 0; }' | "$1" $openmp -x c - -o "$work/probe" 2>/dev/null; then
+        if [ -n "$openmp" ] && ! echo 'int main(void) { return 0; }' | \
+            "$1" $openmp -x c - -o "$work/probe" 2>/dev/null; then
             skipped=$((skipped + 1))
             echo "SKIP $1 has no OpenMP"
             continue
@@ -78,7 +79,8 @@ refuses_reals() {
     command -v "$1" >/dev/null 2>&1 || return
     for real in int long short "long long" "long double" "unsigned char"; do
         # shellcheck disable=SC2086
-        check "$1 refuses RESCALE_REAL $real" sh -c '! "$@" 2>/dev/null' sh "$1" $2 "-DRESCALE_REAL=$real" -I. -c "$work/$3" \
+        check "$1 refuses RESCALE_REAL $real" sh -c '! "$@" 2>/dev/null' sh "$1" $2 "-DRESCALE_REAL=$real" -I. -c \
+            "$work/$3" \
             -o "$work/object"
     done
 }
@@ -102,7 +104,8 @@ for real in float double; do
         compile_only "$compiler" "-std=c11 $strict" header.c
         compile_only "$compiler" "-std=c99 $strict" header.c
     done
-    for compiler in "${CXX:-c++}" clang++; do compile_only "$compiler" "-std=c++17 -Wold-style-cast $strict" header.cpp; done
+    for compiler in "${CXX:-c++}" clang++; do compile_only "$compiler" "-std=c++17 -Wold-style-cast $strict" \
+        header.cpp; done
 done
 for compiler in "${CC:-cc}" clang; do
     refuses_reals "$compiler" -std=c11 header.c
@@ -126,14 +129,16 @@ if [ -f "$work/F_first" ]; then
     check "F falls" awk '{ exit !($4 < $2) }' "$work/F_first"
 fi
 
-# tiny.c, compiled as its first lines say. Its table has a row for every learning rate: rate, loss as initialised, loss rescaled.
+# tiny.c, compiled as its first lines say. Its table has a row for every learning rate: rate, loss as initialised, loss
+# rescaled.
 run_tiny() {
     check "tiny.c compiles with $1" "$@" $warn -O2 tiny.c -lm -o "$work/tiny" || return
     check "tiny.c runs, compiled with $1" sh -c '"$1" >"$2"' sh "$work/tiny" "$work/tiny.txt" || return
     check "tiny.c prints a row for every rate" test "$(grep -c '^ *0\.[0-9]* ' "$work/tiny.txt")" -eq 5
     check "tiny.c: rescaling halves the loss at 0.05 and 0.1" \
         awk '$1 == 0.05 || $1 == 0.1 { n += $3 < $2 / 2 } END { exit n != 2 }' "$work/tiny.txt"
-    check "tiny.c: rescaling keeps the outputs" awk '/^rescaling changed/ { n += $NF < 1e-6 } END { exit n != 1 }' "$work/tiny.txt"
+    check "tiny.c: rescaling keeps the outputs" awk '/^rescaling changed/ { n += $NF < 1e-6 } END { exit n != 1 }' \
+        "$work/tiny.txt"
 }
 run_tiny "${CC:-cc}" -std=c11
 run_tiny "${CXX:-c++}" -std=c++17 -x c++

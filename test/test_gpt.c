@@ -39,7 +39,7 @@ static void threads(int n) {
 #endif
 }
 
-// ------------------------------------------------------------------------------------------------------------- pieces
+// -------------------------------------------------------------------------------------------------------------- pieces
 
 // Every 61st float from -87 to -0, and what lies outside.
 static void test_exp(void) {
@@ -57,7 +57,8 @@ static void test_exp(void) {
     }
     printf("exp_negative: at most %.3f units in the last place off\n", worst);
     CHECK(worst <= 1.25, "exp_negative is within 1.25 units in the last place");
-    const int at_the_ends = real_exp_negative(0) == 1 && real_exp_negative(-INFINITY) == 0 && real_exp_negative(-1e30f) == 0;
+    const int at_the_ends = real_exp_negative(0) == 1 && real_exp_negative(-INFINITY) == 0 &&
+                            real_exp_negative(-1e30f) == 0;
     CHECK(at_the_ends && isnan(real_exp_negative(NAN)), "exp_negative at 0, -inf, NaN");
 }
 
@@ -403,7 +404,7 @@ static void test_rescaling_refuses(void) {
     model_free(&m);
 }
 
-// ---------------------------------------------------------------------------------------------------- reproducibility
+// ----------------------------------------------------------------------------------------------------- reproducibility
 
 // Parameters after 20 steps from the seed.
 static double *twenty_steps(const gpt_case *k, int n_threads, int recompute) {
@@ -559,7 +560,8 @@ static void test_draw(void) {
     const double share = p[2] / (p[2] + p[0]);
     CHECK(few[1] + few[3] + few[4] == 0 && fabs(few[2] / (double)n - share) < 1e-3, "top-k keeps the likeliest");
     CHECK(hot == n, "temperature 0 is the likeliest");
-    CHECK(sample_draw(logits, 5, 1, 0, 0.9999999999, work) == 3, "the last token that is possible, not one that is not");
+    CHECK(sample_draw(logits, 5, 1, 0, 0.9999999999, work) == 3,
+          "the last token that is possible, not one that is not");
 }
 
 // One position at a time gives the logits of the whole sequence at once.

@@ -267,12 +267,16 @@ static void test_payload_checksum(void) {
     static const float w[3] = {1, 2, 3};
     static const int64_t step = 7;
     const int64_t three = 3, none = 0;
-    const safetensors_tensor t[4] = {safetensors_make("bytes", SAFETENSORS_U8, 1, &three, "abc"), safetensors_make("w", SAFETENSORS_F32, 1, &three, w),
-                                     safetensors_make("empty", SAFETENSORS_U8, 1, &none, NULL), safetensors_make("step", SAFETENSORS_I64, 0, NULL, &step)};
+    const safetensors_tensor t[4] = {safetensors_make("bytes", SAFETENSORS_U8, 1, &three, "abc"),
+                                     safetensors_make("w", SAFETENSORS_F32, 1, &three, w),
+                                     safetensors_make("empty", SAFETENSORS_U8, 1, &none, NULL),
+                                     safetensors_make("step", SAFETENSORS_I64, 0, NULL, &step)};
     char want[40], err[SAFETENSORS_ERROR_SIZE];
     safetensors_file f;
     snprintf(want, sizeof want, "xxh64:%016llx", (unsigned long long)safetensors_payload_checksum(t, 4));
-    if (!CHECK(!safetensors_write(in_dir("sum"), t, 4, NULL, 0, err, sizeof err) && !safetensors_open(&f, in_dir("sum"), err, sizeof err), "a file"))
+    if (!CHECK(!safetensors_write(in_dir("sum"), t, 4, NULL, 0, err, sizeof err) &&
+                   !safetensors_open(&f, in_dir("sum"), err, sizeof err),
+               "a file"))
         return;
     CHECK(!strcmp(safetensors_metadata(&f, SAFETENSORS_CHECKSUM_KEY), want), "the checksum of its payload");
     safetensors_close(&f);
@@ -420,13 +424,14 @@ static void test_other_files(void) {
 }
 
 // One tensor 'n' with these bytes is read as an integer; words: what refuses it, or NULL where `want` is right.
-static void integer(const char *dtype, const char *shape, const void *bytes, size_t n, int64_t want, const char *words) {
+static void integer(const char *dtype, const char *shape, const void *bytes, size_t n, int64_t want,
+                    const char *words) {
     char header[200];
     unsigned char raw[8 + 200 + 64] = {0};
     safetensors_file f;
     int64_t got = 12345;
-    const size_t size = (size_t)snprintf(header, sizeof header, "{\"n\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[0,%zu]}}",
-                                         dtype, shape, n);
+    const size_t size = (size_t)snprintf(
+        header, sizeof header, "{\"n\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[0,%zu]}}", dtype, shape, n);
     raw[0] = (unsigned char)size;
     memcpy(raw + 8, header, size);
     memcpy(raw + 8 + size, bytes, n);

@@ -105,7 +105,8 @@ no_nvcc nvcc-check
 check 'make help without nvcc' eval \
     '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
 
-# ------------------------------------------------------------------------------------------------- make help, make test T=
+# ------------------------------------------------------------------------------------------------- make help, make test
+# T=
 
 ${MAKE:-make} --no-print-directory help >"$work/out"
 for group in 'To use rescale.c:' 'To read the kernels:' 'To change the code:' 'With a GPU or nvcc:'; do

@@ -2,8 +2,9 @@
 //
 //     make test-programs && build/c/test/test_train
 //
-// The network is y = W2 relu(W1 x + b1), mean squared error, in 60 lines: a trainer as small as train.h allows. What train.h
-// does on a device, and with a real command line, is tested with the MLP trainer (test_mlp.cu, test_train_mlp.sh).
+// The network is y = W2 relu(W1 x + b1), mean squared error, in 60 lines: a trainer as small as train.h allows. What
+// train.h does on a device, and with a real command line, is tested with the MLP trainer (test_mlp.cu,
+// test_train_mlp.sh).
 //
 // 1. options: rows, defaults, what excludes what       2. learning rates, against PyTorch's OneCycleLR
 // 3. tables of tensors                                 4. weight files: shapes, order, all or nothing, names of others
@@ -23,7 +24,7 @@
 #error "this is the test without the CUDA API"
 #endif
 
-// ------------------------------------------------------------------------------------------------- a trainer of its own
+// ------------------------------------------------------------------------------------------------ a trainer of its own
 
 enum { IN = 3, HIDDEN = 8, OUT = 2, N_TRAIN = 50, N_TEST = 20 };
 
@@ -161,7 +162,10 @@ static void toy_build(toy *t, int with_counter, int wide) {
     train_add_statistic(net, 0, HIDDEN, "bn1.running_mean");
     if (with_counter) train_add_counter(net, 0, "bn1.num_batches_tracked");
     float **const array[] = {&net->params, &net->grads, &net->moment1, &net->moment2};
-    for (int i = 0; i < (t->options.optimizer == OPTIMIZER_SGD ? 2 : t->options.optimizer == OPTIMIZER_MOMENTUM ? 3 : 4); i++)
+    for (int i = 0; i < (t->options.optimizer == OPTIMIZER_SGD        ? 2
+                         : t->options.optimizer == OPTIMIZER_MOMENTUM ? 3
+                                                                      : 4);
+         i++)
         *array[i] = (float *)train_alloc(NULL, net->n_params, sizeof(float));
     net->stats = (float *)train_alloc(NULL, net->n_stats, sizeof(float));
     t->w1 = net->params + net->tensors[0].offset;
@@ -258,7 +262,8 @@ static size_t slurp(const char *path, char *text, size_t size) {
     return n;
 }
 
-// Runs toy_main in a child with the words of a command line; every %s stands for the temporary folder. Returns its exit status.
+// Runs toy_main in a child with the words of a command line; every %s stands for the temporary folder. Returns its exit
+// status.
 static int launch(const char *format) {
     char text[4096], path[1200], *words[64];
     int n = 0, status = -1;
@@ -316,9 +321,9 @@ static int same_tensors(const char *a, const char *b) {
 // ---------------------------------------------------------------------------------------------------------- 1. options
 
 static void test_options(void) {
-    char *args[] = {(char *)"toy", (char *)"--lr", (char *)"0.25", (char *)"--steps", (char *)"7", (char *)"--schedule",
-                    (char *)"one-cycle", (char *)"--rescale-every", (char *)"2epochs", (char *)"--resume", (char *)"somewhere",
-                    NULL};
+    char *args[] = {(char *)"toy",     (char *)"--lr",       (char *)"0.25",      (char *)"--steps",
+                    (char *)"7",       (char *)"--schedule", (char *)"one-cycle", (char *)"--rescale-every",
+                    (char *)"2epochs", (char *)"--resume",   (char *)"somewhere", NULL};
     train_options o = train_default_options();
     toy_parse(&o, 11, args);
     CHECK(o.lr == 0.25 && o.steps == 7 && o.schedule == SCHEDULE_ONE_CYCLE && o.rescale_every.n == 2,
@@ -332,8 +337,10 @@ static void test_options(void) {
     free(o.table);
     CHECK(o.steps == -1 && o.epochs == 10 && o.batch_size == 128 && o.seed == 1 && !o.log_dir, "defaults");
     CHECK(launch("toy --help") == 0 && strstr(out_text, "constant|cosine|one-cycle"), "--help knows one-cycle");
-    CHECK(strstr(out_text, "OneCycleLR(max_lr=LR, cycle_momentum=False)") != NULL, "and that its momentum does not cycle");
-    const char *const groups[] = {"\nData\n", "\nModel\n", "\nRescaling\n", "\nTraining\n", "\nOutput\n"}, *at = out_text;
+    CHECK(strstr(out_text, "OneCycleLR(max_lr=LR, cycle_momentum=False)") != NULL,
+          "and that its momentum does not cycle");
+    const char *const groups[] = {"\nData\n", "\nModel\n", "\nRescaling\n", "\nTraining\n", "\nOutput\n"},
+                      *at = out_text;
     for (int i = 0; i < 5 && at; i++) CHECK((at = strstr(at, groups[i])) != NULL, "--help has the groups in order");
     const struct { const char *arguments, *message; } wrong[] = {
         {"toy --resume x --load y", "toy: --resume and --load exclude each other (see --help)\n"},
@@ -413,8 +420,10 @@ static void test_tables(void) {
             const int size = d[0] * (d[1] ? d[1] : 1) * (d[2] ? 9 : 1);
             ok = ok && train_add_parameter(&net, k % 2, l, d[0], d[1], d[2], d[3], format, l, k) == at;
             const train_tensor *t = &net.tensors[at];
-            ok = ok && t->offset == want && t->offset % TRAIN_ALIGN == 0 && t->rows == d[0] && t->rows * t->cols == size;
-            ok = ok && t->n_dims == n_dims && t->dim[0] == d[0] && t->dim[3] == d[3] && t->layer == l && t->role == k % 2;
+            ok = ok && t->offset == want && t->offset % TRAIN_ALIGN == 0 && t->rows == d[0] &&
+                 t->rows * t->cols == size;
+            ok = ok && t->n_dims == n_dims && t->dim[0] == d[0] && t->dim[3] == d[3] && t->layer == l &&
+                 t->role == k % 2;
             want += ((size_t)size + TRAIN_ALIGN - 1) / TRAIN_ALIGN * TRAIN_ALIGN;
             count += size;
         }
@@ -468,7 +477,8 @@ static void test_shapes(void) {
     memset(net.params, 0, net.n_params * sizeof(float));
     memset(net.stats, 0, net.n_stats * sizeof(float));
     net.counts[0] = net.counts[1] = 0;
-    CHECK(train_load_weights(&net, path, err, sizeof err) == 0 && net.counts[0] == INT64_C(1) << 40 && net.counts[1] == 3,
+    CHECK(train_load_weights(&net, path, err, sizeof err) == 0 && net.counts[0] == INT64_C(1) << 40 &&
+              net.counts[1] == 3,
           "loaded");
     CHECK(net.params[119] == 119 && net.params[120] == 0 && net.params[128 + 4] == 132 && net.stats[4] == 4,
           "every tensor in its place");
@@ -495,7 +505,8 @@ static void test_load_errors(void) {
         float *params = train_host_copy(t.net.params, t.net.n_params);
         if (i == 0) t.net.counts[0] = 7;
         t.net.stats[2] = 5;
-        if (!CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, i ? not_mine : words), "refused"))
+        if (!CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, i ? not_mine : words),
+                   "refused"))
             printf("    %s\n", err);
         CHECK(memcmp(params, t.net.params, t.net.n_params * sizeof(float)) == 0 && t.net.stats[2] == 5,
               "the network is as before");
@@ -532,8 +543,9 @@ static void gpt_free(train_net *net) {
     train_net_free(net);
 }
 
-// A file of other people's: each word is NAME=VARIANT; the variants: a plain tensor of the network's shape, `turned` (transposed),
-// `other` (other values), `mask`, `fill`, and for the counter the dtype, of shape [] or (small letters) [1].
+// A file of other people's: each word is NAME=VARIANT; the variants: a plain tensor of the network's shape, `turned`
+// (transposed), `other` (other values), `mask`, `fill`, and for the counter the dtype, of shape [] or (small letters)
+// [1].
 static char other_path[1200];
 static void write_other(const char *words, const safetensors_pair *metadata) {
     enum { MOST = 12 };
@@ -555,7 +567,8 @@ static void write_other(const char *words, const safetensors_pair *metadata) {
         const int matrix = strstr(w, "wte") || strstr(w, "lm_head");
         const int attn = strstr(w, "c_attn.weight") != NULL;
         int64_t shape[4] = {matrix ? V : attn || strstr(w, "c_attn") ? 3 * C : C, C, 0, 0};
-        for (int i = 0; i < 3 * C * V; i++) values[n][i] = (float)(i + 1) + (matrix ? 0.5f : 0) + (strcmp(how, "other") ? 0 : 1);
+        for (int i = 0; i < 3 * C * V; i++)
+            values[n][i] = (float)(i + 1) + (matrix ? 0.5f : 0) + (strcmp(how, "other") ? 0 : 1);
         t[n] = safetensors_make(w, SAFETENSORS_F32, matrix || attn ? 2 : 1, shape, values[n]);
         if (!strcmp(how, "turned")) {
             t[n].shape[0] = shape[1];
@@ -573,11 +586,14 @@ static void write_other(const char *words, const safetensors_pair *metadata) {
         n++;
     }
     snprintf(other_path, sizeof other_path, "%s/others.safetensors", dir);
-    if (!CHECK(!safetensors_write(other_path, t, n, metadata, metadata ? 1 : 0, err, sizeof err), words)) printf("    %s\n", err);
+    if (!CHECK(!safetensors_write(other_path, t, n, metadata, metadata ? 1 : 0, err, sizeof err), words))
+        printf("    %s\n", err);
 }
 
-// The weights of write_other load, with the values of the network's tensors and this counter; or are refused with `refusal`.
-static void check_other(int tied, const char *words, const safetensors_pair *metadata, int64_t counter, const char *refusal) {
+// The weights of write_other load, with the values of the network's tensors and this counter; or are refused with
+// `refusal`.
+static void check_other(int tied, const char *words, const safetensors_pair *metadata, int64_t counter,
+                        const char *refusal) {
     train_net net;
     char err[512] = "";
     gpt_build(&net, tied);
@@ -595,7 +611,8 @@ static void check_other(int tied, const char *words, const safetensors_pair *met
     for (int k = 0; k < net.n_tensors; k++) {
         const train_tensor *t = &net.tensors[k];
         const float more = strstr(t->name, "c_attn") ? 0 : 0.5f;
-        for (int i = 0; i < t->rows * t->cols; i++) good = good && net.params[t->offset + (size_t)i] == (float)(i + 1) + more;
+        for (int i = 0; i < t->rows * t->cols; i++)
+            good = good && net.params[t->offset + (size_t)i] == (float)(i + 1) + more;
     }
     CHECK(good || status, words);
     gpt_free(&net);
@@ -610,24 +627,32 @@ static void test_names_of_others(void) {
 #define REST " bn1.running_var bn1.num_batches_tracked=i64"
     check_other(1, "transformer.wte.weight " ATTN("transformer.") REST, NULL, 41, NULL);
     check_other(1, "_orig_mod.transformer.wte.weight " ATTN("_orig_mod.transformer.") REST, NULL, 41, NULL);
-    check_other(1, "module.transformer.wte.weight " ATTN("module._orig_mod.transformer.") " _orig_mod.module.bn1.running_var", NULL, 0, NULL);
+    check_other(
+        1, "module.transformer.wte.weight " ATTN("module._orig_mod.transformer.") " _orig_mod.module.bn1.running_var",
+        NULL, 0, NULL);
     check_other(1, "wte.weight " ATTN("") REST, NULL, 41, NULL);
-    check_other(1, "transformer.wte.weight module.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0,
-                "tensors 'transformer.wte.weight' and 'module.transformer.wte.weight' both stand for 'transformer.wte.weight'");
-    check_other(1, "modules.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0, "no tensor 'transformer.wte.weight'");
+    check_other(
+        1, "transformer.wte.weight module.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0,
+        "tensors 'transformer.wte.weight' and 'module.transformer.wte.weight' both stand for 'transformer.wte.weight'");
+    check_other(1, "modules.transformer.wte.weight " ATTN("transformer.") REST, NULL, 0,
+                "no tensor 'transformer.wte.weight'");
     // masks
     check_other(1, "wte.weight h.0.attn.bias=mask h.0.attn.masked_bias=fill " ATTN("") REST, NULL, 41, NULL);
-    check_other(1, "transformer.wte.weight module.transformer.h.0.attn.bias=mask " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "transformer.wte.weight module.transformer.h.0.attn.bias=mask " ATTN("transformer.") REST, NULL, 41,
+                NULL);
     check_other(1, "wte.weight h.0.attn.bias " ATTN("") REST, NULL, 0, "'h.0.attn.bias' does not belong");
     check_other(1, "wte.weight h.0.mlp.bias=mask " ATTN("") REST, NULL, 0, "'h.0.mlp.bias' does not belong");
     // tied weights
     check_other(1, "transformer.wte.weight lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
-    check_other(1, "_orig_mod.transformer.wte.weight _orig_mod.lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
+    check_other(1, "_orig_mod.transformer.wte.weight _orig_mod.lm_head.weight " ATTN("transformer.") REST, NULL, 41,
+                NULL);
     check_other(1, "lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
     check_other(1, "lm_head.weight " ATTN("transformer.") REST, &left_out, 41, NULL);
     check_other(1, "transformer.wte.weight lm_head.weight=other " ATTN("transformer.") REST, NULL, 0,
-                "'lm_head.weight' does not belong to this network: here it is 'transformer.wte.weight', but they differ (--untied differs)");
-    check_other(1, "transformer.wte.weight lm_head.weight=turned " ATTN("transformer.") REST, NULL, 0, "'lm_head.weight': expected shape [6,4]");
+                "'lm_head.weight' does not belong to this network: here it is 'transformer.wte.weight', but they "
+                "differ (--untied differs)");
+    check_other(1, "transformer.wte.weight lm_head.weight=turned " ATTN("transformer.") REST, NULL, 0,
+                "'lm_head.weight': expected shape [6,4]");
     check_other(0, "transformer.wte.weight lm_head.weight " ATTN("transformer.") REST, NULL, 41, NULL);
     check_other(0, "lm_head.weight " ATTN("transformer.") REST, &left_out, 41, NULL);
     check_other(0, "_orig_mod.lm_head.weight " ATTN("_orig_mod.transformer.") REST, &compiled, 41, NULL);
@@ -636,7 +661,8 @@ static void test_names_of_others(void) {
     check_other(0, "transformer.wte.weight " ATTN("transformer.") REST, NULL, 0, "no tensor 'lm_head.weight'");
     // transposed
     check_other(1, "wte.weight h.0.attn.c_attn.weight=turned h.0.attn.c_attn.bias" REST, NULL, 0,
-                "'h.0.attn.c_attn.weight': expected shape [12,4], found [4,12]: it is transposed, [in][out], like the Conv1D of Hugging Face's GPT-2");
+                "'h.0.attn.c_attn.weight': expected shape [12,4], found [4,12]: it is transposed, [in][out], like the "
+                "Conv1D of Hugging Face's GPT-2");
     // counters
 #define WITH_COUNTER(counter) "wte.weight bn1.running_var " ATTN("") counter
     check_other(1, WITH_COUNTER(""), NULL, 0, NULL);
@@ -644,9 +670,11 @@ static void test_names_of_others(void) {
     check_other(1, WITH_COUNTER("bn1.num_batches_tracked=u8"), NULL, 41, NULL);
     check_other(1, WITH_COUNTER("bn1.num_batches_tracked=F32"), NULL, 41, NULL);
     check_other(1, WITH_COUNTER("module.bn1.num_batches_tracked=f64"), NULL, 41, NULL);
-    check_other(1, WITH_COUNTER("bn1.num_batches_tracked"), NULL, 0, "'bn1.num_batches_tracked': expected one number, found shape [4]");
+    check_other(1, WITH_COUNTER("bn1.num_batches_tracked"), NULL, 0,
+                "'bn1.num_batches_tracked': expected one number, found shape [4]");
     // a variance
-    check_other(1, "wte.weight bn1.running_var=negative " ATTN(""), NULL, 0, "'bn1.running_var': element [2] is -1, expected a variance, 0 or more");
+    check_other(1, "wte.weight bn1.running_var=negative " ATTN(""), NULL, 0,
+                "'bn1.running_var': element [2] is -1, expected a variance, 0 or more");
 #undef ATTN
 #undef REST
 #undef WITH_COUNTER
@@ -665,8 +693,10 @@ static void test_clean_names(void) {
     train_list_parameters(&list, &t.net, "", t.net.params);
     train_list_buffers(&list, &t.net, t.net.stats, t.net.counts);
     train_list_add(&list, "", "odd\033[31m\xc2\x9b", SAFETENSORS_F32, 1, dim, &value);
-    CHECK(safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, sizeof err) == 0, "weights with one tensor more");
-    CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, "'odd?[31m?' does not belong"), "its name is cleaned");
+    CHECK(safetensors_write(path, list.tensors, (size_t)list.n, NULL, 0, err, sizeof err) == 0,
+          "weights with one tensor more");
+    CHECK(train_load_weights(&t.net, path, err, sizeof err) == -1 && strstr(err, "'odd?[31m?' does not belong"),
+          "its name is cleaned");
     train_list_free(&list);
     toy_free(&t);
 }
@@ -713,7 +743,8 @@ static void test_lengths(void) {
     CHECK(r.batch == 16 && r.steps_per_epoch == 4 && r.total_steps == 12, "three epochs of four steps");
     CHECK(train_batch(&r, &epoch, &first) == 16 && epoch == 0 && first == 0, "the first batch");
     r.step = 7;
-    CHECK(train_batch(&r, &epoch, &first) == 2 && epoch == 1 && first == 48, "the last batch of the second epoch is smaller");
+    CHECK(train_batch(&r, &epoch, &first) == 2 && epoch == 1 && first == 48,
+          "the last batch of the second epoch is smaller");
     o.batch_size = 0;
     train_set_length(&r, 50);
     CHECK(train_batch(&r, &epoch, &first) == 50 && epoch == 7 && first == 0 && r.total_steps == 3, "full batch");
@@ -748,29 +779,35 @@ static int slurp_log(const char *name, char *text, size_t size) {
     return rows;
 }
 
-// A signal in any pass of any evaluation ends the run at once, with a checkpoint and without half an evaluation; resumed, the run ends
-// as one that was not interrupted.
+// A signal in any pass of any evaluation ends the run at once, with a checkpoint and without half an evaluation;
+// resumed, the run ends as one that was not interrupted.
 static void test_interrupted_evaluation(void) {
     static char whole[1 << 15], resumed[1 << 15];
     const char *run = "toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --log-dir %s/whole --save %s/whole.w";
     const char *cut = "toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --log-dir %s/cut --overwrite";
-    CHECK(launch(run) == 0 && slurp_log("whole", whole, sizeof whole) > 8, "a run of three evaluations after the one at the start");
+    CHECK(launch(run) == 0 && slurp_log("whole", whole, sizeof whole) > 8,
+          "a run of three evaluations after the one at the start");
     for (int i = 3; i <= 8; i++) {
         interrupt_at = i;
         CHECK(launch(cut) == 143 && strstr(err_text, "toy: interrupted after step "), "interrupted in an evaluation");
         interrupt_at = 0;
-        CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --save %s/cut.w") == 0 && !err_text[0], "resumed");
+        CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --save %s/cut.w") == 0 &&
+                  !err_text[0],
+              "resumed");
         CHECK(same_files("whole.w", "cut.w"), "the same weights");
         slurp_log("cut", resumed, sizeof resumed);
         CHECK(!strcmp(whole, resumed), "the same log");
     }
-    CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --report %s/cut.json") == 0, "a finished run, resumed");
+    CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --epochs 3 --resume %s/cut --report %s/cut.json") == 0,
+          "a finished run, resumed");
     slurp_log("cut", resumed, sizeof resumed);
     CHECK(!strcmp(whole, resumed), "it adds no rows");
     interrupt_at = 1;
-    CHECK(launch(cut) == 143 && strstr(err_text, "toy: interrupted after step 0\n"), "interrupted before the first step");
+    CHECK(launch(cut) == 143 && strstr(err_text, "toy: interrupted after step 0\n"),
+          "interrupted before the first step");
     interrupt_at = 0;
-    CHECK(launch("toy --quiet --batch-size 16 --epochs 1 --log-dir %s/cut") == 0, "nothing was trained there: no --overwrite is asked for");
+    CHECK(launch("toy --quiet --batch-size 16 --epochs 1 --log-dir %s/cut") == 0,
+          "nothing was trained there: no --overwrite is asked for");
 }
 
 // A log folder belongs to one run, and what is written at the end is tried at the start.
@@ -779,13 +816,16 @@ static void test_outputs(void) {
     CHECK(launch("toy --quiet --steps 3 --log-dir %s/own") == 0, "a run in a folder");
     CHECK(launch("toy --quiet --steps 2 --log-dir %s/own") == 1, "another run in that folder");
     snprintf(path, sizeof path, "toy: --log-dir: %s/own holds a run: ", dir);
-    CHECK(!strncmp(err_text, path, strlen(path)) && strstr(err_text, "--overwrite"), "is refused with a word how to go on");
+    CHECK(!strncmp(err_text, path, strlen(path)) && strstr(err_text, "--overwrite"),
+          "is refused with a word how to go on");
     snprintf(path, sizeof path, "%s/own/checkpoint-3/state.safetensors", dir);
     CHECK(access(path, F_OK) == 0, "the first run is whole");
-    CHECK(launch("toy --quiet --steps 2 --log-dir %s/own --overwrite") == 0 && access(path, F_OK) != 0, "--overwrite replaces it");
+    CHECK(launch("toy --quiet --steps 2 --log-dir %s/own --overwrite") == 0 && access(path, F_OK) != 0,
+          "--overwrite replaces it");
     CHECK(launch("toy --quiet --overwrite --steps 1") == 2, "--overwrite needs --log-dir");
     CHECK(launch("toy --quiet --overwrite --resume %s/own") == 2, "--overwrite and --resume");
-    const char *bad[] = {"toy --quiet --steps 3 --log-dir %s/early --save %s/own", "toy --quiet --steps 3 --log-dir %s/early --report %s/own",
+    const char *bad[] = {"toy --quiet --steps 3 --log-dir %s/early --save %s/own",
+                         "toy --quiet --steps 3 --log-dir %s/early --report %s/own",
                          "toy --quiet --steps 3 --log-dir %s/early --save %s/own/log.csv/w",
                          "toy --quiet --steps 3 --log-dir %s/early --report %s/own/log.csv/r"};
     for (int i = 0; i < 4; i++) {
@@ -800,7 +840,8 @@ static void test_outputs(void) {
     CHECK(launch("toy --quiet --steps 3 --lr 1e30 --save %s/kept") == 1, "a run that fails");
     slurp(path, text, sizeof text);
     CHECK(!strcmp(text, "older weights"), "leaves the older file as it was");
-    CHECK(launch("toy --eval-every 9223372036854775807epochs --checkpoint-every 9223372036854775807epochs --quiet --steps 3 --log-dir %s/far") == 0,
+    CHECK(launch("toy --eval-every 9223372036854775807epochs --checkpoint-every 9223372036854775807epochs --quiet "
+                 "--steps 3 --log-dir %s/far") == 0,
           "an interval beyond all steps");
 }
 
@@ -811,7 +852,8 @@ static void test_runs(void) {
                  "--report %s/report.json") == 0,
           "a run");
     CHECK(!err_text[0], "it has nothing to complain about");
-    CHECK(strstr(out_text, "rescaled by PathCond: objective ") && strstr(out_text, "epoch   0.00  train loss "), "what it did");
+    CHECK(strstr(out_text, "rescaled by PathCond: objective ") && strstr(out_text, "epoch   0.00  train loss "),
+          "what it did");
     CHECK(strstr(out_text, "  val loss ") && !strstr(out_text, "accuracy") && !strstr(out_text, "test loss"),
           "the second set has its name");
     snprintf(path, sizeof path, "%s/report.json", dir);
@@ -859,7 +901,8 @@ static void test_resume(void) {
     static const char *const schedules[] = {"constant", "cosine --warmup 3", "one-cycle"};
     char command[1200];
     for (int i = 0; i < 9; i++) {
-        const char *format = "toy --quiet --batch-size 16 --lr 0.02 --optimizer %s --schedule %s --rescale-every 7steps %s";
+        const char *format =
+            "toy --quiet --batch-size 16 --lr 0.02 --optimizer %s --schedule %s --rescale-every 7steps %s";
         const char *optimizer = optimizers[i / 3], *schedule = schedules[i % 3];
         snprintf(command, sizeof command, format, optimizer, schedule,
                  "--epochs 10 --checkpoint-every 12steps --log-dir %s/a --overwrite --save %s/a.w");
@@ -870,7 +913,8 @@ static void test_resume(void) {
         CHECK(launch(command) == 0 && !err_text[0], "resumed");
         CHECK(same_files("a.w", "b.w"), "the same weights, bit for bit");
         snprintf(command, sizeof command, format, optimizer, schedule, "--epochs 10 --log-dir %s/c --overwrite");
-        CHECK(launch(command) == 0 && same_tensors("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
+        CHECK(launch(command) == 0 &&
+                  same_tensors("a/checkpoint-40/state.safetensors", "c/checkpoint-40/state.safetensors"),
               "the same state");
     }
 }
@@ -898,72 +942,90 @@ static const char *content(const char *name) {
 // `--resume DIR` and nothing else goes on with every option of the run, also with what only the trainer knows.
 static void test_whose_run(void) {
     CHECK(shell("rm -rf %s/a %s/b %s/whose") == 0, "clean");
-    CHECK(launch("toy " BASE "--schedule one-cycle --momentum 0.8 --rescale-pow2 --rescale-every 7steps --log-dir %s/whose --save %s/whose.w "
-                 "--report %s/r1.json") == 0, "a run of 40 steps");
+    CHECK(launch("toy " BASE "--schedule one-cycle --momentum 0.8 --rescale-pow2 --rescale-every 7steps --log-dir "
+                             "%s/whose --save %s/whose.w "
+                 "--report %s/r1.json") == 0,
+          "a run of 40 steps");
     const char *text = content("r1.json"), *id = strstr(text, "\"run\": \"");
     char run[17] = "", want[64];
     if (CHECK(id && strlen(id) > 30, "the report has the run's id")) snprintf(run, sizeof run, "%s", id + 8);
     CHECK(strlen(run) == 16 && strspn(run, "0123456789abcdef") == 16, "16 hex digits");
     CHECK(strstr(text, "\"command\": \"toy --quiet --batch-size 16 ") != NULL, "the report has the command line");
-    CHECK(strstr(text, "\"--momentum\": 0.8,") && strstr(text, "\"--rescale-pow2\": true,") && strstr(text, "\"--load\": null,") &&
-              strstr(text, "\"--rescale-every\": \"7steps\",") && strstr(text, "\"--depth\": 2,"), "and every option");
-    CHECK(shell("rm -r %s/whose/checkpoint-40 && mv %s/whose.w %s/before.w") == 0, "as if it had been killed after step 36");
+    CHECK(strstr(text, "\"--momentum\": 0.8,") && strstr(text, "\"--rescale-pow2\": true,") &&
+              strstr(text, "\"--load\": null,") && strstr(text, "\"--rescale-every\": \"7steps\",") &&
+              strstr(text, "\"--depth\": 2,"),
+          "and every option");
+    CHECK(shell("rm -r %s/whose/checkpoint-40 && mv %s/whose.w %s/before.w") == 0,
+          "as if it had been killed after step 36");
     CHECK(launch("toy --resume %s/whose") == 0 && !err_text[0], "resumed by its folder alone");
     if (!CHECK(strstr(out_text, "resumed from ") != NULL, "it was")) printf("%s\n", out_text);
     CHECK(same_files("whose.w", "before.w"), "the same weights, bit for bit, under the stored --save");
     snprintf(want, sizeof want, "\"run\": \"%s\"", run);
     CHECK(strstr(content("r1.json"), want) != NULL, "a resumed run keeps its id");
-    CHECK(launch("toy " BASE "--schedule one-cycle --steps 0 --report %s/r2.json") == 0 && !strstr(content("r2.json"), run), "another run has another id");
+    CHECK(launch("toy " BASE "--schedule one-cycle --steps 0 --report %s/r2.json") == 0 &&
+              !strstr(content("r2.json"), run),
+          "another run has another id");
 }
 
 // What a resume refuses, and what it tells in a line.
 static void test_changes(void) {
-    static const struct { const char *arguments, *words; } refused[] = {
-        {"--depth 3", "checkpoint-36: --depth was 2 in that run, here it is 3: leave --depth out\n"},
-        {"--schedule constant", "--schedule was cosine in that run, here it is constant: leave --schedule out, or allow it by --resume-changes schedule"},
-        {"--warmup 3", "--warmup was 0 in that run, here it is 3"},
-        {"--data other", "the samples or labels are not those of that run"},
-        {"--epochs 20", "40 steps in all in that run, here 80, and the schedule"},
-        {"--steps 50", "40 steps in all in that run, here 50, and the schedule"},
-        {"--steps 20", "checkpoint-36: is beyond the 20 steps of this command"},
-        {"--seed 5", "seed was 1 in that run, here it is 5: resume with the same --seed"},
-        {"--batch-size 8", "batch_size was 16 in that run, here it is 8"},
-        {"--shuffle none", "shuffle was 0 in that run, here it is 1"},
-        {"--optimizer momentum --resume-changes optimizer", "optimizer was 2 in that run, here it is 1"}};
-    static const struct { const char *arguments, *words; } told[] = {
-        {"--lr 0.5", "toy: note: --lr was 0.02 in that run, here it is 0.5\n"},
-        {"--weight-decay 0.1", "toy: note: --weight-decay was 0 in that run, here it is 0.1\n"},
-        {"--rescale-within", "toy: note: --rescale-within was not set in that run, here it is\n"},
-        {"--schedule constant --resume-changes schedule", "toy: note: --schedule was cosine in that run, here it is constant\n"},
-        {"--steps 50 --resume-changes warmup,steps", "toy: note: 40 steps in all in that run, here 50\n"},
-        {"--epochs 11 --resume-changes epochs", "toy: note: 40 steps in all in that run, here 44\n"},
-        {"--batch-size 8 --epochs 5 --steps 40 --resume-changes batch-size", "toy: note: batch_size was 16 in that run, here it is 8\n"},
-        {"--data other --resume-changes data", "toy: note: the data are not those of that run\n"}};
+    static const struct { const char *arguments, *words;
+    } refused[] = {{"--depth 3", "checkpoint-36: --depth was 2 in that run, here it is 3: leave --depth out\n"},
+                   {"--schedule constant", "--schedule was cosine in that run, here it is constant: leave --schedule "
+                                           "out, or allow it by --resume-changes schedule"},
+                   {"--warmup 3", "--warmup was 0 in that run, here it is 3"},
+                   {"--data other", "the samples or labels are not those of that run"},
+                   {"--epochs 20", "40 steps in all in that run, here 80, and the schedule"},
+                   {"--steps 50", "40 steps in all in that run, here 50, and the schedule"},
+                   {"--steps 20", "checkpoint-36: is beyond the 20 steps of this command"},
+                   {"--seed 5", "seed was 1 in that run, here it is 5: resume with the same --seed"},
+                   {"--batch-size 8", "batch_size was 16 in that run, here it is 8"},
+                   {"--shuffle none", "shuffle was 0 in that run, here it is 1"},
+                   {"--optimizer momentum --resume-changes optimizer", "optimizer was 2 in that run, here it is 1"}};
+    static const struct { const char *arguments, *words;
+    } told[] = {{"--lr 0.5", "toy: note: --lr was 0.02 in that run, here it is 0.5\n"},
+                {"--weight-decay 0.1", "toy: note: --weight-decay was 0 in that run, here it is 0.1\n"},
+                {"--rescale-within", "toy: note: --rescale-within was not set in that run, here it is\n"},
+                {"--schedule constant --resume-changes schedule",
+                 "toy: note: --schedule was cosine in that run, here it is constant\n"},
+                {"--steps 50 --resume-changes warmup,steps", "toy: note: 40 steps in all in that run, here 50\n"},
+                {"--epochs 11 --resume-changes epochs", "toy: note: 40 steps in all in that run, here 44\n"},
+                {"--batch-size 8 --epochs 5 --steps 40 --resume-changes batch-size",
+                 "toy: note: batch_size was 16 in that run, here it is 8\n"},
+                {"--data other --resume-changes data", "toy: note: the data are not those of that run\n"}};
     char command[1200];
-    CHECK(launch("toy " BASE "--schedule cosine --log-dir %s/changes") == 0 && shell("rm -r %s/changes/checkpoint-40") == 0, "36 of 40 steps");
+    CHECK(launch("toy " BASE "--schedule cosine --log-dir %s/changes") == 0 &&
+              shell("rm -r %s/changes/checkpoint-40") == 0,
+          "36 of 40 steps");
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         snprintf(command, sizeof command, "toy --quiet --resume %%s/changes %s", refused[i].arguments);
         CHECK(launch(command) == 1, "refused");
-        if (!CHECK(strstr(err_text, refused[i].words) && strchr(err_text, '\n') == err_text + strlen(err_text) - 1, "in one line"))
+        if (!CHECK(strstr(err_text, refused[i].words) && strchr(err_text, '\n') == err_text + strlen(err_text) - 1,
+                   "in one line"))
             printf("    %s: %s\n", command, err_text);
     }
     for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
         CHECK(shell("rm -rf %s/copy && cp -R %s/changes %s/copy") == 0, "a copy");
         snprintf(command, sizeof command, "toy --resume %%s/copy %s", told[i].arguments);
         CHECK(launch(command) == 0, "goes on");
-        if (!CHECK(!strcmp(err_text, told[i].words), "and tells the difference, and no other")) printf("    %s: %s\n", command, err_text);
+        if (!CHECK(!strcmp(err_text, told[i].words), "and tells the difference, and no other"))
+            printf("    %s: %s\n", command, err_text);
     }
-    CHECK(launch("toy --resume %s/changes --resume-changes lr,foo") == 2 && strstr(err_text, "got 'foo'"), "not the name of an option");
+    CHECK(launch("toy --resume %s/changes --resume-changes lr,foo") == 2 && strstr(err_text, "got 'foo'"),
+          "not the name of an option");
     CHECK(launch("toy --resume-changes lr") == 2 && strstr(err_text, "needs --resume"), "of no run");
 }
 
 // A finished run that is resumed says so and changes nothing.
 static void test_finished(void) {
-    CHECK(launch("toy " BASE "--log-dir %s/done --save %s/done.w") == 0 && shell("cp %s/done/log.csv %s/log.before") == 0, "a run of 40 steps");
+    CHECK(launch("toy " BASE "--log-dir %s/done --save %s/done.w") == 0 &&
+              shell("cp %s/done/log.csv %s/log.before") == 0,
+          "a run of 40 steps");
     CHECK(launch("toy --resume %s/done") == 0 && !err_text[0], "resumed");
     CHECK(strstr(out_text, "nothing is left to train: all 40 steps are done") != NULL, "it says that nothing is left");
     CHECK(same_files("done/log.csv", "log.before"), "no row is added");
-    CHECK(launch("toy --resume %s/done --steps 20") == 1 && strstr(err_text, "beyond the 20 steps"), "fewer steps than there are");
+    CHECK(launch("toy --resume %s/done --steps 20") == 1 && strstr(err_text, "beyond the 20 steps"),
+          "fewer steps than there are");
     CHECK(same_files("done/log.csv", "log.before"), "and nothing is cut off");
 }
 
@@ -990,17 +1052,21 @@ static void test_older(void) {
     static const int64_t wrong[] = {-1, 50, INT64_MAX};
     CHECK(launch("toy " BASE "--log-dir %s/old --save %s/old.w") == 0, "a run of 40 steps");
     CHECK(shell("rm -r %s/old/checkpoint-40") == 0 && !rewrite("old/checkpoint-36/state.safetensors", NULL) &&
-              !rewrite("old/checkpoint-36/model.safetensors", NULL) && shell("cp -R %s/old %s/old2") == 0, "36 steps, as older versions stored them");
+              !rewrite("old/checkpoint-36/model.safetensors", NULL) && shell("cp -R %s/old %s/old2") == 0,
+          "36 steps, as older versions stored them");
     CHECK(launch("toy --batch-size 16 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old --save %s/old2.w") == 0 &&
-              strstr(err_text, "toy: note: ") && strstr(err_text, "checkpoint-36 does not tell the options of its run: give the same ones\n"),
+              strstr(err_text, "toy: note: ") &&
+              strstr(err_text, "checkpoint-36 does not tell the options of its run: give the same ones\n"),
           "resumed, with a note");
     CHECK(same_files("old.w", "old2.w"), "the same weights");
     CHECK(launch("toy --quiet --batch-size 8 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old2") == 1 &&
               strstr(err_text, "batch_size was 16 in that run, here it is 8"), "another batch");
     for (int i = 0; i < 3; i++) {
         CHECK(!rewrite("old2/checkpoint-36/state.safetensors", &wrong[i]), "another step");
-        if (!CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old2") == 1 &&
-                       strstr(err_text, "skipping an incomplete or damaged checkpoint: ") && strstr(err_text, "expected step 36 as in the folder's name, found "),
+        if (!CHECK(launch("toy --quiet --batch-size 16 --lr 0.02 --optimizer adamw --epochs 10 --resume %s/old2") ==
+                           1 &&
+                       strstr(err_text, "skipping an incomplete or damaged checkpoint: ") &&
+                       strstr(err_text, "expected step 36 as in the folder's name, found "),
                    "is damage"))
             printf("    %s\n", err_text);
     }
@@ -1051,18 +1117,28 @@ static void test_flipped_bits(void) {
 
 // Damage falls back to the checkpoint before.
 static void test_damage(void) {
-    static const struct { const char *command, *words; } damage[] = {
-        {"cp %s/foreign/checkpoint-40/model.safetensors %s/hurt/checkpoint-40", "does not belong to the state beside it"},
-        {"cp %s/foreign/checkpoint-40/state.safetensors %s/hurt/checkpoint-40", "does not belong to the state beside it"},
-        {"cp %s/hurt/checkpoint-36/state.safetensors %s/hurt/checkpoint-40", "expected step 40 as in the folder's name, found 36"},
+    static const struct { const char *command, *words;
+    } damage[] = {
+        {"cp %s/foreign/checkpoint-40/model.safetensors %s/hurt/checkpoint-40",
+         "does not belong to the state beside it"},
+        {"cp %s/foreign/checkpoint-40/state.safetensors %s/hurt/checkpoint-40",
+         "does not belong to the state beside it"},
+        {"cp %s/hurt/checkpoint-36/state.safetensors %s/hurt/checkpoint-40",
+         "expected step 40 as in the folder's name, found 36"},
         {"mv %s/hurt/checkpoint-40 %s/hurt/checkpoint-50", "expected step 50 as in the folder's name, found 40"},
-        {"for i in 1 2 3 4 5 6 7; do for j in 0 1 2 3 4 5 6 7 8 9; do mkdir %s/hurt/checkpoint-$i$i$j; done; done; rm -r %s/hurt/checkpoint-40",
+        {"for i in 1 2 3 4 5 6 7; do for j in 0 1 2 3 4 5 6 7 8 9; do mkdir %s/hurt/checkpoint-$i$i$j; done; done; rm "
+         "-r %s/hurt/checkpoint-40",
          "checkpoint-777/state.safetensors: cannot open"}};
-    CHECK(launch("toy " BASE "--seed 2 --log-dir %s/foreign") == 0 && launch("toy " BASE "--log-dir %s/intact --save %s/intact.w") == 0, "two runs");
+    CHECK(launch("toy " BASE "--seed 2 --log-dir %s/foreign") == 0 &&
+              launch("toy " BASE "--log-dir %s/intact --save %s/intact.w") == 0,
+          "two runs");
     for (size_t i = 0; i < sizeof damage / sizeof *damage; i++) {
         CHECK(shell("rm -rf %s/hurt && cp -R %s/intact %s/hurt") == 0 && shell(damage[i].command) == 0, "damaged");
-        if (!CHECK(launch("toy --quiet --resume %s/hurt --save %s/hurt.w") == 0, "it falls back")) printf("    %s\n", err_text);
-        if (!CHECK(strstr(err_text, "skipping an incomplete or damaged checkpoint: ") && strstr(err_text, damage[i].words), "and says why"))
+        if (!CHECK(launch("toy --quiet --resume %s/hurt --save %s/hurt.w") == 0, "it falls back"))
+            printf("    %s\n", err_text);
+        if (!CHECK(strstr(err_text, "skipping an incomplete or damaged checkpoint: ") &&
+                       strstr(err_text, damage[i].words),
+                   "and says why"))
             printf("    %s\n", err_text);
         CHECK(same_files("intact.w", "hurt.w"), "the same end");
         CHECK(shell("test \"$(ls %s/hurt)\" = \"$(ls %s/intact)\"") == 0, "and the same checkpoints are left");
@@ -1094,33 +1170,45 @@ int unlinkat(int fd, const char *path, int flags) {
     return (int)syscall(SYS_unlinkat, fd, path, flags);
 }
 
-// The two newest complete checkpoints stay; incomplete ones do not count and go, with the debris of killed runs; links and other
-// names are left alone; the log folder is synced before anything goes.
+// The two newest complete checkpoints stay; incomplete ones do not count and go, with the debris of killed runs; links
+// and other names are left alone; the log folder is synced before anything goes.
 static void test_retention(void) {
     static toy t;
     char resume[1200], err[1024];
     char *words[] = {(char *)"toy", (char *)"--quiet", (char *)"--resume", resume, NULL};
     CHECK(launch("toy " BASE "--log-dir %s/keep --steps 24") == 0, "checkpoints of 12 and 24 steps");
-    CHECK(shell("cp -R %s/keep/checkpoint-12 %s/linked && touch %s/linked/model.safetensors.tmp.7") == 0, "a folder elsewhere");
-    CHECK(shell("cd %s/keep && mkdir checkpoint-23 checkpoint-22 checkpoint-007 checkpoint-30 && ln -s ../linked checkpoint-20 && "
-                "echo x >checkpoint-22/state.safetensors && echo x >checkpoint-22/state.safetensors.tmp.99 && "
-                "echo x >checkpoint-24/model.safetensors.tmp.4711 && echo x >checkpoint-12/state.safetensors.tmp.1 && "
-                "cp checkpoint-12/state.safetensors checkpoint-007 && cp checkpoint-24/model.safetensors checkpoint-23") == 0,
-          "incomplete ones, a link, another name and debris between them");
+    CHECK(shell("cp -R %s/keep/checkpoint-12 %s/linked && touch %s/linked/model.safetensors.tmp.7") == 0,
+          "a folder elsewhere");
+    CHECK(
+        shell(
+            "cd %s/keep && mkdir checkpoint-23 checkpoint-22 checkpoint-007 checkpoint-30 && ln -s ../linked "
+            "checkpoint-20 && "
+            "echo x >checkpoint-22/state.safetensors && echo x >checkpoint-22/state.safetensors.tmp.99 && "
+            "echo x >checkpoint-24/model.safetensors.tmp.4711 && echo x >checkpoint-12/state.safetensors.tmp.1 && "
+            "cp checkpoint-12/state.safetensors checkpoint-007 && cp checkpoint-24/model.safetensors checkpoint-23") ==
+            0,
+        "incomplete ones, a link, another name and debris between them");
     snprintf(resume, sizeof resume, "%s/keep", dir);
     toy_create(&t, 4, words);
     CHECK(train_load_checkpoint(&t.run, 24, err, sizeof err) == 0, "resumed");
     CHECK(realpath(resume, watched) != NULL, "watched");
     CHECK(train_save_checkpoint(&t.run) == 0, "saved again");
-    CHECK(strchr(calls, 'S') && strchr(calls, 'D') && strchr(calls, 'S') < strchr(calls, 'D'), "the log folder is synced before anything is removed");
+    CHECK(strchr(calls, 'S') && strchr(calls, 'D') && strchr(calls, 'S') < strchr(calls, 'D'),
+          "the log folder is synced before anything is removed");
     watched[0] = 0;
-    CHECK(shell("test \"$(cd %s/keep && ls -d check* | tr '\\n' ' ')\" = 'checkpoint-007 checkpoint-12 checkpoint-20 checkpoint-24 '") == 0,
+    CHECK(shell("test \"$(cd %s/keep && ls -d check* | tr '\\n' ' ')\" = 'checkpoint-007 checkpoint-12 checkpoint-20 "
+                "checkpoint-24 '") == 0,
           "the two complete ones, the link and the other name stay");
-    CHECK(shell("test \"$(ls %s/linked | tr '\\n' ' ')\" = 'model.safetensors model.safetensors.tmp.7 state.safetensors '") == 0, "nothing is removed through a link");
+    CHECK(shell("test \"$(ls %s/linked | tr '\\n' ' ')\" = 'model.safetensors model.safetensors.tmp.7 "
+                "state.safetensors '") == 0,
+          "nothing is removed through a link");
     CHECK(shell("test -z \"$(find %s/keep -name '*.tmp*')\"") == 0, "the debris is gone");
     toy_free(&t);
-    CHECK(shell("rm -r %s/keep/checkpoint-24 && ln -s ../linked %s/keep/checkpoint-24") == 0, "a link where the next checkpoint goes");
-    CHECK(launch("toy --quiet --resume %s/keep") == 1 && strstr(err_text, "checkpoint-24: expected a folder, found something else"), "is not written through");
+    CHECK(shell("rm -r %s/keep/checkpoint-24 && ln -s ../linked %s/keep/checkpoint-24") == 0,
+          "a link where the next checkpoint goes");
+    CHECK(launch("toy --quiet --resume %s/keep") == 1 &&
+              strstr(err_text, "checkpoint-24: expected a folder, found something else"),
+          "is not written through");
 }
 
 // Weights say what no shape shows.
@@ -1129,7 +1217,8 @@ static void test_load_about(void) {
     CHECK(launch("toy --quiet --steps 0 --label-smoothing 3 --load %s/about.w") == 0, "loaded");
     CHECK(launch("toy --quiet --steps 0 --label-smoothing 4 --load %s/about.w") == 1 &&
               strstr(err_text, "about.w: was made with --label-smoothing 3, here it is 4\n"), "another function");
-    CHECK(!rewrite("about.w", NULL) && launch("toy --quiet --steps 0 --label-smoothing 4 --load %s/about.w") == 0, "weights that do not say it");
+    CHECK(!rewrite("about.w", NULL) && launch("toy --quiet --steps 0 --label-smoothing 4 --load %s/about.w") == 0,
+          "weights that do not say it");
 }
 
 int main(void) {

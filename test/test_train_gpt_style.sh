@@ -1,10 +1,11 @@
 #!/bin/sh
-# test_train_gpt_style.sh -- the language-model trainer as a user meets it: command line, bad input, files, resume, sampling, memory.
+# test_train_gpt_style.sh -- the language-model trainer as a user meets it: command line, bad input, files, resume,
+# sampling, memory.
 #
-#     sh test/test_train_gpt_style.sh TRAINER [COMPARE]          (make test: build/c/train_gpt_style build/c/dev/compare)
+#     sh test/test_train_gpt_style.sh TRAINER [COMPARE] (make test: build/c/train_gpt_style build/c/dev/compare)
 #
-# Uses the built-in grammar and files written here. Needs POSIX tools and a C compiler; python3, with torch and safetensors, adds checks.
-# Runs on one thread, except where threads are what is compared.
+# Uses the built-in grammar and files written here. Needs POSIX tools and a C compiler; python3, with torch and
+# safetensors, adds checks. Runs on one thread, except where threads are what is compared.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 . "$(dirname -- "$0")/check_trainer.sh"
 sizes="--layers 2 --heads 2 --channels 16 --context 12"
@@ -59,7 +60,8 @@ refuses 1 "$work/nowhere" --data "$work/nowhere" $sizes --steps 0
 refuses 1 "$work: not a regular file" --data "$work" $sizes --steps 0
 refuses 1 "$work/empty: expected text, found an empty file" --data "$work/empty" $sizes --steps 0
 refuses 1 "$work/short: too short: expected at least 26 tokens" --data "$work/short" $sizes --steps 0
-refuses 1 "$work/short: too short: expected at least 31 tokens" --data "$work/text" --val-data "$work/short" $sizes --context 30 --steps 0
+refuses 1 "$work/short: too short: expected at least 31 tokens" --data "$work/text" --val-data "$work/short" $sizes \
+    --context 30 --steps 0
 refuses 1 'get_data.sh' --data shakespeare --data-dir "$work" $sizes --steps 0
 refuses 1 'beyond the vocabulary of 100' --data "$work/text" --vocabulary 100 $sizes --steps 0
 ok 'bytes below the vocabulary' --data "$work/text" --vocabulary 123 $sizes --steps 0
@@ -97,7 +99,8 @@ loss_on() {
 }
 if ! command -v gzip >/dev/null 2>&1; then
     skip 'compressed texts and shards: no gzip'
-elif gzip -c "$work/text" >"$work/text.gz" && run --data "$work/text.gz" $sizes --steps 0 && complains 'build with zlib'; then
+elif gzip -c "$work/text" >"$work/text.gz" && run --data "$work/text.gz" $sizes --steps 0 &&
+    complains 'build with zlib'; then
     skip 'compressed texts and shards: built without zlib'
 else
     cp "$work/text.gz" "$work/packed"
@@ -114,15 +117,20 @@ fi
 printf '\3757zXZ\000%01000d' 0 >"$work/packed"
 refuses 1 "$work/packed: xz data: unpack it with xz -d" --data "$work/packed" $sizes --steps 0
 printf '\050\265\057\375%01000d' 0 >"$work/packed"
-refuses 1 "$work/packed: zstd data: unpack it with zstd -d" --data "$work/text" --val-data "$work/packed" $sizes --steps 0
-refuses 1 'token 49 is 49000, beyond the vocabulary of 49000' --data "$work/good.bin" --vocabulary 49000 $small --steps 0
-refuses 1 'not the same kind of file' --data "$work/good.bin" --val-data "$work/text" $small --vocabulary 50257 --steps 0
+refuses 1 "$work/packed: zstd data: unpack it with zstd -d" --data "$work/text" --val-data "$work/packed" $sizes \
+    --steps 0
+refuses 1 'token 49 is 49000, beyond the vocabulary of 49000' --data "$work/good.bin" --vocabulary 49000 $small \
+    --steps 0
+refuses 1 'not the same kind of file' --data "$work/good.bin" --val-data "$work/text" $small --vocabulary 50257 \
+    --steps 0
 refuses 1 '--prompt: the data are tokens' --data "$work/good.bin" $small --steps 0 --sample 3 --prompt x
-refuses 1 '--prompt: byte 200 is beyond the vocabulary of 123' --data "$work/text" --vocabulary 123 $sizes --steps 0 --sample 3 --prompt "$(printf '\310')"
+refuses 1 '--prompt: byte 200 is beyond the vocabulary of 123' --data "$work/text" --vocabulary 123 $sizes --steps 0 \
+    --sample 3 --prompt "$(printf '\310')"
 refuses 1 '--prompt: byte 126 is beyond' --data "$work/text" --vocabulary 123 $sizes --steps 0 --sample 3 --prompt 'a~'
 # As the other trainers: without their data nothing else is trained on.
 refuses 1 'get_data.sh --dest' --data-dir "$work" $sizes --steps 0
-check 'without --data and without Shakespeare: how to get it, and what is built in' complains 'shakespeare; built in: grammar'
+check 'without --data and without Shakespeare: how to get it, and what is built in' complains \
+    'shakespeare; built in: grammar'
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
@@ -139,9 +147,12 @@ start untied --untied
 start words --vocabulary 300
 "$damage" read "$work/none" transformer.h.1.mlp.c_fc.weight >"$work/out" 2>"$work/err"
 check 'nanoGPT names, [out][in]' is "$(cat "$work/out")" 'F32 [64,16]'
-for name in transformer.wte.weight transformer.wpe.weight transformer.h.0.ln_1.weight transformer.h.0.ln_1.bias transformer.h.0.attn.c_attn.weight \
-    transformer.h.0.attn.c_attn.bias transformer.h.0.attn.c_proj.weight transformer.h.0.attn.c_proj.bias transformer.h.1.ln_2.weight \
-    transformer.h.1.ln_2.bias transformer.h.1.mlp.c_fc.bias transformer.h.1.mlp.c_proj.weight transformer.h.1.mlp.c_proj.bias transformer.ln_f.weight \
+for name in transformer.wte.weight transformer.wpe.weight transformer.h.0.ln_1.weight transformer.h.0.ln_1.bias \
+    transformer.h.0.attn.c_attn.weight \
+    transformer.h.0.attn.c_attn.bias transformer.h.0.attn.c_proj.weight transformer.h.0.attn.c_proj.bias \
+        transformer.h.1.ln_2.weight \
+    transformer.h.1.ln_2.bias transformer.h.1.mlp.c_fc.bias transformer.h.1.mlp.c_proj.weight \
+        transformer.h.1.mlp.c_proj.bias transformer.ln_f.weight \
     transformer.ln_f.bias; do
     check "the file has $name" eval '"$damage" read "$work/none" '"$name"' >"$work/out" 2>"$work/err"'
 done
@@ -165,7 +176,8 @@ refuses 1 "$work/bad" $load "$work/bad"
 # Names that other programs give to the same weights: loaded and saved again, they are the same file.
 renamed() { # renamed FROM TO: FROM at the front of a name becomes TO
     check "names with '$2' for '$1': written" "$damage" rename "$work/none" "$work/renamed" "$1" "$2"
-    ok "names with '$2' for '$1' load" $tiny --steps 0 --rescale none --quiet --load "$work/renamed" --save "$work/saved_again"
+    ok "names with '$2' for '$1' load" $tiny --steps 0 --rescale none --quiet --load "$work/renamed" --save \
+        "$work/saved_again"
     check "names with '$2' for '$1': the same weights" same "$work/saved_again" "$work/none"
 }
 renamed '' _orig_mod.
@@ -178,9 +190,11 @@ refuses 1 "no tensor 'transformer.wte.weight'" $tiny --untied --steps 0 --load "
 # shellcheck disable=SC2086
 bad_outputs $tiny
 # shellcheck disable=SC2086
-"$damage" signal TERM "$work/sampling.json" 10 "$trainer" $tiny --steps 2 --quiet --report "$work/sampling.json" --sample 1000000 >"$work/out" 2>"$work/err"
+"$damage" signal TERM "$work/sampling.json" 10 "$trainer" $tiny --steps 2 --quiet --report "$work/sampling.json" \
+    --sample 1000000 >"$work/out" 2>"$work/err"
 check 'interrupted while it samples: exit 143' is $? 143
-check 'interrupted while it samples: says how far it came' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "of 1000000 tokens of the sample"'
+check 'interrupted while it samples: says how far it came' eval \
+    '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "of 1000000 tokens of the sample"'
 # shellcheck disable=SC2086
 no_room --save "$work/full/w" $tiny --steps 0 --save "$work/full/w"
 
@@ -199,11 +213,14 @@ check 'the first loss is ln 256 within 2%' near "$train" 5.545177 0.02
 for sets in mlp vo qk ln mlp,vo,qk,ln; do
     for method in pathcond enorm; do
         start rescaled --rescale $method --rescale-sets $sets --report "$work/r.json"
-        check "$method $sets: outputs moved by at most 2e-5" eval 'less "$(number "$work/r.json" output_max_rel_diff)" 2e-5 && less 0 "$(number "$work/r.json" max_abs_log_lambda)"'
+        check "$method $sets: outputs moved by at most 2e-5" eval \
+            'less "$(number "$work/r.json" output_max_rel_diff)" 2e-5 && less 0 "$(number "$work/r.json" max_abs_log_lambda)"'
         losses rescaled
-        check "$method $sets: other weights, the same losses" eval '! same "$work/none" "$work/rescaled" && near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
+        check "$method $sets: other weights, the same losses" eval \
+            '! same "$work/none" "$work/rescaled" && near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
         start pow2 --rescale $method --rescale-sets $sets --rescale-pow2 --report "$work/r.json"
-        check "$method $sets in powers of two: outputs moved by exactly 0" is "$(number "$work/r.json" output_max_rel_diff)" 0
+        check "$method $sets in powers of two: outputs moved by exactly 0" is \
+            "$(number "$work/r.json" output_max_rel_diff)" 0
         losses pow2
         check "$method $sets in powers of two: the same losses bit for bit" is "$train $test" "$train0 $test0"
     done
@@ -222,9 +239,11 @@ start small --init-scale 1e-3
 start seeded --seed 2 --rescale none
 check 'another seed: other weights' not same "$work/none" "$work/seeded"
 
-# ------------------------------------------------------------------------------------------- training, logs, determinism
+# ------------------------------------------------------------------------------------------- training, logs,
+# determinism
 
-ok 'training' $tiny --rescale pathcond --steps 60 --lr 1e-2 --warmup 5 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --eval-every 20steps --checkpoint-every 20steps
+ok 'training' $tiny --rescale pathcond --steps 60 --lr 1e-2 --warmup 5 --log-dir "$work/log" --report "$work/r.json" \
+    --save "$work/s1" --eval-every 20steps --checkpoint-every 20steps
 check 'what was rescaled, and that the function stayed, is printed' says 'outputs moved by'
 check 'piped output has no control characters' is "$(tr -d '[:print:]\n' <"$work/out" | wc -c | tr -d ' ')" 0
 check 'the loss went down' less "$(number "$work/r.json" final_test_loss)" 3.5
@@ -253,12 +272,14 @@ ok 'on two threads' $run2 --save "$work/b" --log-dir "$work/lb" --overwrite --re
 OMP_NUM_THREADS=1
 loss_at() { awk -F, -v s="$2" '$3 == "step" && $1 == s { print $4 }' "$1/log.csv"; }
 check '1 and 2 threads agree after 20 steps' near "$(loss_at "$work/la" 20)" "$(loss_at "$work/lb" 20)" 1e-5
-if [ "$(number "$work/r.json" gemm)" != '"OpenBLAS"' ]; then check 'and bit for bit with the built-in product' same "$work/a" "$work/b"; fi
+if [ "$(number "$work/r.json" gemm)" != '"OpenBLAS"' ]; then check 'and bit for bit with the built-in product' same \
+    "$work/a" "$work/b"; fi
 ok 'in micro-batches' $run2 --micro-batch 3 --log-dir "$work/lb" --overwrite
 check '--micro-batch: the same losses' near "$(loss_at "$work/la" 20)" "$(loss_at "$work/lb" 20)" 1e-4
 ok 'in stored order' $run2 --shuffle none --log-dir "$work/lb" --overwrite
 check '--shuffle none: another order' not is "$(loss_at "$work/la" 3)" "$(loss_at "$work/lb" 3)"
-ok 'other options' $run2 --beta1 0.8 --beta2 0.95 --weight-decay 0 --clip 0 --schedule constant --warmup 0 --rescale-every 5steps --save "$work/b"
+ok 'other options' $run2 --beta1 0.8 --beta2 0.95 --weight-decay 0 --clip 0 --schedule constant --warmup 0 \
+    --rescale-every 5steps --save "$work/b"
 check 'other options: other weights' not same "$work/a" "$work/b"
 ok 'rescaling in training' $tiny --rescale pathcond --steps 20 --rescale-every 5steps
 check 'rescaling in training: 1 + 3 times' is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
@@ -286,7 +307,8 @@ refuses 1 '--layers was 2 in that run, here it is 3' $long --steps 1000 --resume
 sample="--data grammar --limit 200 $sizes --steps 0 --rescale none --quiet --load $work/s1 --sample 40"
 ok 'a sample' $sample --prompt 'the cat'
 cp "$work/out" "$work/first"
-check 'a sample: the prompt and 40 more characters' eval '[ "$(wc -c <"$work/out")" -eq 48 ] && [ "$(head -c 7 "$work/out")" = "the cat" ]'
+check 'a sample: the prompt and 40 more characters' eval \
+    '[ "$(wc -c <"$work/out")" -eq 48 ] && [ "$(head -c 7 "$work/out")" = "the cat" ]'
 ok 'a sample again' $sample --prompt 'the cat'
 check 'the same seed: the same sample' same "$work/out" "$work/first"
 ok 'a sample with another seed' $sample --prompt 'the cat' --seed 5
@@ -304,7 +326,8 @@ check 'an empty prompt is no prompt' is "$(wc -c <"$work/out" | tr -d ' ')" 41
 ok 'an empty prompt, in one word' $sample --prompt=
 check 'an empty prompt in one word is no prompt' is "$(wc -c <"$work/out" | tr -d ' ')" 41
 ok 'a prompt longer than the context' $sample --prompt "$(awk 'BEGIN { for (i = 0; i < 50; i++) printf "abc " }')"
-# Large random weights, whose likeliest next byte depends on every byte of the context: the last 12 bytes are all that counts.
+# Large random weights, whose likeliest next byte depends on every byte of the context: the last 12 bytes are all that
+# counts.
 blank="$tiny --steps 0 --rescale none --quiet --init-scale 20 --sample 20 --temperature 0"
 tail_of() { tail -c 21 "$work/out"; }
 for seed in 1 2 3; do
@@ -316,12 +339,14 @@ done
 ok 'a prompt, and no sample' $tiny --steps 0 --quiet --prompt 'the cat'
 for option in prompt temperature top-k; do
     run $tiny --steps 0 --$option 1
-    check "--$option without --sample: a warning, and the run goes on" eval '[ $status -eq 0 ] && complains "warning: --$option is unused without --sample"'
+    check "--$option without --sample: a warning, and the run goes on" eval \
+        '[ $status -eq 0 ] && complains "warning: --$option is unused without --sample"'
 done
 ok 'tokens' --data "$work/good.bin" $small --steps 0 --rescale none --quiet --sample 5
 check 'tokens are printed as numbers' is "$(wc -w <"$work/out" | tr -d ' ')" 5
 
-# ---------------------------------------------------------------------------------------------------- PyTorch and memory
+# ---------------------------------------------------------------------------------------------------- PyTorch and
+# memory
 
 if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import torch, safetensors' >/dev/null 2>&1; then
     skip 'weights to and from PyTorch: python3 with torch and safetensors'
@@ -330,18 +355,24 @@ else
     roundtrip() {
         file=$1
         shift
-        ok "losses of $file" --data "$work/text" $sizes --quiet --rescale none --steps 0 --load "$file" --report "$work/r.json" "$@"
-        python3 "$root/test/pytorch_gpt_roundtrip.py" eval "$file" --heads 2 --data "$work/text" >"$work/out" 2>"$work/err"
+        ok "losses of $file" --data "$work/text" $sizes --quiet --rescale none --steps 0 --load "$file" --report \
+            "$work/r.json" "$@"
+        python3 "$root/test/pytorch_gpt_roundtrip.py" eval "$file" --heads 2 --data "$work/text" >"$work/out" \
+            2>"$work/err"
         check "PyTorch loads and evaluates $file" is $? 0
-        check 'PyTorch finds the same loss' near "$(cut -d' ' -f2 "$work/out")" "$(number "$work/r.json" final_test_loss)" 1e-5
-        check 'PyTorch finds the same accuracy' near "$(cut -d' ' -f4 "$work/out")" "$(number "$work/r.json" final_test_accuracy)" 1e-8
+        check 'PyTorch finds the same loss' near "$(cut -d' ' -f2 "$work/out")" \
+            "$(number "$work/r.json" final_test_loss)" 1e-5
+        check 'PyTorch finds the same accuracy' near "$(cut -d' ' -f4 "$work/out")" \
+            "$(number "$work/r.json" final_test_accuracy)" 1e-8
     }
     ok 'weights for PyTorch' --data "$work/text" $sizes --steps 30 --lr 1e-2 --quiet --save "$work/for-torch"
     roundtrip "$work/for-torch"
-    python3 "$root/test/pytorch_gpt_roundtrip.py" init "$work/torch.safetensors" --layers 2 --heads 2 --channels 16 --context 12 --vocabulary 256 --untied >"$work/out" 2>"$work/err"
+    python3 "$root/test/pytorch_gpt_roundtrip.py" init "$work/torch.safetensors" --layers 2 --heads 2 --channels 16 \
+        --context 12 --vocabulary 256 --untied >"$work/out" 2>"$work/err"
     check 'PyTorch writes initial weights' is $? 0
     roundtrip "$work/torch.safetensors" --untied
-    ok 'training from weights of PyTorch' --data "$work/text" $sizes --untied --load "$work/torch.safetensors" --steps 5 --quiet
+    ok 'training from weights of PyTorch' --data "$work/text" $sizes --untied --load "$work/torch.safetensors" --steps \
+        5 --quiet
 fi
 
 # The 124M preset: one step of 4 sequences of 64 tokens, with 8 GiB of address space.
@@ -353,7 +384,8 @@ printf '%s\n' $large >>"$work/used"
 status=$?
 check '124M: a step in less than 8 GiB' eval '[ $status -eq 0 ] && less "$(number "$work/r.json" peak_memory_mib)" 8192'
 check '124M: 124 million parameters' says 'parameters'
-check '124M: the first loss is ln 50257 within 2%' near "$(sed -n 's/^epoch   0.00  train loss \([0-9.]*\) .*/\1/p' "$work/out")" 10.824905 0.02
+check '124M: the first loss is ln 50257 within 2%' near \
+    "$(sed -n 's/^epoch   0.00  train loss \([0-9.]*\) .*/\1/p' "$work/out")" 10.824905 0.02
 check '124M: outputs moved by at most 2e-5' less "$(number "$work/r.json" output_max_rel_diff)" 2e-5
 grep -e 'parameters' -e 'rescaled' "$work/out" | cut -c 1-200
 

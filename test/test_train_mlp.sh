@@ -1,5 +1,6 @@
 #!/bin/sh
-# test_train_mlp.sh -- the MLP trainer as a user meets it: command line, bad input, files, interruption, resume, divergence.
+# test_train_mlp.sh -- the MLP trainer as a user meets it: command line, bad input, files, interruption, resume,
+# divergence.
 #
 #     sh test/test_train_mlp.sh TRAINER [COMPARE]          (make test: build/cpu/train_mlp build/c/dev/compare)
 #
@@ -70,7 +71,8 @@ ok 'a named set in another folder' --data mnist --data-dir "$work/named" --layer
 
 "$damage" weights good "$work/w"
 ok 'good weights' $tiny --load "$work/w" --rescale none --steps 0 --quiet --save "$work/w2"
-for kind in nan inf huge-header long-header empty overlap range backwards negative hole rest duplicate duplicate-key dtype \
+for kind in nan inf huge-header long-header empty overlap range backwards negative hole rest duplicate duplicate-key \
+    dtype \
     unknown-dtype shape rank huge-shape missing extra json; do
     "$damage" weights $kind "$work/bad.safetensors"
     case $kind in
@@ -99,13 +101,16 @@ start other --no-bias
 refuses 1 "'fc1.bias'" $moons --load "$work/other" --steps 0
 start other
 refuses 1 "'fc1.bias' does not belong" $moons --no-bias --load "$work/other" --steps 0
-refuses 1 "'fc2.weight': expected shape [8,16], found [16,16]" --data moons --layers 2,16,8,2 --load "$work/other" --steps 0
-refuses 1 "'fc3.weight': expected shape [16,16], found [2,16]" --data moons --layers 2,16,16,16,2 --load "$work/other" --steps 0
+refuses 1 "'fc2.weight': expected shape [8,16], found [16,16]" --data moons --layers 2,16,8,2 --load "$work/other" \
+    --steps 0
+refuses 1 "'fc3.weight': expected shape [16,16], found [2,16]" --data moons --layers 2,16,16,16,2 --load "$work/other" \
+    --steps 0
 refuses 1 "'bn1.weight'" $moons --norm batch --load "$work/other" --steps 0
 start norm --norm batch --rescale none
 for prefix in _orig_mod. module.; do # of torch.compile and of DataParallel
     "$damage" rename "$work/norm" "$work/renamed" '' $prefix
-    ok "names with $prefix load" $moons --norm batch --rescale none --steps 0 --quiet --load "$work/renamed" --save "$work/saved_again"
+    ok "names with $prefix load" $moons --norm batch --rescale none --steps 0 --quiet --load "$work/renamed" --save \
+        "$work/saved_again"
     check "names with $prefix: the same weights" same "$work/saved_again" "$work/norm"
 done
 "$damage" rename "$work/norm" "$work/renamed" bn2.num_batches_tracked bn2.unknown
@@ -127,12 +132,15 @@ fi
 no_gpu $moons
 if full_disk_works $moons; then
     no_room --save "$work/full/w" $moons --steps 0 --save "$work/full/w"
-    full_disk "$trainer" --quiet $moons --steps 200 --log-dir "$work/fulllog" --checkpoint-every 0 >"$work/out" 2>"$work/err"
+    full_disk "$trainer" --quiet $moons --steps 200 --log-dir "$work/fulllog" --checkpoint-every 0 >"$work/out" \
+        2>"$work/err"
     status=$? want=1 text=$work/fulllog
     # The log ends, training goes on, and so does its end: the checkpoint does not fit either.
     check 'log and checkpoint, no room: exit 1' is $status 1
-    check 'log and checkpoint, no room: a line for each' eval '[ "$(grep -c "^train_mlp: $work/fulllog/" "$work/err")" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 2 ]'
-    check 'log, no room: ends with a whole row' eval '[ "$(tail -n 1 "$work/fulllog/log.csv" | tr -dc , | wc -c)" -eq 8 ]'
+    check 'log and checkpoint, no room: a line for each' eval \
+        '[ "$(grep -c "^train_mlp: $work/fulllog/" "$work/err")" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 2 ]'
+    check 'log, no room: ends with a whole row' eval \
+        '[ "$(tail -n 1 "$work/fulllog/log.csv" | tr -dc , | wc -c)" -eq 8 ]'
 fi
 mkdir "$work/tmpfs"
 if unshare -m sh -c 'mount -t tmpfs -o size=64k none "$1"' sh "$work/tmpfs" 2>/dev/null; then
@@ -142,7 +150,8 @@ if unshare -m sh -c 'mount -t tmpfs -o size=64k none "$1"' sh "$work/tmpfs" 2>/d
         "$3" --quiet --data moons --layers 2,200,200,2 --steps 0 --save "$1/w"
         echo "status $?, $(ls -A "$1" | tr "\n" ,) $(cat "$1/w")"' sh "$work/tmpfs" "$work/old" "$trainer" >"$work/out" 2>"$work/err"
     check 'full disk: exit 1, the older file is intact and alone' says 'status 1, w, an older file'
-    check 'full disk: one line' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "$work/tmpfs/w" && complains "No space left"'
+    check 'full disk: one line' eval \
+        '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "$work/tmpfs/w" && complains "No space left"'
     unshare -m sh -c '
         mount -t tmpfs -o size=64k none "$1" || exit 99
         "$2" --quiet --data moons --layers 2,16,2 --steps 3000 --checkpoint-every 0 --log-dir "$1/log"; echo "status $?"' \
@@ -172,9 +181,12 @@ start half --rescale-strength 0.5
 start within --rescale-within
 start weights --rescale-paths weights
 start trace --rescale-max-trace 1 --report "$work/trace.json"
-check 'unit sweeps are unit sweeps' is "$(number "$work/units.json" solver) $(number "$work/units.json" sweeps)" '"unit-sweeps" 3'
-check 'the trace of G does not grow' eval 'less "$(number "$work/trace.json" trace_ratio)" 1.000001 && less 0.998 "$(number "$work/trace.json" trace_ratio)"'
-check 'three sweeps are three sweeps' is "$(number "$work/sweeps.json" solver) $(number "$work/sweeps.json" sweeps)" '"sweeps" 3'
+check 'unit sweeps are unit sweeps' is "$(number "$work/units.json" solver) $(number "$work/units.json" sweeps)" \
+    '"unit-sweeps" 3'
+check 'the trace of G does not grow' eval \
+    'less "$(number "$work/trace.json" trace_ratio)" 1.000001 && less 0.998 "$(number "$work/trace.json" trace_ratio)"'
+check 'three sweeps are three sweeps' is "$(number "$work/sweeps.json" solver) $(number "$work/sweeps.json" sweeps)" \
+    '"sweeps" 3'
 check 'a bound on |log lambda| holds' less "$(number "$work/bounded.json" max_abs_log_lambda)" 0.5000001
 losses none
 train0=$train test0=$test
@@ -207,10 +219,12 @@ refuses 1 'initial weights' $moons --steps 0 --init-scale 1e38 --rescale none
 start seeded --seed 2 --rescale none
 check 'another seed: other weights' not same "$work/none" "$work/seeded"
 
-# ------------------------------------------------------------------------------------------- training, logs, determinism
+# ------------------------------------------------------------------------------------------- training, logs,
+# determinism
 
 header=step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s
-ok 'training' $moons --epochs 2 --batch-size 100 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --lr 0.1
+ok 'training' $moons --epochs 2 --batch-size 100 --log-dir "$work/log" --report "$work/r.json" --save "$work/s1" --lr \
+    0.1
 check 'piped output has no control characters' is "$(tr -d '[:print:]\n' <"$work/out" | wc -c | tr -d ' ')" 0
 check 'log.csv has its header' is "$(head -n 1 "$work/log/log.csv")" $header
 check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/log/log.csv" | tr -d ' ')" 27
@@ -222,7 +236,8 @@ compared
 train=$(last_loss "$work/log" train)
 check 'the last row of the log is the report' near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8
 losses s1
-check 'saved weights have the loss that was reported' eval 'near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8'
+check 'saved weights have the loss that was reported' eval \
+    'near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8'
 ok 'quiet' $moons --epochs 1 --quiet
 check 'quiet prints nothing' silent
 
@@ -239,7 +254,8 @@ check 'reversed thread order gives the same bits' same "$work/a" "$work/b"
 OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2
 ok 'images on two threads' $images --save "$work/b" --report "$work/r.json"
 if [ "$(number "$work/r.json" gemm)" = '"OpenBLAS"' ]; then
-    if same "$work/a" "$work/b"; then echo 'OpenBLAS: the same bits on 1 and 2 threads'; else echo 'OpenBLAS: other bits on 2 threads than on 1'; fi
+    if same "$work/a" "$work/b"; then echo 'OpenBLAS: the same bits on 1 and 2 threads'; \
+        else echo 'OpenBLAS: other bits on 2 threads than on 1'; fi
     ok 'images on two threads, again' $images --save "$work/c"
     check 'the same command on two threads gives the same bits' same "$work/b" "$work/c"
 else
@@ -247,17 +263,20 @@ else
 fi
 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-ok 'a training set in stored order' $moons --load "$work/none" --shuffle none --seed 1 --epochs 1 --quiet --save "$work/a"
+ok 'a training set in stored order' $moons --load "$work/none" --shuffle none --seed 1 --epochs 1 --quiet --save \
+    "$work/a"
 ok 'the same with another seed' $moons --load "$work/none" --shuffle none --seed 2 --epochs 1 --quiet --save "$work/b"
 check '--shuffle none: the seed does not matter' same "$work/a" "$work/b"
 ok 'the same, shuffled' $moons --load "$work/none" --shuffle epoch --seed 2 --epochs 1 --quiet --save "$work/b"
 check '--shuffle epoch: another order' not same "$work/a" "$work/b"
 
 for optimizer in sgd momentum adamw; do
-    ok "rescaling every 10 steps, $optimizer" $moons --optimizer $optimizer --momentum 0.8 --weight-decay 1e-4 --lr 0.01 --rescale-every 10steps --epochs 4
+    ok "rescaling every 10 steps, $optimizer" $moons --optimizer $optimizer --momentum 0.8 --weight-decay 1e-4 --lr \
+        0.01 --rescale-every 10steps --epochs 4
     check "rescaling every 10 steps, $optimizer: 1 + 3 times" is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
     check "rescaling, $optimizer: outputs stay" less "$(moved)" 1e-5
-    ok "rescaling every epoch, $optimizer, BatchNorm" $moons --optimizer $optimizer --lr 0.01 --norm batch --rescale enorm --rescale-every 1epochs --epochs 3
+    ok "rescaling every epoch, $optimizer, BatchNorm" $moons --optimizer $optimizer --lr 0.01 --norm batch --rescale \
+        enorm --rescale-every 1epochs --epochs 3
     check "rescaling every epoch, $optimizer: 1 + 2 times" is "$(grep -c '^rescaled by ENorm' "$work/out")" 3
     check "rescaling with BatchNorm, $optimizer: outputs stay" less "$(moved)" 1e-5
 done
@@ -265,7 +284,8 @@ done
 ok 'cosine with warm-up' $moons --steps 50 --schedule cosine --warmup 5 --lr 0.5 --log-dir "$work/cosine" --quiet
 check 'warm-up: a fifth of the rate in the first of five steps' near "$(rate "$work/cosine" 1)" 0.1 1e-8
 check 'warm-up: the whole rate at its end' near "$(rate "$work/cosine" 5)" 0.5 1e-8
-check 'cosine: near zero in the last step' eval 'less "$(rate "$work/cosine" 50)" 0.001 && less 0 "$(rate "$work/cosine" 50)"'
+check 'cosine: near zero in the last step' eval \
+    'less "$(rate "$work/cosine" 50)" 0.001 && less 0 "$(rate "$work/cosine" 50)"'
 ok 'one-cycle' $moons --steps 50 --schedule one-cycle --lr 0.5 --log-dir "$work/onecycle" --quiet
 check 'one-cycle: a 25th of the rate in the first step' near "$(rate "$work/onecycle" 1)" 0.02 1e-8
 check 'one-cycle: the whole rate after 30% of the steps' near "$(rate "$work/onecycle" 15)" 0.5 1e-8
@@ -280,20 +300,26 @@ ok 'full batch' $moons --batch-size 0 --epochs 3 --report "$work/r.json" --quiet
 check 'full batch: a step per epoch' is "$(number "$work/r.json" steps)" 3
 ok 'full batch, logged' $moons --batch-size 0 --steps 1 --log-dir "$work/fullbatch" --quiet
 check 'the loss of a full batch is the loss of the evaluation before it' \
-    near "$(awk -F, '$3 == "step" { print $4 }' "$work/fullbatch/log.csv")" "$(awk -F, '$3 == "train" && $1 == 0 { print $4 }' "$work/fullbatch/log.csv")" 1e-7
+    near "$(awk -F, '$3 == "step" { print $4 }' "$work/fullbatch/log.csv")" \
+        "$(awk -F, '$3 == "train" && $1 == 0 { print $4 }' "$work/fullbatch/log.csv")" 1e-7
 ok 'a batch as large as the training set' $moons --batch-size 1000 --epochs 3 --quiet --save "$work/b"
 ok 'a batch larger than the training set' $moons --batch-size 5000 --epochs 3 --quiet --save "$work/c"
-check 'a batch as large as the training set, or larger, is the full batch' eval 'same "$work/a" "$work/b" && same "$work/a" "$work/c"'
-ok 'a last batch of two samples, BatchNorm' $moons --limit 8 --batch-size 3 --norm batch --epochs 2 --quiet --save "$work/a"
+check 'a batch as large as the training set, or larger, is the full batch' eval \
+    'same "$work/a" "$work/b" && same "$work/a" "$work/c"'
+ok 'a last batch of two samples, BatchNorm' $moons --limit 8 --batch-size 3 --norm batch --epochs 2 --quiet --save \
+    "$work/a"
 check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
 one="$moons --norm batch --log-dir $work/one"
-refuses 2 'the last batch of an epoch has 1 sample (of 7, in batches of 3): choose another --batch-size or --limit' $one --limit 7 --batch-size 3
-refuses 2 'BatchNorm: expected more than 1 value per channel when training, but a batch has 1 sample' $one --limit 7 --batch-size 1
+refuses 2 'the last batch of an epoch has 1 sample (of 7, in batches of 3): choose another --batch-size or --limit' \
+    $one --limit 7 --batch-size 3
+refuses 2 'BatchNorm: expected more than 1 value per channel when training, but a batch has 1 sample' $one --limit 7 \
+    --batch-size 1
 refuses 2 'a batch has 1 sample (of 1, in batches of 1)' $one --limit 1 --batch-size 0
 refuses 2 'the last batch of an epoch has 1 sample' $one --limit 7 --batch-size 3 --steps 3
 refuses 2 'the last batch of an epoch has 1 sample' $one --limit 7 --batch-size 3 --resume "$work/one" --epochs 9
 check 'BatchNorm on one value is refused before anything is written' eval '[ ! -e "$work/one" ]'
-ok 'BatchNorm, a last batch of one sample that no step takes' $moons --norm batch --limit 7 --batch-size 3 --steps 2 --quiet
+ok 'BatchNorm, a last batch of one sample that no step takes' $moons --norm batch --limit 7 --batch-size 3 --steps 2 \
+    --quiet
 ok 'BatchNorm, batches of one sample and no steps' $moons --norm batch --batch-size 1 --steps 0 --quiet
 ok 'no BatchNorm, batches of one sample' $moons --limit 7 --batch-size 3 --epochs 2 --quiet
 check 'BatchNorm has its statistics' is "$("$damage" read "$work/a" bn2.running_var)" 'F32 [16]'
@@ -301,7 +327,8 @@ ok 'no bias' $moons --no-bias --epochs 1 --quiet --save "$work/a"
 check 'no bias: none in the file' eval '! "$damage" read "$work/a" fc1.bias 2>"$work/err"'
 ok 'a network without hidden layers' --data moons --layers 2,2 --epochs 1
 ok 'evaluation every 5 steps' $moons --steps 12 --eval-every 5steps --log-dir "$work/eval" --quiet
-check 'evaluated after 0, 5, 10 and 12 steps' is "$(awk -F, '$3 == "test" { printf "%s ", $1 }' "$work/eval/log.csv")" '0 5 10 12 '
+check 'evaluated after 0, 5, 10 and 12 steps' is "$(awk -F, '$3 == "test" { printf "%s ", $1 }' "$work/eval/log.csv")" \
+    '0 5 10 12 '
 ok 'the only precision everywhere' $moons --steps 1 --precision fp32 --quiet
 ok 'no epochs' $moons --epochs 0 --quiet
 
@@ -310,7 +337,8 @@ ok 'no epochs' $moons --epochs 0 --quiet
 for file in "$work"/idx/*.safetensors; do
     name=$(basename "$file" .safetensors)
     # shellcheck disable=SC2046
-    ok "parity $name" --data "$work/idx" --load "$file" --shuffle none --rescale none --quiet --log-dir "$work/parity-$name" --save "$work/parity-$name/w" $(cat "$work/idx/$name.options")
+    ok "parity $name" --data "$work/idx" --load "$file" --shuffle none --rescale none --quiet --log-dir \
+        "$work/parity-$name" --save "$work/parity-$name/w" $(cat "$work/idx/$name.options")
     "$damage" parity-check "$name" "$work/parity-$name/log.csv" >"$work/out" 2>"$work/err"
     check "parity $name: PyTorch's losses for 100 steps" is $? 0
     cat "$work/out"
@@ -324,17 +352,22 @@ else
     roundtrip() {
         file=$1
         shift
-        ok "losses of $file" --data "$work/idx" --quiet --rescale none --steps 0 --load "$file" --report "$work/r.json" "$@"
+        ok "losses of $file" --data "$work/idx" --quiet --rescale none --steps 0 --load "$file" --report \
+            "$work/r.json" "$@"
         python3 "$root/test/pytorch_roundtrip.py" eval "$file" --data "$work/idx" >"$work/out" 2>"$work/err"
         check "PyTorch loads and evaluates $file" is $? 0
-        check "PyTorch finds the same test loss" near "$(cut -d' ' -f2 "$work/out")" "$(number "$work/r.json" final_test_loss)" 1e-5
-        check "PyTorch finds the same accuracy" near "$(cut -d' ' -f4 "$work/out")" "$(number "$work/r.json" final_test_accuracy)" 1e-8
+        check "PyTorch finds the same test loss" near "$(cut -d' ' -f2 "$work/out")" \
+            "$(number "$work/r.json" final_test_loss)" 1e-5
+        check "PyTorch finds the same accuracy" near "$(cut -d' ' -f4 "$work/out")" \
+            "$(number "$work/r.json" final_test_accuracy)" 1e-8
     }
     roundtrip "$work/parity-momentum_bn/w" --layers 36,32,24,10 --norm batch
-    python3 "$root/test/pytorch_roundtrip.py" init "$work/torch.safetensors" --layers 36,20,10 --norm batch >"$work/out" 2>"$work/err"
+    python3 "$root/test/pytorch_roundtrip.py" init "$work/torch.safetensors" --layers 36,20,10 --norm batch \
+        >"$work/out" 2>"$work/err"
     check 'PyTorch writes initial weights' is $? 0
     roundtrip "$work/torch.safetensors" --layers 36,20,10 --norm batch
-    ok 'training from weights of PyTorch' --data "$work/idx" --layers 36,20,10 --norm batch --load "$work/torch.safetensors" --epochs 2 --batch-size 16 --quiet
+    ok 'training from weights of PyTorch' --data "$work/idx" --layers 36,20,10 --norm batch --load \
+        "$work/torch.safetensors" --epochs 2 --batch-size 16 --quiet
 fi
 
 # --------------------------------------------------------------------------------------------- interruption and resume
@@ -353,7 +386,8 @@ interrupted HUP 129 hup --shuffle none
 
 "$damage" signal INT "$work/out" 4 "$trainer" $moons --epochs 100000 --save "$work/partial" >"$work/out" 2>"$work/err"
 check 'interrupted without --log-dir: exit 130' is $? 130
-check 'interrupted without --log-dir: --save has the weights' eval '"$damage" read "$work/partial" fc1.weight >"$work/out"'
+check 'interrupted without --log-dir: --save has the weights' eval \
+    '"$damage" read "$work/partial" fc1.weight >"$work/out"'
 check 'interrupted without --log-dir: nothing to resume is promised' not complains --resume
 
 # Cosine and warm-up, too, go on where they were.
@@ -371,16 +405,19 @@ refuses 1 'in all in that run' $resumed
 refuses 1 '--norm was none in that run' --resume "$work/again" --norm batch
 refuses 1 'the samples or labels are not those of that run' --resume "$work/again" --limit-test 500
 refuses 1 --warmup --resume "$work/again" --warmup 11
-refuses 1 '--layers was 2,16,16,2 in that run, here it is 2,8,16,2' --data moons --layers 2,8,16,2 --steps 150 --resume "$work/again" --batch-size 64 --optimizer adamw
+refuses 1 '--layers was 2,16,16,2 in that run, here it is 2,8,16,2' --data moons --layers 2,8,16,2 --steps 150 \
+    --resume "$work/again" --batch-size 64 --optimizer adamw
 check 'a refused resume leaves the log alone' same "$work/again/log.csv" "$work/log.before"
 refuses 1 'no complete checkpoint' $moons --resume "$work/nowhere"
 refuses 1 'no complete checkpoint' $moons --resume "$work/folder"
 refuses 1 "$work/again holds a run" $full --steps 50 --log-dir "$work/again"
 check 'a refused run leaves the log alone' same "$work/again/log.csv" "$work/log.before"
-ok 'a folder with checkpoints of a longer run' $full --steps 50 --log-dir "$work/again" --overwrite --checkpoint-every 20steps
+ok 'a folder with checkpoints of a longer run' $full --steps 50 --log-dir "$work/again" --overwrite --checkpoint-every \
+    20steps
 check 'a new run in its folder: its own checkpoints are the newest' is "$(newest "$work/again")" 50
 
-# ------------------------------------------------------------------------------------------------------------ divergence
+# ------------------------------------------------------------------------------------------------------------
+# divergence
 
 diverges() { # diverges WHAT OPTIONS
     label=$1
@@ -391,7 +428,8 @@ diverges() { # diverges WHAT OPTIONS
 diverges 'diverging' --lr 1e30 --epochs 3
 check 'diverging: what else may help' complains ', or --rescale-max-log 1 (rescaling went to |log lambda| = '
 run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 1 --batch-size 0 --steps 5
-check 'the loss explodes: one warning' eval '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "warning: loss " && complains "times the first"'
+check 'the loss explodes: one warning' eval \
+    '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "warning: loss " && complains "times the first"'
 run --data moons --layers 2,32,32,32,32,32,2 --init kaiming-normal --optimizer sgd --lr 0.3 --batch-size 0 --steps 5
 check 'a hump is no explosion' eval '[ $status -eq 0 ] && [ ! -s "$work/err" ]'
 diverges 'diverging as initialised' --lr 1e30 --epochs 3 --rescale none
@@ -401,21 +439,26 @@ diverges 'diverging, infinite weights' --lr 1e38 --epochs 3 --log-dir "$work/div
 check 'weights that are not finite are no checkpoint' is "$(newest "$work/div")" ''
 ok 'a good start' $moons --steps 20 --log-dir "$work/div2" --checkpoint-every 10steps --quiet
 cp -R "$work/div2" "$work/div2.before"
-refuses 1 "last good checkpoint: $work/div2/checkpoint-20" $moons --steps 200 --resume "$work/div2" --lr 1e30 --checkpoint-every 1steps
-check 'diverging: the last good checkpoint is kept' same "$work/div2/checkpoint-20/model.safetensors" "$work/div2.before/checkpoint-20/model.safetensors"
+refuses 1 "last good checkpoint: $work/div2/checkpoint-20" $moons --steps 200 --resume "$work/div2" --lr 1e30 \
+    --checkpoint-every 1steps
+check 'diverging: the last good checkpoint is kept' same "$work/div2/checkpoint-20/model.safetensors" \
+    "$work/div2.before/checkpoint-20/model.safetensors"
 check 'diverging: no other checkpoint was made' is "$(newest "$work/div2")" 20
 ok 'the last good checkpoint can be loaded' $moons --load "$work/div2/checkpoint-20/model.safetensors" --steps 5 --quiet
 ok 'and resumed with a smaller rate' $moons --steps 40 --resume "$work/div2" --lr 0.01 --quiet
 for lr in 1e5 1e10 1e15; do
     rm -rf "$work/div3"
-    run $moons --steps 200 --lr $lr --log-dir "$work/div3" --checkpoint-every 1steps --eval-every 0 --rescale none --quiet
+    run $moons --steps 200 --lr $lr --log-dir "$work/div3" --checkpoint-every 1steps --eval-every 0 --rescale none \
+        --quiet
     good=$(newest "$work/div3")
     check "diverging at $lr: exit 1" is $status 1
     if [ -n "$good" ]; then
-        ok "diverging at $lr: the last checkpoint is good" $moons --load "$work/div3/checkpoint-$good/model.safetensors" --steps 0 --rescale none --quiet
+        ok "diverging at $lr: the last checkpoint is good" $moons --load \
+            "$work/div3/checkpoint-$good/model.safetensors" --steps 0 --rescale none --quiet
     fi
 done
 
-# ---------------------------------------------------------------------------------------------------------------- the end
+# ---------------------------------------------------------------------------------------------------------------- the
+# end
 
 ends_exercised
