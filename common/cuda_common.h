@@ -88,7 +88,7 @@ static inline void device_describe(char *buf, size_t n) {
     }
     if (f) fclose(f);
     const char *plural = threads == 1 ? "" : "s";
-    if (model[0]) snprintf(buf, n, "CPU, %d thread%s (%s)", threads, plural, model);
+    if (model[0]) snprintf(buf, n, "CPU, %d thread%s (%.200s)", threads, plural, model);
     else snprintf(buf, n, "CPU, %d thread%s", threads, plural);
 }
 #endif

@@ -430,7 +430,8 @@ continued() {
     rm -r "$work/moved/checkpoint-100"
     run --resume "$work/moved"
     check '--resume of a folder that was moved' eval \
-        '[ $status -eq 0 ] && same_tensors "$work/moved/checkpoint-100/state.safetensors" "$work/whole/checkpoint-100/state.safetensors"'
+        '[ $status -eq 0 ] && same_tensors "$work/moved/checkpoint-100/state.safetensors" \
+            "$work/whole/checkpoint-100/state.safetensors"'
     rm -rf "$work/again"
     cp -R "$work/whole" "$work/again"
 }

@@ -14,7 +14,9 @@ if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - $flags -o "$dir/probe" 
     then flags="-O1 -g"; fi
 zlib=
 if echo '#include <zlib.h>
-int main(void){return !zlibVersion();}' | ${CC:-cc} -x c - -lz -o "$dir/probe" 2>/dev/null; then zlib="-DUSE_ZLIB -lz"; fi
+int main(void){return !zlibVersion();}' | ${CC:-cc} -x c - -lz -o "$dir/probe" 2>/dev/null; then
+    zlib="-DUSE_ZLIB -lz"
+fi
 for source in test/fuzz_*.c; do
     name=$(basename "$source" .c) iterations=$n
     case $name in fuzz_resume | fuzz_compare) iterations=$((n / 5)) ;; esac

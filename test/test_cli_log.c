@@ -206,8 +206,7 @@ static void test_values(void) {
     CHECK(strstr(out_text, "given lr seed quiet") != NULL && strlen(strstr(out_text, "given")) == 19, "cli_given");
 }
 
-static void test_refusals(void) {
-    static char long_line[2048], many[4096];
+static void test_refused_numbers(void) {
     refused("--lr abc", "--lr: expected a number > 0, got 'abc'");
     refused("--lr 12abc", "--lr: expected a number > 0, got '12abc'");
     refused("--lr \"\"", "--lr: expected a number > 0, got ''");
@@ -242,6 +241,9 @@ static void test_refusals(void) {
             "--epochs: expected an integer between 0 and 2147483647, got '99999999999999999999'");
     refused("--seed 9223372036854775808",
             "--seed: expected an integer between 0 and 9223372036854775807, got '9223372036854775808'");
+}
+
+static void test_refused_lists(void) {
     refused("--init xavier", "--init: expected one of kaiming-uniform, kaiming-normal, got 'xavier'");
     refused("--init kaiming",
             "--init: expected one of kaiming-uniform, kaiming-normal, got 'kaiming', did you mean kaiming-uniform?");
@@ -265,6 +267,10 @@ static void test_refusals(void) {
             "--rescale-every: expected a count with its unit (100steps, 2epochs) or 0, got '-1steps'");
     refused("--rescale-every 99999999999999999999steps", "--rescale-every: expected a count with its unit (100steps, "
             "2epochs) or 0, got '99999999999999999999steps'");
+}
+
+static void test_refused_words(void) {
+    static char long_line[2048], many[4096];
     refused("--quiet=1", "--quiet: takes no value, got '1'");
     refused("--no-bias=", "--no-bias: takes no value, got ''");
     refused("--help=all", "--help: takes no value");
@@ -459,9 +465,11 @@ static void test_stored(void) {
         CHECK(cli_restore(to, N_TO, bad[i], err, sizeof err) == CLI_ERROR && err[0], "refused");
 }
 
+// The folder of the logs below and the log in it.
+static char long_dir[1200], csv[1300];
+
 static void test_csv(void) {
     static char text[1 << 16], many[1 << 15], err[512];
-    char long_dir[1200], csv[1300];
     log_csv log;
     snprintf(long_dir, sizeof long_dir, "%s/a/b//c/", dir);
     snprintf(csv, sizeof csv, "%s/log.csv", long_dir);
@@ -513,6 +521,12 @@ static void test_csv(void) {
               "20,1,test,0.25,n/a,n/a,n/a,n/a,n/a\n21,1.05,step,1,n/a,n/a,n/a,n/a,n/a\n");
     CHECK(access(in_dir("a/b/c/log.csv.tmp"), F_OK) != 0, "no temporary file is left");
 
+}
+
+// Logs that a killed run or an editor left.
+static void test_csv_damage(void) {
+    static char text[1 << 16], err[512];
+    log_csv log;
     // An editor on another system left CR LF.
     write_text(csv, LOG_CSV_HEADER "\r\n10,1,train,0.5,n/a,n/a,n/a,n/a,n/a\r\n10,1,test,0.5,n/a,n/a,n/a,n/a,n/"
                                    "a\r\n11,1.1,step,1,n/a,n/a,n/a,n/a,n/a\r\n");
@@ -552,7 +566,13 @@ static void test_csv(void) {
     CHECK(log_open(&log, long_dir, 5, err, sizeof err) == 0, "resume without a log begins one");
     log_close(&log, err, sizeof err);
 
-    // Files that are no logs are refused and left alone.
+}
+
+// Files that are no logs are refused and left alone.
+static void test_csv_refused(void) {
+    static char text[1 << 16], err[512];
+    log_csv log;
+    const log_row row = log_row_make(21, 1.05, "step", 1);
     const char *bad[] = {"a,b,c\n1,2,3\n", LOG_CSV_HEADER "\nrubbish\n1,1,train,1,1,1,1,1,1\n",
                          LOG_CSV_HEADER "\n1,1,train\n", LOG_CSV_HEADER "\n99999999999999999999,1,train,1,1,1,1,1,1\n"};
     for (int i = 0; i < 4; i++) {
@@ -807,7 +827,8 @@ static void test_progress(void) {
         show_progress(f, mode == 1 || mode == 2, mode == 2, mode == 3);
         fclose(f);
         slurp(in_dir("progress"), text, sizeof text);
-        const char *dim = mode == 2 ? "\033[2m" : "", *plain = mode == 2 ? "\033[0m" : "";
+        const char *dim = mode == 2 ? "\033[2m" : "";
+        const char *plain = mode == 2 ? "\033[0m" : "";
         if (mode == 0) {
             snprintf(want, sizeof want, "epoch 1\na long line\nshort\n%0200d\ndone\n", 7);
         } else if (mode == 3) {
@@ -980,7 +1001,7 @@ static void child_claims(void *purpose) {
     char err[512];
     const int lock = log_claim(in_dir("claimed"), *(int *)purpose, err, sizeof err);
     if (lock < 0) fputs(err, stderr);
-    exit(lock < 0 ? 1 : 0);
+    exit(lock < 0);
 }
 
 static void test_claims(void) {
@@ -1040,12 +1061,16 @@ static void test_wide_integers(void) {
 int main(void) {
     snprintf(dir, sizeof dir, "%s", test_make_dir());
     test_values();
-    test_refusals();
+    test_refused_numbers();
+    test_refused_lists();
+    test_refused_words();
     test_help();
     test_rest();
     test_cli_rest_of_api();
     test_stored();
     test_csv();
+    test_csv_damage();
+    test_csv_refused();
     test_unwritable();
     test_full_disk();
     test_json();

@@ -137,14 +137,16 @@ static void test_checksum(void) {
     free(large);
 }
 
+// What the round trip writes.
+static const int64_t shape[4] = {2, 3, 1, 2}, empty[3] = {4, 0, 2}, seven[1] = {7};
+static const int64_t step = -1234567890123456789;
+static const unsigned char bytes[7] = {1, 2, 3, 4, 5, 254, 255};
+static float w[12];
+
 // Everything the writer can write comes back: dtypes, scalars, empty tensors, odd names, metadata.
 static void test_round_trip(void) {
     const char *const path = in_dir("c.safetensors");
-    const int64_t shape[4] = {2, 3, 1, 2}, empty[3] = {4, 0, 2}, seven[1] = {7}, largest[1] = {(int64_t)1 << 62};
-    float w[12];
     double d[7];
-    int64_t step = -1234567890123456789;
-    unsigned char bytes[7] = {1, 2, 3, 4, 5, 254, 255};
     const uint16_t f16[7] = {0x3C00, 0xC000, 0x0001, 0x7BFF, 0x8000, 0x3555, 0x03FF};
     const uint16_t bf16[7] = {0x3F80, 0xC000, 0x0001, 0x7F7F, 0x8000, 0x3EAB, 0x0080};
     for (int i = 0; i < 12; i++) w[i] = (float)i * 0.25f - 1;
@@ -186,9 +188,16 @@ static void test_round_trip(void) {
     CHECK(no_value && !*no_value && !safetensors_metadata(&f, "x"), "empty and missing metadata");
     CHECK(!safetensors_find(&f, "fc2.weight") && !safetensors_find(&f, "fc1"), "a name that is not there is NULL");
 
+    safetensors_close(&f);
+}
+
+// Tensors of that file are read by name, shape and dtype.
+static void test_reading(void) {
+    safetensors_file f;
     float out[12], value;
     int64_t got = 0;
     unsigned char got_bytes[7];
+    CHECK(!safetensors_open(&f, in_dir("c.safetensors"), err, sizeof err), "open it again");
     CHECK(!safetensors_read_f32(&f, "fc1.weight", 4, shape, out, err, sizeof err) && !memcmp(out, w, sizeof w),
           "read F32");
     CHECK(!safetensors_read_f32(&f, "empty", 3, empty, out, err, sizeof err), "read an empty tensor");
@@ -223,8 +232,14 @@ static void test_round_trip(void) {
     CHECK(!safetensors_open(&f, in_dir("none.safetensors"), err, sizeof err) && f.n_tensors == 0, "and read");
     safetensors_close(&f);
 
-    // lists that cannot be written leave the old file alone
+}
+
+// Lists that cannot be written leave the old file alone.
+static void test_refused_lists(void) {
+    safetensors_file f;
     const char *const old = in_dir("none.safetensors");
+    const int64_t largest[1] = {(int64_t)1 << 62};
+    const safetensors_tensor t[1] = {safetensors_make("u8", SAFETENSORS_U8, 1, seven, bytes)};
     const safetensors_tensor twice[2] = {t[0], t[0]},
                              reserved = safetensors_make("__metadata__", SAFETENSORS_U8, 1, seven, bytes),
                              broken = safetensors_make("\xff", SAFETENSORS_U8, 1, seven, bytes),
@@ -282,9 +297,10 @@ static void test_payload_checksum(void) {
     safetensors_close(&f);
 }
 
-static void test_headers(void) {
 #define T(name, dtype, shape, offsets)                                                                                 \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+static void test_refused_tensors(void) {
     refuse("{" T("fc1.weight", "F32", "[10]", "[0,40]") "}", 32,
            "raw.safetensors: tensor 'fc1.weight': offsets [0,40) run past the payload of 32 bytes");
     refuse("{" T("a", "F32", "[2]", "[0,8]") "," T("b", "F32", "[2]", "[4,12]") "}", 12,
@@ -322,6 +338,9 @@ static void test_headers(void) {
     refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 0, "tensor 'a': no data_offsets");
     refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":1}}", 4,
            "tensor 'a': unknown key 'x'");
+}
+
+static void test_refused_syntax(void) {
     refuse("{\"a\":{}}", 0, "expected a key");
     refuse("{\"a\":[]}", 0, "expected '{', found '['");
     refuse("{" T("a", "F32", "[1]", "[0,4]") ",}", 4, "expected a key in double quotes, found '}'");
@@ -357,6 +376,9 @@ static void test_headers(void) {
            "does not match its checksum (xxh64:ef46db3751d8e998 stored, xxh64:ef46db3751d8e999 found)");
     refuse("{\"line\\nfeed\":{\"dtype\":\"X\"", 0, "tensor 'line?feed': unknown dtype 'X'");
 
+}
+
+static void test_accepted_headers(void) {
     accept("{}", 0);
     accept("{}        ", 0);
     accept("{\"__metadata__\":null}", 0);
@@ -384,7 +406,11 @@ static void test_headers(void) {
           "reads the right bytes");
     safetensors_close(&f);
 
-    // depth and size: a header of a million brackets, and one with 20,000 tensors
+}
+
+// Depth and size: a header of a million brackets, and one with 20,000 tensors.
+static void test_large_headers(void) {
+    safetensors_file f;
     char *const deep = (char *)malloc(2000000);
     memset(deep, '[', 2000000);
     memcpy(deep, "{\"a\":", 5);
@@ -400,8 +426,8 @@ static void test_headers(void) {
     CHECK(t && *(const unsigned char *)t->data == (unsigned char)12345, "and the right one is found");
     safetensors_close(&f);
     free(deep);
-#undef T
 }
+#undef T
 
 // Files of other kinds, which a user may take for safetensors files, are refused by name.
 static void test_other_files(void) {
@@ -498,7 +524,11 @@ static void test_files(void) {
               safetensors_open(&f, in_dir("missing"), err, 8) == -1 && strlen(err) == 7,
           "no or a short buffer for the message");
 
-    // every truncation and every flipped bit of a small file is noticed, or does not change what is read
+}
+
+// Every truncation and every flipped bit of a small file is noticed, or does not change what is read.
+static void test_damaged_files(void) {
+    safetensors_file f;
     size_t n = 0;
     const float w[3] = {1, 2, 3};
     const int64_t three = 3;
@@ -535,12 +565,12 @@ static void test_files(void) {
     free(data);
 }
 
-// Conversion to float against ldexp, for all F16 and BF16; values that are not finite.
+// Conversion to float against ldexp, for all F16 and BF16.
 static void test_conversion(void) {
     enum { N = 65536 };
     static uint16_t half[N], brain[N];
     static float out[N];
-    const int64_t n = N, shape[2] = {2, 3};
+    const int64_t n = N;
     safetensors_file f;
     int kept = 0;
     for (int i = 0; i < N; i++) {  // finite ones only
@@ -557,19 +587,27 @@ static void test_conversion(void) {
     int good = !safetensors_read_f32(&f, "half", 1, &n, out, err, sizeof err);
     for (int i = 0; i < N; i++) {
         const int e = half[i] >> 10 & 31, m = half[i] & 1023;
-        const double want = (half[i] & 0x8000 ? -1 : 1) * (e ? ldexp(1024 + m, e - 25) : ldexp(m, -24));
+        const double size = e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+        const double want = half[i] & 0x8000 ? -size : size;
         good &= out[i] == want && !signbit(out[i]) == !(half[i] & 0x8000);
     }
     CHECK(good, "F16 is converted exactly");
     good = !safetensors_read_f32(&f, "brain", 1, &n, out, err, sizeof err);
     for (int i = 0; i < N; i++) {
         const int e = brain[i] >> 7 & 255, m = brain[i] & 127;
-        const double want = (brain[i] & 0x8000 ? -1 : 1) * (e ? ldexp(128 + m, e - 134) : ldexp(m, -133));
+        const double size = e ? ldexp(128 + m, e - 134) : ldexp(m, -133);
+        const double want = brain[i] & 0x8000 ? -size : size;
         good &= out[i] == want && !signbit(out[i]) == !(brain[i] & 0x8000);
     }
     CHECK(good, "BF16 is converted exactly");
     safetensors_close(&f);
 
+}
+
+// Values that are not finite floats.
+static void test_not_finite(void) {
+    const int64_t shape[2] = {2, 3};
+    safetensors_file f;
     float w[6] = {1, 2, 3, 4, 5, 6}, got[6];
     double d[6] = {1, 1.0 / 3, 1e-50, -3.40282346638528859812e38, 5, 6};
     const struct { double value; const char *message; } bad[] = {
@@ -783,12 +821,19 @@ int main(void) {
     snprintf(dir, sizeof dir, "%s", test_make_dir());
     test_checksum();
     test_round_trip();
+    test_reading();
+    test_refused_lists();
     test_payload_checksum();
-    test_headers();
+    test_refused_tensors();
+    test_refused_syntax();
+    test_accepted_headers();
+    test_large_headers();
     test_other_files();
     test_integers();
     test_files();
+    test_damaged_files();
     test_conversion();
+    test_not_finite();
     test_failing_writes();
     test_killed_writer();
     test_python();

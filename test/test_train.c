@@ -104,7 +104,7 @@ static void toy_evaluate(void *self, int test, double *loss, double *accuracy) {
     toy *t = (toy *)self;
     if (++passes == interrupt_at) log_interrupted = SIGTERM;
     if (train_pause(&t->run, "evaluating", 0, 1)) return;
-    *loss = toy_pass(t, test ? N_TRAIN : 0, test ? N_TEST : N_TRAIN, NULL, NULL);
+    *loss = test ? toy_pass(t, N_TRAIN, N_TEST, NULL, NULL) : toy_pass(t, 0, N_TRAIN, NULL, NULL);
     *accuracy = LOG_NA;
 }
 
@@ -162,10 +162,10 @@ static void toy_build(toy *t, int with_counter, int wide) {
     train_add_statistic(net, 0, HIDDEN, "bn1.running_mean");
     if (with_counter) train_add_counter(net, 0, "bn1.num_batches_tracked");
     float **const array[] = {&net->params, &net->grads, &net->moment1, &net->moment2};
-    for (int i = 0; i < (t->options.optimizer == OPTIMIZER_SGD        ? 2
-                         : t->options.optimizer == OPTIMIZER_MOMENTUM ? 3
-                                                                      : 4);
-         i++)
+    int n_arrays = 4;
+    if (t->options.optimizer == OPTIMIZER_SGD) n_arrays = 2;
+    if (t->options.optimizer == OPTIMIZER_MOMENTUM) n_arrays = 3;
+    for (int i = 0; i < n_arrays; i++)
         *array[i] = (float *)train_alloc(NULL, net->n_params, sizeof(float));
     net->stats = (float *)train_alloc(NULL, net->n_stats, sizeof(float));
     t->w1 = net->params + net->tensors[0].offset;
@@ -414,10 +414,14 @@ static void test_tables(void) {
     int64_t count = 0, ok = 1;
     for (int l = 0; l < LAYERS; l++)
         for (int k = 0; k < PER_LAYER; k++) {
-            const int d[4] = {1 + k, k > 2 ? 3 + l % 5 : 0, k > 6 ? 3 : 0, k > 6 ? 3 : 0};
+            const int n_dims = 1 + (k > 2) + 2 * (k > 6);
+            const int cols = n_dims > 1 ? 3 + l % 5 : 0;
+            const int window = n_dims > 2 ? 3 : 0;
+            const int d[4] = {1 + k, cols, window, window};
             const char *format = "transformer.h.%d.mlp.%d.weight";
-            const int at = l * PER_LAYER + k, n_dims = k > 6 ? 4 : k > 2 ? 2 : 1;
-            const int size = d[0] * (d[1] ? d[1] : 1) * (d[2] ? 9 : 1);
+            const int at = l * PER_LAYER + k;
+            int size = d[0];
+            for (int i = 1; i < n_dims; i++) size *= d[i];
             ok = ok && train_add_parameter(&net, k % 2, l, d[0], d[1], d[2], d[3], format, l, k) == at;
             const train_tensor *t = &net.tensors[at];
             ok = ok && t->offset == want && t->offset % TRAIN_ALIGN == 0 && t->rows == d[0] &&
@@ -566,9 +570,11 @@ static void write_other(const char *words, const safetensors_pair *metadata) {
         const char *const how = variant ? variant + 1 : "";
         const int matrix = strstr(w, "wte") || strstr(w, "lm_head");
         const int attn = strstr(w, "c_attn.weight") != NULL;
-        int64_t shape[4] = {matrix ? V : attn || strstr(w, "c_attn") ? 3 * C : C, C, 0, 0};
-        for (int i = 0; i < 3 * C * V; i++)
-            values[n][i] = (float)(i + 1) + (matrix ? 0.5f : 0) + (strcmp(how, "other") ? 0 : 1);
+        int64_t shape[4] = {C, C, 0, 0};
+        if (strstr(w, "c_attn")) shape[0] = 3 * C;
+        if (matrix) shape[0] = V;
+        const float above = (matrix ? 0.5f : 0) + (float)!strcmp(how, "other");
+        for (int i = 0; i < 3 * C * V; i++) values[n][i] = (float)(i + 1) + above;
         t[n] = safetensors_make(w, SAFETENSORS_F32, matrix || attn ? 2 : 1, shape, values[n]);
         if (!strcmp(how, "turned")) {
             t[n].shape[0] = shape[1];
@@ -586,7 +592,7 @@ static void write_other(const char *words, const safetensors_pair *metadata) {
         n++;
     }
     snprintf(other_path, sizeof other_path, "%s/others.safetensors", dir);
-    if (!CHECK(!safetensors_write(other_path, t, n, metadata, metadata ? 1 : 0, err, sizeof err), words))
+    if (!CHECK(!safetensors_write(other_path, t, n, metadata, metadata != NULL, err, sizeof err), words))
         printf("    %s\n", err);
 }
 

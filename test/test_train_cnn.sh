@@ -359,11 +359,13 @@ interrupted INT 130 momentum
 interrupted KILL 137 batchnorm --norm batch --optimizer adamw --weight-decay 0.01 --augment
 interrupted TERM 143 augmented --norm batch --augment
 rows=40
-long="$cifar --model resnet18 --width 0.03 --optimizer adamw --lr 0.001 --augment --rescale-every 30steps --eval-every 90steps --quiet"
+long="$cifar --model resnet18 --width 0.03 --optimizer adamw --lr 0.001 --augment --rescale-every 30steps"
+long="$long --eval-every 90steps --quiet"
 interrupted INT 130 resnet18
 
 # Schedules, too, go on where they were.
-full="$tiny --steps 100 --norm batch --augment --optimizer adamw --lr 0.01 --schedule one-cycle --label-smoothing 0.1 --quiet"
+full="$tiny --steps 100 --norm batch --augment --optimizer adamw --lr 0.01 --schedule one-cycle"
+full="$full --label-smoothing 0.1 --quiet"
 damaged_checkpoints
 resumed="--data $work/idx --steps 150 --norm batch --resume $work/again"
 cp "$work/again/log.csv" "$work/log.before"

@@ -214,7 +214,8 @@ for sets in mlp vo qk ln mlp,vo,qk,ln; do
     for method in pathcond enorm; do
         start rescaled --rescale $method --rescale-sets $sets --report "$work/r.json"
         check "$method $sets: outputs moved by at most 2e-5" eval \
-            'less "$(number "$work/r.json" output_max_rel_diff)" 2e-5 && less 0 "$(number "$work/r.json" max_abs_log_lambda)"'
+            'less "$(number "$work/r.json" output_max_rel_diff)" 2e-5 &&
+            less 0 "$(number "$work/r.json" max_abs_log_lambda)"'
         losses rescaled
         check "$method $sets: other weights, the same losses" eval \
             '! same "$work/none" "$work/rescaled" && near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
@@ -290,7 +291,8 @@ refuses 1 'try a smaller --lr' $tiny --steps 50 --lr 1e6 --clip 0 --warmup 0
 
 # --------------------------------------------------------------------------------------------- interruption and resume
 
-long="$tiny --lr 2e-3 --schedule constant --rescale pathcond --rescale-every 150steps --eval-every 90steps --micro-batch 5 --quiet"
+long="$tiny --lr 2e-3 --schedule constant --rescale pathcond --rescale-every 150steps"
+long="$long --eval-every 90steps --micro-batch 5 --quiet"
 rows=250
 interrupted INT 130 run
 interrupted KILL 137 run
@@ -378,7 +380,8 @@ fi
 # The 124M preset: one step of 4 sequences of 64 tokens, with 8 GiB of address space.
 # shellcheck disable=SC2046
 shard "$work/many.bin" 20240520 1 600 $(awk 'BEGIN { for (i = 0; i < 600; i++) print i * 7919 % 50257 }')
-large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1 --eval-every 1steps --rescale pathcond --report $work/r.json"
+large="--data $work/many.bin --model 124M --context 64 --batch-size 4 --limit 4 --steps 1"
+large="$large --eval-every 1steps --rescale pathcond --report $work/r.json"
 printf '%s\n' $large >>"$work/used"
 (ulimit -v 8388608 && OMP_NUM_THREADS=2 && "$trainer" $large) >"$work/out" 2>"$work/err"
 status=$?

@@ -148,13 +148,15 @@ if unshare -m sh -c 'mount -t tmpfs -o size=64k none "$1"' sh "$work/tmpfs" 2>/d
     unshare -m sh -c '
         mount -t tmpfs -o size=64k none "$1" && cp "$2" "$1/w" || exit 99
         "$3" --quiet --data moons --layers 2,200,200,2 --steps 0 --save "$1/w"
-        echo "status $?, $(ls -A "$1" | tr "\n" ,) $(cat "$1/w")"' sh "$work/tmpfs" "$work/old" "$trainer" >"$work/out" 2>"$work/err"
+        echo "status $?, $(ls -A "$1" | tr "\n" ,) $(cat "$1/w")"' \
+        sh "$work/tmpfs" "$work/old" "$trainer" >"$work/out" 2>"$work/err"
     check 'full disk: exit 1, the older file is intact and alone' says 'status 1, w, an older file'
     check 'full disk: one line' eval \
         '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "$work/tmpfs/w" && complains "No space left"'
     unshare -m sh -c '
         mount -t tmpfs -o size=64k none "$1" || exit 99
-        "$2" --quiet --data moons --layers 2,16,2 --steps 3000 --checkpoint-every 0 --log-dir "$1/log"; echo "status $?"' \
+        "$2" --quiet --data moons --layers 2,16,2 --steps 3000 --checkpoint-every 0 --log-dir "$1/log"
+        echo "status $?"' \
         sh "$work/tmpfs" "$trainer" >"$work/out" 2>"$work/err"
     check 'full disk, log: exit 1' says 'status 1'
     check 'full disk, log: said once' eval '[ "$(grep -c log.csv "$work/err")" -eq 1 ] && complains "No space left"'
@@ -241,7 +243,8 @@ check 'saved weights have the loss that was reported' eval \
 ok 'quiet' $moons --epochs 1 --quiet
 check 'quiet prints nothing' silent
 
-images="--data images --limit 300 --layers 784,48,48,10 --batch-size 64 --epochs 2 --optimizer momentum --lr 0.02 --norm batch --quiet"
+images="--data images --limit 300 --layers 784,48,48,10 --batch-size 64 --epochs 2 --optimizer momentum"
+images="$images --lr 0.02 --norm batch --quiet"
 ok 'images' $images --save "$work/a" --log-dir "$work/la"
 ok 'images again' $images --save "$work/b" --log-dir "$work/lb"
 check 'the same command gives the same bits' same "$work/a" "$work/b"
@@ -391,7 +394,8 @@ check 'interrupted without --log-dir: --save has the weights' eval \
 check 'interrupted without --log-dir: nothing to resume is promised' not complains --resume
 
 # Cosine and warm-up, too, go on where they were.
-full="--data moons --layers 2,16,16,2 --steps 100 --batch-size 64 --optimizer adamw --lr 0.01 --schedule cosine --warmup 10 --quiet"
+full="--data moons --layers 2,16,16,2 --steps 100 --batch-size 64 --optimizer adamw --lr 0.01"
+full="$full --schedule cosine --warmup 10 --quiet"
 damaged_checkpoints
 
 resumed="--data moons --layers 2,16,16,2 --steps 150 --resume $work/again"
