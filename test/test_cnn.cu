@@ -608,7 +608,7 @@ static void test_parity(const RefCnnParityCase *k) {
     static const int optimizer[] = {OPTIMIZER_SGD, OPTIMIZER_MOMENTUM, OPTIMIZER_ADAMW};  // as REF_SGD, ...
     static trainer t;
     config c = config_of(&k->config);
-    double want[REF_CNN_PARITY_ROWS], loss, accuracy, worst = 0;
+    double want[REF_CNN_PARITY_ROWS], loss = INFINITY, accuracy = 0, worst = 0;
     int within = 1;
     snprintf(label, sizeof label, "PyTorch's losses, %s", k->name);
     if (!CHECK(ref_cnn_parity_read(ref_cnn_parity_csv(), k->name, want), "PyTorch's losses can be read")) return;

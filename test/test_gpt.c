@@ -533,7 +533,7 @@ static void test_evaluate(void) {
     double *theta = gpt_flat(&t.m, t.m.params);
     const double want = ref_gpt_loss(&r, theta, in, out, 7, 8, NULL, NULL);
     for (int test = 0; test < 2; test++) {
-        double loss, accuracy = 0;
+        double loss = INFINITY, accuracy = 0;
         evaluate(&t, test, &loss, &accuracy);
         test_close_d("evaluation", &loss, &want, 1, 1e-5, 0);
         CHECK(accuracy >= 0 && accuracy <= 1, "accuracy is a fraction");
