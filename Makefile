@@ -210,7 +210,7 @@ $(PAPER:%=paper-%): train_mlp train_cnn
 paper-report: build/c/dev/paper/report compare
 	@sh dev/paper/run.sh plots && sh dev/tables.sh dev/paper/README.md
 
-tables: build/c/dev/paper/report   ## develop: writes the tables in the documents anew from their CSV files
+tables: build/c/dev/paper/report compare ## develop: writes the tables in the documents anew from their CSV files
 	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md \
 	    dev/paper/README.md doc/faults.md
 

@@ -321,11 +321,10 @@ explosions() {
     } >"$csv.part" && mv "$csv.part" "$csv" && echo "wrote $csv"
 }
 
-# plot_curves NAME TITLE [OPTION]: results/NAME.svg from results/NAME.csv, the compare.csv of a run
-plot_curves() {
+# read_curves NAME: results/NAME.csv, the compare.csv of a run, as logs for dev/compare: $runs, in $logs
+read_curves() {
     csv=$results/$1.csv logs=$out/curves/$1 runs=
-    [ -f "$csv" ] || return 0
-    for run in $(sed '1d; s/,.*//' "$csv" | uniq); do # the curves as logs that dev/compare reads
+    for run in $(sed '1d; s/,.*//' "$csv" | uniq); do
         mkdir -p "$logs/$run" || return
         awk -F, -v run="$run" '
         BEGIN { print "step,epoch,split,loss,accuracy,lr,grad_norm,ms,samples_per_s" }
@@ -336,8 +335,14 @@ plot_curves() {
         ' "$csv" >"$logs/$run/log.csv" || return
         runs="$runs $run=$logs/$run"
     done
+}
+
+# plot_curves NAME TITLE [OPTION]: results/NAME.svg from results/NAME.csv
+plot_curves() {
     title=$2 name=$1
     shift 2
+    [ -f "$results/$name.csv" ] || return 0
+    read_curves "$name" || return
     # shellcheck disable=SC2086
     build/c/dev/compare "$@" --title "$title" --out "$logs" $runs >/dev/null &&
         cp "$logs/compare.svg" "$results/$name.svg"
@@ -419,6 +424,14 @@ explosions-table)
     }' "$csv"
     ;;
 # Of every experiment with a CSV file, of make run and the language models. They need the programs of make paper-report.
+make-run) # for the front README: the first lines of the table that make run printed; needs make compare
+    read_curves make_run || exit
+    # shellcheck disable=SC2086
+    build/c/dev/compare --out "$logs" $runs >"$logs/table" || exit
+    echo
+    sed -n '/^run /,/^10 /s/^/    /p' "$logs/table" | grep -v '^    [3579] '
+    echo
+    ;;
 plots)
     for csv in "$results"/*.csv; do
         name=$(basename "$csv" .csv)
