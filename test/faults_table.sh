@@ -1,7 +1,6 @@
 #!/bin/sh
 # faults_table.sh -- prints test/results/faults.csv (make faults) as the table of doc/faults.md.
-LC_ALL=C
-export LC_ALL
+export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 awk -F '"' '
     NR == 1 {
         print "| fault | runs | went on to the end | failed with one line | killed | lost bits | other faults |"

@@ -432,14 +432,14 @@ static void test_large_headers(void) {
 // Files of other kinds, which a user may take for safetensors files, are refused by name.
 static void test_other_files(void) {
     static const struct { const char *bytes; size_t n; const char *words; } files[] = {
-        {"PK\3\4 and so on", 16, "not a safetensors file but a zip archive, as torch.save writes"},
-        {"\x80\x02}q\1 and so on", 16, "a pickle, as old versions of torch.save write"},
+        {"PK\3\4 and so on and on", 16, "not a safetensors file but a zip archive, as torch.save writes"},
+        {"\x80\x02}q\1 and so on and on", 16, "a pickle, as old versions of torch.save write"},
         {"version https://git-lfs.github.com/spec/v1\n", 43, "the pointer of a file in Git LFS"},
-        {"\x1f\x8b\x08 and so on", 16, "gzip data"},
-        {"\xfd" "7zXZ\0 and so on", 16, "xz data"},
-        {"\x28\xb5\x2f\xfd and so on", 16, "zstd data"},
-        {"GGUF\3 and so on", 16, "a GGUF file"},
-        {"\x89HDF\r\n\x1a\n and so on", 16, "an HDF5 file"},
+        {"\x1f\x8b\x08 and so on and on", 16, "gzip data"},
+        {"\xfd" "7zXZ\0 and so on and on", 16, "xz data"},
+        {"\x28\xb5\x2f\xfd and so on and on", 16, "zstd data"},
+        {"GGUF\3 and so on and on", 16, "a GGUF file"},
+        {"\x89HDF\r\n\x1a\n and so on and on", 16, "an HDF5 file"},
         {"something else", 14, "truncated, or not a safetensors file"}};
     safetensors_file f;
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
