@@ -283,7 +283,6 @@ typedef struct rescale_options {
     // 1: every lambda is a power of two, which preserves the function bit for bit. F ends below its
     // start, or nothing moves.
     int pow2;
-    double enorm_c;      // ENorm's depth penalty c, 1 = none
     double strength;     // 0 to 1: this fraction of the optimal u; 1 (default) is the optimum
     // 1: take the mean over the free units of each group out of u. No layer as a whole grows or
     // shrinks.
@@ -380,7 +379,6 @@ static inline rescale_options rescale_default_options(void) {
     o.sweeps = 10;
     o.max_iterations = 100;
     o.tolerance = 1e-10;
-    o.enorm_c = 1;
     o.strength = 1;
     return o;
 }
@@ -933,10 +931,8 @@ static inline int rsc_validate_options(const rescale_options *o, rescale_report 
     if (o->solver < RESCALE_NEWTON || o->solver > RESCALE_UNIT_SWEEPS) wrong = "unknown solver";
     const int trace = o->max_trace == 0 || (o->max_trace >= 1 && o->max_trace <= DBL_MAX);
     if (!(o->tolerance > 0) || o->max_iterations < 1 || o->sweeps < 0 || !(o->max_log >= 0) ||
-        !(o->enorm_c > 0 && o->enorm_c <= DBL_MAX) || !(o->strength >= 0 && o->strength <= 1) ||
-        !trace)
-        wrong =
-            "tolerance, iterations, sweeps, max_log, enorm_c, strength or max_trace out of range";
+        !(o->strength >= 0 && o->strength <= 1) || !trace)
+        wrong = "tolerance, iterations, sweeps, max_log, strength or max_trace out of range";
     if (o->max_trace > 0 && (o->method != RESCALE_PATHCOND || o->solver != RESCALE_NEWTON))
         wrong = "max_trace needs PathCond and Newton's method";
     if (o->within && (o->max_log > 0 || o->max_trace > 0))
@@ -2045,11 +2041,10 @@ static inline int rsc_enorm_sums(rsc_solver *s, int group, double *total) {
     return RESCALE_OK;
 }
 
-// ENorm's u of unit h with all others fixed: exp(2 u_h) = out_h / (c^2 in_h), where out_h and in_h
-// are the sums of squared weights that leave and enter h at u_h = 0.
+// ENorm's u of unit h with all others fixed: exp(2 u_h) = out_h / in_h, where out_h and in_h are
+// the sums of squared weights that leave and enter h at u_h = 0.
 static inline double rsc_enorm_best(const rsc_solver *s, int h) {
-    const double c = s->options->enorm_c;
-    return s->u[h] + 0.5 * log(s->leave[h] / (c * c * s->enter[h]));
+    return s->u[h] + 0.5 * log(s->leave[h] / s->enter[h]);
 }
 
 // One cycle over the groups. The largest change of u goes to `change`.
@@ -2096,7 +2091,7 @@ static inline int rsc_enorm(rsc_solver *s) {
     r->objective_after = total;
     r->grad_tolerance = 1e-8 * total;
     for (int h = 0; h < s->units; h++) {
-        const double g = o->enorm_c * o->enorm_c * s->enter[h] - s->leave[h];
+        const double g = s->enter[h] - s->leave[h];
         const int outwards = (s->u[h] >= s->bound && g < 0) || (s->u[h] <= -s->bound && g > 0);
         if (!s->fixed[h] && !outwards) r->grad_inf = fmax(r->grad_inf, fabs(g));
     }
@@ -2273,7 +2268,7 @@ static inline void rsc_pow2_pathcond(rsc_solver *s, double bound, int at_optimum
 // The powers of two for ENorm. With all but unit h fixed, the sum of squared weights is least at
 // the integer nearest to the minimum.
 static inline int rsc_pow2_enorm(rsc_solver *s, double bound, int at_optimum) {
-    const double c = s->options->enorm_c, unit = 2 * log(2.0);
+    const double unit = 2 * log(2.0);
     double total = 0;
     for (int h = 0; h < s->units; h++) {
         s->u[h] = unit * rsc_clip(rint(s->u[h] / unit), bound);
@@ -2296,8 +2291,7 @@ static inline int rsc_pow2_enorm(rsc_solver *s, double bound, int at_optimum) {
         }
     }
     const int status = rsc_enorm_sums(s, -1, &total);
-    // With c other than 1, sweeps need not lower the sum.
-    if (c != 1 || total <= s->report->objective_before) return status;
+    if (total <= s->report->objective_before) return status;
     for (int h = 0; h < s->units; h++) s->u[h] = 0;
     return status;
 }

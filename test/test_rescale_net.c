@@ -135,7 +135,7 @@ static void expect_error(const char *what, const rescale_net *net, const rescale
 static void check_non_finite(void) {
     static const double bad[] = {NAN, INFINITY, -INFINITY};
     mlp *m = small_mlp(1);
-    const rescale_options enorm = {.method = RESCALE_ENORM, .tolerance = 1e-10, .max_iterations = 100, .enorm_c = 1};
+    const rescale_options enorm = {.method = RESCALE_ENORM, .tolerance = 1e-10, .max_iterations = 100};
     for (int i = 0; i < m->n_tensors; i++)
         for (int k = 0; k < 3; k++) {
             const size_t at = (size_t)random_int(0, (int)tensor_size(m->tensor + i) - 1);
@@ -490,7 +490,6 @@ static void expect_option_errors(mlp *m) {
            "within");
     EXPECT("sweeps", o.sweeps = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("bound", o.max_log = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
-    EXPECT("enorm_c", o.enorm_c = 0, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("unknown method", o.method = 7, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("unknown solver", o.solver = -1, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     EXPECT("no device in this build", o.on_device = 1, o.on_device = 0, RESCALE_ERROR_ARGUMENT, "on_device");
@@ -769,7 +768,6 @@ static void check_nulls_and_sizes(void) {
     const rescale_tensor keep = m->tensor[7];
     EXPECT("unknown role", m->tensor[7].role = 3, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
     EXPECT("unknown flag", m->tensor[7].flags = 8, m->tensor[7] = keep, RESCALE_ERROR_ARGUMENT, "b4");
-    EXPECT("enorm_c infinite", o.enorm_c = INFINITY, o = rescale_default_options(), RESCALE_ERROR_ARGUMENT, "options");
     o.max_iterations = INT_MAX;
     o.dry_run = 1;
     CHECK(rescale_run(net, &o, &r) == RESCALE_OK && r.converged, "as many iterations as an int holds");
