@@ -64,7 +64,10 @@ static inline int run_program(const char *format, const char *dir) {
     words[n] = NULL;
     config c = default_config();
     parse_command_line(&c, n, words);
-    return run(&c);
+    const int status = run(&c);
+    free(c.train.table);
+    free(c.train.stored);
+    return status;
 }
 
 // Everything a file holds, in memory of the case; *n its size, 0 when it cannot be read.
