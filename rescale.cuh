@@ -21,7 +21,8 @@
 //     A hidden unit h may be scaled if its activation is positively homogeneous: ReLU, leaky ReLU
 //     or the identity. (Pooling commutes with the scaling.) Its incoming weights and its bias are
 //     multiplied by lambda_h > 0. Its outgoing weights are divided by lambda_h. The function of the
-//     network stays the same; its gradients change. Write lambda_h = exp(u_h / 2).
+//     network stays the same; its gradients change. Write lambda_h = exp(u_h / 2), or exp(u_h) at
+//     power 1.
 //
 //     RESCALE_PATHCOND is PathCond. G is the Gram matrix of the path-lifting's derivative. Its
 //     diagonal diag(G) holds one number g_i >= 0 for each parameter i. PathCond chooses u so that
@@ -160,8 +161,10 @@
 //             (Delta + V K V^T)^-1 = Delta^-1 - Delta^-1 V (K^-1 + V^T Delta^-1 V)^-1 V^T Delta^-1.
 //     (7) Galerkin step on group means. P[h][g] is 1 if unit h is in group g and free, otherwise 0.
 //         Move along P y:  (P^T (A - q q^T) P) y = -P^T gradient / p, one unknown for each group.
-//     (8) Powers of two. lambda_h = 2^k_h. If u_h moves by 2 log(2) d, F changes by
-//             p log(S_new / S) - n_h 2 log(2) d.
+//     (8) Powers of two. lambda_h = 2^k_h. If k_h moves by d, u_h moves by c d, where
+//         c = power * log(2), and F changes by p log(S_new / S) - n_h c d.
+//     (9) First powers. If g holds |.| instead of squares, a rescaling multiplies g_i by
+//         exp((B log lambda)_i). With u = log lambda the same F, energies and solver apply.
 //
 // 9. SOURCES
 //     Lebeurrier, Vayer, Gribonval, "Path-conditioned training: a principled way to rescale ReLU
@@ -226,6 +229,7 @@ enum {  // status codes
 };
 enum { RESCALE_PATHCOND, RESCALE_ENORM };                      // method
 enum { RESCALE_NEWTON, RESCALE_SWEEPS, RESCALE_UNIT_SWEEPS };  // solver
+enum { RESCALE_UNIT, RESCALE_LAYER };                          // level
 enum {  // activations; only the first three are positively homogeneous
     RESCALE_RELU,
     RESCALE_LEAKY_RELU,
@@ -290,13 +294,27 @@ typedef struct rescale_options {
     // >= 1: minimise F where sum(diag(G) / r) is at most this many times its start (to a
     // thousandth, and before pow2 rounds). Newton only. 0 (default) = no limit.
     double max_trace;
+    // 2 (default, also 0): g holds squares, and lambda = exp(u / 2). 1: g holds first powers, and lambda =
+    // exp(u). Plain SGD asks for 2, Adam for 1. PathCond only. Manual, 8 (9).
+    int power;
+    // RESCALE_UNIT (default): a factor for each unit. RESCALE_LAYER: one factor for all units of a
+    // group, at the optimum under this constraint. PathCond by Newton or block sweeps only.
+    int level;
     int dry_run;         // 1: solve and report, change no parameter
     int on_device;       // 1: tensors are in device memory
     int general;         // 1: always conjugate gradients, also where the Woodbury solve applies
     void *arena;         // working memory of rescale_arena_bytes() bytes; NULL: one malloc
     size_t arena_bytes;
     double *u;           // out: host [units], u of every unit, groups in order; or NULL
+    struct rescale_tensor_report *each;  // out: host [n_tensors], PathCond only; or NULL
 } rescale_options;
+
+// What a rescaling does to one tensor: before [0] and after [1].
+typedef struct rescale_tensor_report {
+    double share[2];   // its part of sum(diag(G) / r)
+    double spread[2];  // log(mean g) - mean log g over its elements with g > 0; 0 if all are equal
+    long long zeros;   // elements with g = 0: no rescaling changes that
+} rescale_tensor_report;
 
 typedef struct rescale_report {
     int status;
@@ -306,6 +324,9 @@ typedef struct rescale_report {
     // PathCond: sum(diag(G) / r), after divided by before. At one learning rate the first steps are
     // about this much faster.
     double trace_ratio;
+    // log(mean g) - mean log g over all counted elements with g / r > 0, before and after: 0 at
+    // best, and comparable between networks. Only computed if options.each is given.
+    double spread_before, spread_after;
     // The certificate: max over units of |dF/du|, projected at bounds, before pow2 rounds. If
     // max_trace binds: of F + mu log S, times p / (p + mu).
     double grad_inf;
@@ -380,6 +401,7 @@ static inline rescale_options rescale_default_options(void) {
     o.max_iterations = 100;
     o.tolerance = 1e-10;
     o.strength = 1;
+    o.power = 2;
     return o;
 }
 
@@ -409,6 +431,9 @@ typedef struct rsc_energy {
                              // changes its energy
     double total;            // energy of the tensor at the current u
     double max_abs[3];       // of data, moment1, moment2
+    // For options.each: sum of log(g / r) over the elements with g > 0, their number in all, in
+    // each row [n_out] and in each column [n_in].
+    double log_sum, positive, *row_count, *col_count;
 } rsc_energy;
 
 typedef struct rsc_arena {
@@ -426,6 +451,7 @@ typedef struct rsc_solver {
     long long parameters;     // counted parameters
     double p;                 // p of F: equals parameters, larger when max_trace binds
     double trace;             // S as initialised
+    int power;                // 1 or 2: lambda = exp(u / power)
     double *u, *x, *trial;    // [units] u, exp(u), a trial u
     double *leave, *enter;    // [units] O_h and I_h
     double *count;            // [units] n_h
@@ -440,6 +466,7 @@ typedef struct rsc_solver {
     double *small;            // dense systems: Woodbury [m][m + 1], m = 2 n_pairs + 1; group means
     double *rows, *cols, *in_scale;  // [widest] scratch vectors
     double *wide;             // [largest one-sided full tensor] scratch matrix
+    rescale_real *line[2];    // [widest] a row of g and of reference_each, for options.each
 } rsc_solver;
 
 // Returns seconds since some start. Without C11's or OpenMP's clock it returns processor time,
@@ -543,9 +570,15 @@ static inline double rsc_host_max_abs(const rescale_real *data, size_t n) {
     return result;
 }
 
-// y[o] = sum_i W[o][i]^2 x[i], W [rows][columns].
-static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size_t columns,
-                                        const double *x, double *y) {
+// Returns |w| to the power 2 or 1.
+static inline double rsc_power_of(rescale_real w, int power) {
+    const double v = RSC_CAST(double, w);
+    return power == 1 ? fabs(v) : v * v;
+}
+
+// y[o] = sum_i |W[o][i]|^power x[i], W [rows][columns].
+static inline void rsc_host_power_rows(const rescale_real *W, size_t rows, size_t columns,
+                                       const double *x, double *y, int power) {
     const size_t work = rows * columns;
     RSC_PARALLEL_FOR
     for (size_t o = 0; o < rows; o++) {
@@ -554,17 +587,18 @@ static inline void rsc_host_square_rows(const rescale_real *W, size_t rows, size
         size_t i = 0;
         for (; i + 8 <= columns; i += 8)
             for (size_t j = 0; j < 8; j++)
-                part[j] += RSC_CAST(double, w[i + j]) * w[i + j] * x[i + j];
-        for (; i < columns; i++) tail += RSC_CAST(double, w[i]) * w[i] * x[i];
+                part[j] += rsc_power_of(w[i + j], power) * x[i + j];
+        for (; i < columns; i++) tail += rsc_power_of(w[i], power) * x[i];
         const double left = (part[0] + part[4]) + (part[1] + part[5]);
         const double right = (part[2] + part[6]) + (part[3] + part[7]);
         y[o] = left + right + tail;
     }
 }
 
-// y[i] = sum_o W[o][i]^2 x[o]. Each thread takes strips of columns, so that threads share nothing.
-static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size_t columns,
-                                        const double *x, double *y) {
+// y[i] = sum_o |W[o][i]|^power x[o]. Each thread takes strips of columns, so that threads share
+// nothing.
+static inline void rsc_host_power_cols(const rescale_real *W, size_t rows, size_t columns,
+                                       const double *x, double *y, int power) {
     const size_t strip = 128, n_strips = (columns + strip - 1) / strip, work = rows * columns;
     RSC_PARALLEL_FOR
     for (size_t s = 0; s < n_strips; s++) {
@@ -574,7 +608,7 @@ static inline void rsc_host_square_cols(const rescale_real *W, size_t rows, size
         for (size_t o = 0; o < rows; o++) {
             const rescale_real *w = W + o * columns + first;
             const double scale = x[o];
-            for (size_t i = 0; i < width; i++) part[i] += RSC_CAST(double, w[i]) * w[i] * scale;
+            for (size_t i = 0; i < width; i++) part[i] += rsc_power_of(w[i], power) * scale;
         }
         for (size_t i = 0; i < width; i++) y[first + i] = part[i];
     }
@@ -654,34 +688,34 @@ static __global__ void rsc_max_abs_kernel(const rescale_real *__restrict__ data,
     }
 }
 
-// One block per row: y[o] = sum_i W[o][i]^2 x[i].
-static __global__ void rsc_square_rows_kernel(const rescale_real *__restrict__ W, int columns,
-                                              const double *__restrict__ x,
-                                              double *__restrict__ y) {
+// One block per row: y[o] = sum_i |W[o][i]|^power x[i].
+static __global__ void rsc_power_rows_kernel(const rescale_real *__restrict__ W, int columns,
+                                             const double *__restrict__ x, double *__restrict__ y,
+                                             int power) {
     __shared__ double part[RSC_BLOCK];
     const rescale_real *w = W + RSC_CAST(size_t, blockIdx.x) * RSC_CAST(size_t, columns);
     double sum = 0;
     for (int i = RSC_CAST(int, threadIdx.x); i < columns; i += RSC_BLOCK) {
-        const double weight = RSC_CAST(double, w[i]);
-        sum += weight * weight * x[i];
+        const double v = RSC_CAST(double, w[i]);
+        sum += (power == 1 ? fabs(v) : v * v) * x[i];
     }
     sum = rsc_block_sum(sum, part);
     if (threadIdx.x == 0) y[blockIdx.x] = sum;
 }
 
 // A thread per column, a chunk of rows per blockIdx.y: part[chunk][i] = sum over its rows of
-// W[o][i]^2 x[o].
-static __global__ void rsc_square_cols_kernel(const rescale_real *__restrict__ W, int rows,
-                                              int columns, int chunk, const double *__restrict__ x,
-                                              double *__restrict__ part) {
+// |W[o][i]|^power x[o].
+static __global__ void rsc_power_cols_kernel(const rescale_real *__restrict__ W, int rows,
+                                             int columns, int chunk, const double *__restrict__ x,
+                                             double *__restrict__ part, int power) {
     const int column = RSC_CAST(int, blockIdx.x * blockDim.x + threadIdx.x);
     const int first = RSC_CAST(int, blockIdx.y) * chunk;
     const size_t i = RSC_CAST(size_t, column), width = RSC_CAST(size_t, columns);
     if (column >= columns) return;
     double sum = 0;
     for (int o = first; o < first + chunk && o < rows; o++) {
-        const double w = RSC_CAST(double, W[RSC_CAST(size_t, o) * width + i]);
-        sum += w * w * x[o];
+        const double v = RSC_CAST(double, W[RSC_CAST(size_t, o) * width + i]);
+        sum += (power == 1 ? fabs(v) : v * v) * x[o];
     }
     part[RSC_CAST(size_t, blockIdx.y) * width + i] = sum;
 }
@@ -743,10 +777,11 @@ typedef struct rsc_pass {
     size_t n_a, n_b;
     double *out;                   // host vector [n_out]
     size_t n_out;
+    int power;                     // rows and columns: of |W|
 } rsc_pass;
 enum { RSC_MAX_ABS_BLOCKS = 264 };
 
-// Rows that one block of rsc_square_cols_kernel adds up: at most 64 chunks, each of at least 32
+// Rows that one block of rsc_power_cols_kernel adds up: at most 64 chunks, each of at least 32
 // rows.
 static inline int rsc_chunk_rows(size_t rows) {
     return rows > 64 * 32 ? RSC_CAST(int, (rows + 63) / 64) : 32;
@@ -760,11 +795,13 @@ static inline cudaError_t rsc_launch_pass(const rsc_pass *p, const double *a, co
     if (p->which == RSC_PASS_MAX_ABS) {
         rsc_max_abs_kernel<<<RSC_MAX_ABS_BLOCKS, RSC_BLOCK>>>(p->data, p->rows * p->columns, part);
     } else if (p->which == RSC_PASS_ROWS) {
-        rsc_square_rows_kernel<<<RSC_CAST(unsigned, rows), RSC_BLOCK>>>(p->data, columns, a, out);
+        rsc_power_rows_kernel<<<RSC_CAST(unsigned, rows), RSC_BLOCK>>>(p->data, columns, a, out,
+                                                                       p->power);
     } else if (p->which == RSC_PASS_COLS) {
         const int chunk = rsc_chunk_rows(p->rows), chunks = (rows + chunk - 1) / chunk;
         const dim3 grid(tiles, RSC_CAST(unsigned, chunks));
-        rsc_square_cols_kernel<<<grid, RSC_BLOCK>>>(p->data, rows, columns, chunk, a, part);
+        rsc_power_cols_kernel<<<grid, RSC_BLOCK>>>(p->data, rows, columns, chunk, a, part,
+                                                   p->power);
         rsc_sum_chunks_kernel<<<tiles, RSC_BLOCK>>>(part, chunks, columns, out);
     } else if (p->which == RSC_PASS_REDUCE) {
         const unsigned grid = RSC_CAST(unsigned, (p->n_out + RSC_BLOCK - 1) / RSC_BLOCK);
@@ -848,17 +885,19 @@ static inline int rsc_run_pass(rsc_solver *s, const char *name, rsc_pass p) {
 static inline int rsc_max_abs(rsc_solver *s, const char *name, rescale_real *data, size_t n,
                               double *result) {
     RSC_PASS(*result = rsc_host_max_abs(data, n), RSC_PASS_MAX_ABS, data, NULL, NULL, 1, n, 1, NULL,
-             NULL, 0, 0, result, 0);
+             NULL, 0, 0, result, 0, 0);
 }
-static inline int rsc_square_rows(rsc_solver *s, const char *name, const rescale_real *W,
-                                  size_t rows, size_t columns, const double *x, double *y) {
-    RSC_PASS(rsc_host_square_rows(W, rows, columns, x, y), RSC_PASS_ROWS, W, NULL, NULL, rows,
-             columns, 1, x, NULL, columns, 0, y, rows);
+static inline int rsc_power_rows(rsc_solver *s, const char *name, const rescale_real *W,
+                                 size_t rows, size_t columns, const double *x, double *y,
+                                 int power) {
+    RSC_PASS(rsc_host_power_rows(W, rows, columns, x, y, power), RSC_PASS_ROWS, W, NULL, NULL, rows,
+             columns, 1, x, NULL, columns, 0, y, rows, power);
 }
-static inline int rsc_square_cols(rsc_solver *s, const char *name, const rescale_real *W,
-                                  size_t rows, size_t columns, const double *x, double *y) {
-    RSC_PASS(rsc_host_square_cols(W, rows, columns, x, y), RSC_PASS_COLS, W, NULL, NULL, rows,
-             columns, 1, x, NULL, rows, 0, y, columns);
+static inline int rsc_power_cols(rsc_solver *s, const char *name, const rescale_real *W,
+                                 size_t rows, size_t columns, const double *x, double *y,
+                                 int power) {
+    RSC_PASS(rsc_host_power_cols(W, rows, columns, x, y, power), RSC_PASS_COLS, W, NULL, NULL, rows,
+             columns, 1, x, NULL, rows, 0, y, columns, power);
 }
 static inline int rsc_reduce(rsc_solver *s, const char *name, const rescale_real *g,
                              const rescale_real *reference_each, size_t n_out, size_t n_in,
@@ -866,12 +905,12 @@ static inline int rsc_reduce(rsc_solver *s, const char *name, const rescale_real
     RSC_PASS(rsc_host_reduce(g, reference_each, n_out, n_in, kernel, row, column, M),
              RSC_PASS_REDUCE, g, NULL, reference_each, n_out, n_in * kernel, kernel, row, column,
              row ? n_out : 0,
-             column ? n_in * kernel : 0, M, n_out * n_in);
+             column ? n_in * kernel : 0, M, n_out * n_in, 0);
 }
 static inline int rsc_scale(rsc_solver *s, const char *name, rescale_real *W, size_t rows,
                             size_t columns, const double *row, const double *column) {
     RSC_PASS(rsc_host_scale(W, rows, columns, row, column), RSC_PASS_SCALE, NULL, W, NULL, rows,
-             columns, 1, row, column, rows, columns, NULL, 0);
+             columns, 1, row, column, rows, columns, NULL, 0, 0);
 }
 
 // ---- G. Checks ----------------------------------------------------------------------------------
@@ -937,6 +976,12 @@ static inline int rsc_validate_options(const rescale_options *o, rescale_report 
         wrong = "max_trace needs PathCond and Newton's method";
     if (o->within && (o->max_log > 0 || o->max_trace > 0))
         wrong = "within excludes max_log and max_trace";
+    if (o->power < 0 || o->power > 2) wrong = "power must be 1 or 2";
+    if (o->level != RESCALE_UNIT && o->level != RESCALE_LAYER) wrong = "unknown level";
+    if (o->method == RESCALE_ENORM && (o->power == 1 || o->level || o->each))
+        wrong = "power 1, level and each need PathCond";
+    if (o->level && (o->solver == RESCALE_UNIT_SWEEPS || o->within))
+        wrong = "the layer level excludes unit sweeps and within";
 #ifndef RESCALE_HAS_DEVICE
     if (o->on_device) wrong = "on_device needs a build with CUDA";
 #endif
@@ -1031,7 +1076,11 @@ static inline const char *rsc_overlaps_options(const rescale_net *net, const res
     for (int i = 0; i < net->n_groups; i++) units += net->group[i].n;
     const rsc_range arena = rsc_range_of(o->arena, o->arena_bytes);
     const rsc_range u = rsc_range_of(o->u, RSC_CAST(size_t, units) * sizeof(double));
+    const size_t n_tensors = rsc_n(net->n_tensors);
+    const rsc_range each = rsc_range_of(o->each, n_tensors * sizeof(rescale_tensor_report));
     if (rsc_overlap(arena, u)) return "arena and u overlap in memory";
+    if (rsc_overlap(arena, each) || rsc_overlap(u, each))
+        return "each overlaps arena or u in memory";
     for (int i = 0; i < net->n_tensors; i++)
         for (int a = 0; a < RSC_ARRAYS; a++) {
             const rsc_range b = rsc_array(net->tensor + i, a);
@@ -1122,6 +1171,11 @@ static inline int rsc_is_pair(const rsc_energy *e) {
     return e->kind == RSC_RANK_ONE && e->row >= 0 && e->col >= 0;
 }
 
+// Whether group-mean steps are taken: for small systems, and where there is nothing else.
+static inline int rsc_uses_means(const rsc_solver *s) {
+    return s->net->n_groups <= RSC_MOST_GROUPS || s->options->level == RESCALE_LAYER;
+}
+
 // Lays out the whole working memory in an arena. Without a base it only counts the bytes.
 static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
     const rescale_net *net = s->net;
@@ -1150,6 +1204,10 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
             e->p = rsc_doubles(a, rsc_n(t->n_out));
             e->q = rsc_doubles(a, rsc_n(t->n_in));
         }
+        if (s->options->each) {
+            e->row_count = rsc_doubles(a, rsc_n(t->n_out));
+            e->col_count = rsc_doubles(a, rsc_n(t->n_in));
+        }
         n_pairs += kind == RSC_RANK_ONE && t->enters >= 0 && t->leaves >= 0;
         if (kind == RSC_MATRIX) e->matrix = rsc_doubles(a, pairs);
         else if (kind == RSC_RANK_ONE && (t->g || t->reference_each) && pairs > wide)
@@ -1160,9 +1218,12 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
     s->cols = rsc_doubles(a, rsc_n(widest));
     s->in_scale = rsc_doubles(a, rsc_n(widest));
     s->wide = rsc_doubles(a, wide);
+    if (s->options->each)
+        for (int i = 0; i < 2; i++)
+            s->line[i] = RSC_CAST(rescale_real *, rsc_take(a, rsc_n(widest) * sizeof(rescale_real)));
     // Woodbury and the group means are for small systems only.
     const int woodbury = n_pairs <= RSC_MOST_PAIRS ? 2 * n_pairs + 1 : 1;
-    const int means = groups <= RSC_MOST_GROUPS ? groups : 1;
+    const int means = rsc_uses_means(s) ? groups : 1;
     const size_t m = rsc_n(rsc_max(woodbury, means));
     s->small = rsc_doubles(a, m * (m + 2));
     s->units = units;
@@ -1211,7 +1272,8 @@ static inline void rsc_link(rsc_solver *s) {
         for (int c = 0; e->col >= 0 && c < t->n_in; c++) s->count[e->col + c] += per_column;
     }
     s->p = RSC_CAST(double, s->parameters);
-    s->bound = s->options->max_log > 0 ? 2 * s->options->max_log : RSC_CAST(double, INFINITY);
+    const double bound = s->power * s->options->max_log;
+    s->bound = bound > 0 ? bound : RSC_CAST(double, INFINITY);
 }
 
 // Checks that every tensor is finite, and records its largest absolute value.
@@ -1255,12 +1317,14 @@ static inline int rsc_chain_gain(rsc_solver *s, int i, const double *gamma2, dou
     rsc_energy *e = s->energy + i;
     const size_t n = rsc_n(t->n_out);
     const double one = 1;
-    double *mean2 = s->in_scale, *var = e->p;
-    int status = rsc_square_rows(s, t->name, t->mean, n, 1, &one, mean2);
+    const int power = s->power;
+    double *mean2 = s->in_scale, *var = e->p;  // |mean|^power
+    int status = rsc_power_rows(s, t->name, t->mean, n, 1, &one, mean2, power);
     if (!status) status = rsc_reduce(s, t->name, t->var, NULL, n, 1, 1, NULL, NULL, var);
     if (status) return status;
     for (int o = 0; o < t->n_out; o++) {
-        const double rstd2 = 1 / (var[o] + t->eps);
+        const double inverse = 1 / (var[o] + t->eps);
+        const double rstd2 = power == 1 ? sqrt(inverse) : inverse;
         if (!(rstd2 > 0 && rstd2 <= DBL_MAX && mean2[o] <= DBL_MAX))
             return rsc_error(s->report, RESCALE_ERROR_RANGE, t->name,
                              "needs finite running mean and variance + eps > 0");
@@ -1290,7 +1354,8 @@ static inline int rsc_chain_forward(rsc_solver *s, double **a, double **next) {
         if (weight) memcpy(e->in, *a, columns * sizeof(double));
         else e->in[0] = 1;
         // A weight: W^2 a. A bias or a gain: its squares.
-        int status = rsc_square_rows(s, t->name, t->data, rows, columns, weight ? *a : &one, *next);
+        int status = rsc_power_rows(s, t->name, t->data, rows, columns, weight ? *a : &one, *next,
+                                    s->power);
         if (weight) {
             rsc_swap(a, next);
             n = t->n_out;
@@ -1323,7 +1388,8 @@ static inline int rsc_chain_backward(rsc_solver *s, double *d, double *next) {
         memcpy(e->out, d, rows * sizeof(double));
         if (t->role == RESCALE_BIAS) continue;
         if (i > 0) {
-            const int status = rsc_square_cols(s, t->name, t->data, rows, rsc_columns(t), d, next);
+            const int status = rsc_power_cols(s, t->name, t->data, rows, rsc_columns(t), d, next,
+                                              s->power);
             if (status) return status;
         }
         rsc_swap(&d, &next);
@@ -1411,6 +1477,80 @@ static inline int rsc_collect_product(const rescale_tensor *t, rsc_energy *e) {
     return valid;
 }
 
+// Returns row o of an array like data, in host memory: the row itself, or a copy in `line`.
+static inline const rescale_real *rsc_row(rsc_solver *s, const rescale_tensor *t,
+                                          const rescale_real *array, int o, rescale_real *line) {
+    const size_t columns = rsc_columns(t);
+    if (!array) return NULL;
+    array += rsc_n(o) * columns;
+#ifdef RESCALE_HAS_DEVICE
+    if (s->options->on_device) {
+        const cudaError_t e =
+            cudaMemcpy(line, array, columns * sizeof *line, cudaMemcpyDeviceToHost);
+        if (e == cudaSuccess) return line;
+        rsc_error(s->report, RESCALE_ERROR_DEVICE, t->name, cudaGetErrorString(e));
+        return NULL;
+    }
+#endif
+    (void)s;
+    (void)line;
+    return array;
+}
+
+// For options.each: logarithms and counts of the elements of diag(G) / reference that are positive.
+// Without a full g, e->out and e->in hold its factors. Returns a status.
+static inline int rsc_collect_logs(rsc_solver *s, int i) {
+    const rescale_tensor *t = s->net->tensor + i;
+    rsc_energy *e = s->energy + i;
+    const int columns = RSC_CAST(int, rsc_columns(t));
+    const double common = t->reference > 0 ? t->reference : 1;
+    e->log_sum = e->positive = 0;
+    for (int c = 0; c < t->n_in; c++) e->col_count[c] = 0;
+    for (int o = 0; o < t->n_out; o++) {
+        const rescale_real *g = rsc_row(s, t, t->g, o, s->line[0]);
+        const rescale_real *r = rsc_row(s, t, t->reference_each, o, s->line[1]);
+        if ((t->g && !g) || (t->reference_each && !r)) return s->report->status;
+        e->row_count[o] = 0;
+        for (int c = 0; c < columns; c++) {
+            const double v = g ? RSC_CAST(double, g[c]) : e->out[o] * e->in[c];
+            const double reference = r ? RSC_CAST(double, r[c]) : 1;
+            if (!(v > 0)) continue;
+            e->log_sum += log(v / (reference * common));
+            e->row_count[o]++;
+            e->col_count[c / t->kernel]++;
+        }
+        e->positive += e->row_count[o];
+    }
+    return RESCALE_OK;
+}
+
+// Fills in options.each and the spreads of the report at the last evaluated u, before (when = 0) or
+// after (1) rescaling. A factor exp(+-u) on a row adds +-u to the logarithm of each element of it.
+static inline void rsc_report_each(rsc_solver *s, int when, const double *u) {
+    double all_logs = 0, all_positive = 0;
+    for (int i = 0; i < s->net->n_tensors; i++) {
+        const rescale_tensor *t = s->net->tensor + i;
+        const rsc_energy *e = s->energy + i;
+        rescale_tensor_report *each = s->options->each + i;
+        double logs = e->log_sum;
+        each->share[when] = each->spread[when] = 0;
+        each->zeros = e->kind ? RSC_CAST(long long, rsc_size(t)) : 0;
+        if (!e->kind || !(e->positive > 0)) continue;
+        for (int o = 0; o < t->n_out && e->row >= 0; o++)
+            logs += e->row_sign * u[e->row + o] * e->row_count[o];
+        for (int c = 0; c < t->n_in && e->col >= 0; c++)
+            logs += e->col_sign * u[e->col + c] * e->col_count[c];
+        each->share[when] = e->total / s->total;
+        each->spread[when] = log(e->total / e->positive) - logs / e->positive;
+        each->zeros -= RSC_CAST(long long, e->positive);
+        all_logs += logs;
+        all_positive += e->positive;
+    }
+    const double spread = log(s->total / all_positive) - all_logs / all_positive;
+    if (when) s->report->spread_after = spread;
+    else s->report->spread_before = spread;
+}
+
 // Turns diag(G) / reference of one tensor into the energies that the solver needs (see rsc_energy).
 static inline int rsc_collect(rsc_solver *s, int i, int chain) {
     const rescale_tensor *t = s->net->tensor + i;
@@ -1421,6 +1561,8 @@ static inline int rsc_collect(rsc_solver *s, int i, int chain) {
         memcpy(e->out, t->g_out, rsc_n(t->n_out) * sizeof(double));
         memcpy(e->in, t->g_in, rsc_columns(t) * sizeof(double));
     }
+    if (s->options->each) status = rsc_collect_logs(s, i);
+    if (status) return status;
     e->total = 0;
     if (t->g || t->reference_each || e->kind == RSC_MATRIX) status = rsc_collect_matrix(s, i);
     else valid = rsc_collect_product(t, e);
@@ -1503,18 +1645,34 @@ static inline double rsc_evaluate(rsc_solver *s, const double *u) {
     return s->p * log(s->total) - linear;
 }
 
+// Replaces every entry of v by the mean over its group: what a common shift of the group sees.
+static inline void rsc_group_means(const rsc_solver *s, double *v) {
+    for (int g = 0; g < s->net->n_groups; g++) {
+        const int first = s->first[g], end = s->first[g + 1];
+        double sum = 0;
+        for (int h = first; h < end; h++) sum += v[h];
+        for (int h = first; h < end; h++) v[h] = sum / (end - first);
+    }
+}
+
 // Computes dF/du at the last evaluated u. Returns the largest |dF/du| over the units that could
-// still move, the certificate. Manual, 8 (1).
+// still move, the certificate. Manual, 8 (1). At the layer level a group moves as one: its units
+// share the mean gradient, and the certificate is the gradient of the common u, the sum.
 static inline double rsc_gradient(rsc_solver *s, const double *u) {
     const double scale = s->p / s->total;
+    const int by_layer = s->options->level == RESCALE_LAYER;
     double largest = 0;
-    for (int h = 0; h < s->units; h++) {
-        const double g = scale * (s->leave[h] - s->enter[h]) - s->count[h];
-        s->gradient[h] = g;
+    for (int h = 0; h < s->units; h++)
+        s->gradient[h] = scale * (s->leave[h] - s->enter[h]) - s->count[h];
+    if (by_layer) rsc_group_means(s, s->gradient);
+    for (int group = 0, h = 0; h < s->units; h++) {
+        const double g = s->gradient[h];
+        while (h >= s->first[group + 1]) group++;
         if (s->fixed[h] == 1) continue;
         const int outwards = (u[h] >= s->bound && g < 0) || (u[h] <= -s->bound && g > 0);
         s->fixed[h] = outwards ? 2 : 0;  // at a bound, pushed outwards
-        if (!s->fixed[h] && !(fabs(g) <= largest)) largest = fabs(g);
+        const double n = by_layer ? s->first[group + 1] - s->first[group] : 1;
+        if (!s->fixed[h] && !(n * fabs(g) <= largest)) largest = n * fabs(g);
     }
     return largest;
 }
@@ -1582,6 +1740,22 @@ static inline void rsc_update_in_turn(rsc_solver *s, int group, double S, double
     }
 }
 
+// Sets the units of a group to one common x, all else fixed: formula (3) for the sums of B and C
+// and of n_h, where D is what the group has no part in.
+static inline void rsc_update_as_one(rsc_solver *s, int group, double rest, double low,
+                                     double high) {
+    double B = 0, C = 0, c = 0;
+    const int first = s->first[group], end = s->first[group + 1];
+    for (int h = first; h < end; h++) {
+        B += s->leave[h];
+        C += s->enter[h];
+        c += s->count[h] / s->p;
+    }
+    if (s->fixed[first] == 1) return;
+    const double x = rsc_within(rsc_best_alone(B, C, c, rest), low, high);
+    for (int h = first; h < end; h++) s->x[h] = x;
+}
+
 // Writes S as a function of the units of one group, S = rest + sum_h (B_h x_h + C_h / x_h): B_h
 // goes to s->leave, C_h to s->enter, rest to at_rest. Returns S now. Returns a negative number if a
 // tensor goes from the group to itself, because S is then no such sum.
@@ -1617,7 +1791,8 @@ static inline void rsc_block_update(rsc_solver *s, int group) {
     double rest = 0;
     const double S = rsc_group_energies(s, group, &rest);
     if (S < 0) return;
-    if (s->options->solver == RESCALE_UNIT_SWEEPS) rsc_update_in_turn(s, group, S, low, high);
+    if (s->options->level == RESCALE_LAYER) rsc_update_as_one(s, group, rest, low, high);
+    else if (s->options->solver == RESCALE_UNIT_SWEEPS) rsc_update_in_turn(s, group, S, low, high);
     else rsc_update_together(s, group, rest, S, low, high);
     for (int h = first; h < end; h++) {
         if (s->x[h] <= low) s->u[h] = -s->bound;
@@ -1956,6 +2131,20 @@ static inline void rsc_newton_step(rsc_solver *s, int woodbury, double relative)
     rsc_conjugate_gradients(s, s->trial, s->step, relative);
 }
 
+// Returns max(1, max |n_h|); at the layer level n_h is summed over the group.
+static inline double rsc_largest_count(const rsc_solver *s) {
+    double largest = 1;
+    for (int g = 0; g < s->net->n_groups; g++) {
+        double sum = 0;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+            sum += s->count[h];
+            if (s->options->level == RESCALE_UNIT) largest = fmax(largest, fabs(s->count[h]));
+        }
+        if (s->options->level == RESCALE_LAYER) largest = fmax(largest, fabs(sum));
+    }
+    return largest;
+}
+
 // Minimises F to the tolerance: two rounds of a block sweep and group-mean steps, then Newton on
 // all units.
 static inline void rsc_newton(rsc_solver *s) {
@@ -1963,20 +2152,24 @@ static inline void rsc_newton(rsc_solver *s) {
     int woodbury = !o->general && s->n_pairs <= RSC_MOST_PAIRS;
     for (int i = 0; i < s->net->n_tensors; i++)
         woodbury = woodbury && s->energy[i].kind != RSC_MATRIX;
-    double F = rsc_evaluate(s, s->u), grad_inf, n_max = 1;
-    for (int h = 0; h < s->units; h++) n_max = fmax(n_max, fabs(s->count[h]));
+    double F = rsc_evaluate(s, s->u), grad_inf, n_max;
+    n_max = rsc_largest_count(s);
     // A larger p multiplies the gradient and its rounding errors.
     n_max *= s->p / RSC_CAST(double, s->parameters);
     for (int round = 0; round < 2; round++) {
         rsc_block_sweep(s);
         F = rsc_evaluate(s, s->u);
         grad_inf = rsc_gradient(s, s->u);
-        for (int k = 0; k < 4 && s->net->n_groups <= RSC_MOST_GROUPS; k++)
+        for (int k = 0; k < 4 && rsc_uses_means(s); k++)
             if (rsc_group_mean_step(s) || !rsc_line_search(s, &F, &grad_inf)) break;
     }
     const double first = grad_inf;
     for (int it = 0; it < o->max_iterations && grad_inf > o->tolerance * n_max; it++) {
-        rsc_newton_step(s, woodbury, fmin(0.1, sqrt(grad_inf / first)));
+        if (o->level == RESCALE_LAYER) {
+            if (rsc_group_mean_step(s)) break;
+        } else {
+            rsc_newton_step(s, woodbury, fmin(0.1, sqrt(grad_inf / first)));
+        }
         s->report->iterations++;
         if (rsc_line_search(s, &F, &grad_inf)) continue;
         // At bounds, or by rounding, the step may fail to descend. A sweep does descend.
@@ -1999,11 +2192,11 @@ static inline int rsc_enorm_tensor(rsc_solver *s, int i, int by_col) {
     double *x = s->in_scale;
     if (by_col) {
         for (int o = 0; o < t->n_out; o++) x[o] = rsc_factor(s, e->row, o, -e->row_sign);
-        return rsc_square_cols(s, t->name, t->data, n_out, columns, x, s->rows);
+        return rsc_power_cols(s, t->name, t->data, n_out, columns, x, s->rows, 2);
     }
     for (int c = 0; c < RSC_CAST(int, columns); c++)
         x[c] = rsc_factor(s, e->col, c / t->kernel, -e->col_sign);
-    return rsc_square_rows(s, t->name, t->data, n_out, columns, x, s->rows);
+    return rsc_power_rows(s, t->name, t->data, n_out, columns, x, s->rows, 2);
 }
 
 // Sums the squared weights at the current u that leave and enter the units of `group` into s->leave
@@ -2119,6 +2312,22 @@ static inline void rsc_bound_trace(rsc_solver *s, double limit) {
 }
 
 // PathCond: diag(G), then the solver that the options ask for. u ends in s->u.
+// Pins the units without energy on one side. At the layer level that is a question to the group.
+static inline void rsc_pin(rsc_solver *s) {
+    for (int g = 0; g < s->net->n_groups; g++) {
+        double leave = 0, enter = 0;
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+            leave += s->leave[h];
+            enter += s->enter[h];
+        }
+        for (int h = s->first[g]; h < s->first[g + 1]; h++) {
+            int energy = s->leave[h] > 0 && s->enter[h] > 0;
+            if (s->options->level == RESCALE_LAYER) energy = leave > 0 && enter > 0;
+            if (!energy) s->fixed[h] = 1;
+        }
+    }
+}
+
 static inline int rsc_pathcond(rsc_solver *s, double start) {
     rescale_report *r = s->report;
     int chain = 1;  // nothing carries diag(G): compute it, for a sequential fully connected net
@@ -2135,12 +2344,9 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
     if (!(s->total > 0) || !(s->total <= DBL_MAX))
         return rsc_error(r, RESCALE_ERROR_RANGE, "network",
                          "diag(G) is zero everywhere or overflows");
-    double n_max = 1;
-    for (int h = 0; h < s->units; h++) {
-        if (!(s->leave[h] > 0) || !(s->enter[h] > 0)) s->fixed[h] = 1;
-        n_max = fmax(n_max, fabs(s->count[h]));
-    }
-    r->grad_tolerance = 1e-8 * n_max;
+    if (s->options->each) rsc_report_each(s, 0, s->u);
+    rsc_pin(s);
+    r->grad_tolerance = 1e-8 * rsc_largest_count(s);
     if (s->given) memcpy(s->u, s->given, rsc_n(s->units) * sizeof(double));
     else if (s->options->solver == RESCALE_NEWTON) rsc_newton(s);
     else for (int k = 0; k < s->options->sweeps; k++) rsc_block_sweep(s);
@@ -2159,13 +2365,15 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
 // the integers k_h descend on F, one by one and a group at a time. s->step holds k. s->trial and
 // s->product hold the least and the largest k allowed.
 
-static inline double rsc_log4(double x) { return log(x) / (2 * log(2.0)); }
+
+// Returns u of lambda = 2.
+static inline double rsc_octave(const rsc_solver *s) { return s->power * log(2.0); }
 
 // Returns the change of F if S becomes `now` and the exponents k of some units grow by `by`.
 // `count` is the sum of their n_h.
 static inline double rsc_change(const rsc_solver *s, double S, double now, double count,
                                 double by) {
-    return s->p * log(now / S) - count * 2 * log(2.0) * by;
+    return s->p * log(now / S) - count * rsc_octave(s) * by;
 }
 
 // Moves the units of a group one by one, each to the integer that is best with all others fixed. F
@@ -2177,13 +2385,13 @@ static inline int rsc_descend_in_turn(rsc_solver *s, int group, double *S) {
         if (s->fixed[h] == 1) continue;
         const double B = s->leave[h], C = s->enter[h], c = s->count[h] / s->p;
         const double D = *S - B * s->x[h] - C / s->x[h];
-        const double best = rsc_log4(rsc_best_alone(B, C, c, D));
+        const double best = log(rsc_best_alone(B, C, c, D)) / rsc_octave(s);
         const double start = *S, k = s->step[h];
         double least = -1e-12 * s->p;
         for (int side = 0; side < 2; side++) {
             const double beside = side ? ceil(best) : floor(best);
             const double next = rsc_within(beside, s->trial[h], s->product[h]);
-            const double x = exp2(2 * next), now = D + B * x + C / x;
+            const double x = exp2(s->power * next), now = D + B * x + C / x;
             const double change = rsc_change(s, start, now, s->count[h], next - k);
             if (!(change < least)) continue;
             least = change;
@@ -2199,7 +2407,7 @@ static inline int rsc_descend_in_turn(rsc_solver *s, int group, double *S) {
 // Tries to add `by` to the exponent of every free unit of a group. Does so if F falls. Brings S up
 // to date. Returns whether they moved.
 static inline int rsc_shift_group(rsc_solver *s, int group, int by, double *S) {
-    const double up = exp2(2.0 * by);  // factor of x
+    const double up = exp2(RSC_CAST(double, s->power) * by);  // factor of x
     double now = *S, count = 0;
     for (int h = s->first[group]; h < s->first[group + 1]; h++) {
         const double k = s->step[h] + by;
@@ -2229,7 +2437,7 @@ static inline int rsc_descend_together(rsc_solver *s, int group, double *S) {
 
 // Descends from the k in s->step until nothing moves. u follows. Returns F there.
 static inline double rsc_descend(rsc_solver *s) {
-    for (int h = 0; h < s->units; h++) s->u[h] = 2 * log(2.0) * s->step[h];
+    for (int h = 0; h < s->units; h++) s->u[h] = rsc_octave(s) * s->step[h];
     rsc_evaluate(s, s->u);
     for (int round = 0, moved = 1; round < 100 && moved; round++) {
         moved = 0;
@@ -2237,12 +2445,12 @@ static inline double rsc_descend(rsc_solver *s) {
             double rest = 0, S = rsc_group_energies(s, g, &rest);
             if (S < 0) continue;
             moved += rsc_descend_together(s, g, &S);
-            moved += rsc_descend_in_turn(s, g, &S);
+            if (s->options->level == RESCALE_UNIT) moved += rsc_descend_in_turn(s, g, &S);
             for (int i = 0; i < s->net->n_tensors; i++)
                 if (rsc_touches(s->energy + i, s->net->tensor + i, g)) rsc_refresh(s, i);
         }
     }
-    for (int h = 0; h < s->units; h++) s->u[h] = 2 * log(2.0) * s->step[h];
+    for (int h = 0; h < s->units; h++) s->u[h] = rsc_octave(s) * s->step[h];
     return rsc_evaluate(s, s->u);
 }
 
@@ -2252,7 +2460,7 @@ static inline double rsc_descend(rsc_solver *s) {
 static inline void rsc_pow2_pathcond(rsc_solver *s, double bound, int at_optimum) {
     const double before = s->report->objective_before;
     for (int h = 0; h < s->units; h++) {
-        const double k = 0.5 * s->u[h] / log(2.0);
+        const double k = s->u[h] / rsc_octave(s);
         const double largest = s->fixed[h] == 1 ? 0 : fmin(bound, 500);
         s->trial[h] = at_optimum ? -largest : rsc_clip(floor(k), largest);
         s->product[h] = at_optimum ? largest : rsc_clip(ceil(k), largest);
@@ -2268,7 +2476,7 @@ static inline void rsc_pow2_pathcond(rsc_solver *s, double bound, int at_optimum
 // The powers of two for ENorm. With all but unit h fixed, the sum of squared weights is least at
 // the integer nearest to the minimum.
 static inline int rsc_pow2_enorm(rsc_solver *s, double bound, int at_optimum) {
-    const double unit = 2 * log(2.0);
+    const double unit = rsc_octave(s);
     double total = 0;
     for (int h = 0; h < s->units; h++) {
         s->u[h] = unit * rsc_clip(rint(s->u[h] / unit), bound);
@@ -2377,10 +2585,10 @@ static inline void rsc_moderate(rsc_solver *s) {
 // Turns the solved u into the u to apply: moderated and rounded if asked.
 static inline int rsc_finish_u(rsc_solver *s, int moderate) {
     const rescale_options *o = s->options;
-    const double log2_bound = floor(0.5 * s->bound / log(2.0) * (1 + 1e-12));
+    const double log2_bound = floor(s->bound / rsc_octave(s) * (1 + 1e-12));
     const int at_optimum = !moderate && o->solver == RESCALE_NEWTON && o->max_trace == 0;
     for (int h = 0; h < s->units; h++)
-        if (!(fabs(s->u[h]) <= 1400))
+        if (!(fabs(s->u[h]) <= 700.0 * s->power))
             return rsc_error(s->report, RESCALE_ERROR_RANGE, "u",
                              "lambda leaves the range of exp");
     if (s->given) return RESCALE_OK;
@@ -2397,13 +2605,16 @@ static inline int rsc_report_u(rsc_solver *s, int changed) {
     for (int h = 0; h < s->units; h++) {
         r->pinned_units += s->fixed[h] == 1;
         r->bounded_units += s->fixed[h] != 1 && fabs(s->u[h]) >= s->bound;
-        r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, 0.5 * fabs(s->u[h]));
+        r->max_abs_log_lambda = fmax(r->max_abs_log_lambda, fabs(s->u[h]) / s->power);
     }
     for (int h = 0; h < s->units; h++) s->x[h] = exp(s->u[h]);
-    if (!changed) return RESCALE_OK;
-    if (s->options->method == RESCALE_ENORM) return rsc_enorm_sums(s, -1, &r->objective_after);
-    r->objective_after = rsc_evaluate(s, s->u);
-    r->trace_ratio = s->total / s->trace;
+    if (changed && s->options->method == RESCALE_ENORM)
+        return rsc_enorm_sums(s, -1, &r->objective_after);
+    if (changed) {
+        r->objective_after = rsc_evaluate(s, s->u);
+        r->trace_ratio = s->total / s->trace;
+    }
+    if (s->options->each) rsc_report_each(s, 1, s->u);
     return RESCALE_OK;
 }
 
@@ -2418,7 +2629,7 @@ static inline int rsc_apply(rsc_solver *s) {
     if (!status) status = rsc_report_u(s, o->pow2 || moderate);
     if (status) return status;
     for (int h = 0; h < s->units; h++) {
-        const double log_lambda = 0.5 * s->u[h];
+        const double log_lambda = s->u[h] / s->power;
         if (o->pow2) s->x[h] = ldexp(1.0, RSC_CAST(int, rint(log_lambda / log(2.0))));
         else s->x[h] = exp(log_lambda);
     }
@@ -2481,6 +2692,7 @@ static inline int rsc_run(const rescale_net *net, const rescale_options *options
     s.options = options ? options : &defaults;
     s.report = report;
     s.given = given;
+    s.power = s.options->power == 1 ? 1 : 2;
     int status = rsc_validate(net, s.options, report);
     if (status) return status;
     size_t bytes = s.options->arena_bytes;

@@ -20,6 +20,9 @@
 // ------------------------------------------------------------------------------------------------------------- options
 
 enum { RESCALE_OFF, RESCALE_BY_PATHCOND, RESCALE_BY_ENORM };
+// Whose diagonal g is: of the path-lifting's Gram matrix; of the tangent kernel on data; of the Fisher matrix.
+enum { KERNEL_PATHS, KERNEL_DATA, KERNEL_FISHER };
+enum { POWER_TWO, POWER_ONE, POWER_AUTO };
 enum { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_ONE_CYCLE };
 enum { SHUFFLE_EPOCH, SHUFFLE_NONE };
 
@@ -31,6 +34,7 @@ typedef struct train_options {
     int rescale, rescale_solver, rescale_sweeps, rescale_pow2;
     double rescale_max_log, rescale_max_trace, rescale_strength;
     int rescale_within, rescale_paths;
+    int rescale_kernel, rescale_power, rescale_level, rescale_samples;
     cli_every rescale_every;
     int optimizer, schedule, warmup;
     double lr, momentum, weight_decay;
@@ -62,6 +66,7 @@ static inline train_options train_default_options(void) {
     o.rescale = RESCALE_BY_PATHCOND;
     o.rescale_sweeps = 10;
     o.rescale_strength = 1;
+    o.rescale_samples = 128;
     o.lr = 0.05;
     o.momentum = 0.9;
     o.epochs = 10;
@@ -87,6 +92,13 @@ static inline train_options train_default_options(void) {
 #define TRAIN_RESCALING_ROWS(o)                                                                                        \
     CLI_GROUP("Rescaling"),                                                                                            \
         CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),           \
+        CLI_CHOICE("rescale-kernel", &(o)->rescale_kernel, "paths|data|fisher",                                        \
+                   "of PathCond: diag(G) over paths; on training samples, of the tangent kernel or the Fisher matrix"), \
+        CLI_INT("rescale-samples", &(o)->rescale_samples, "N", 1, INT_MAX, "training samples of --rescale-kernel"),    \
+        CLI_CHOICE("rescale-power", &(o)->rescale_power, "2|1|auto",                                                   \
+                   "of PathCond: squares or first powers; auto: 1 with AdamW, else 2"),                                \
+        CLI_CHOICE("rescale-level", &(o)->rescale_level, "unit|layer",                                                 \
+                   "of PathCond: a factor for each unit, or one for a layer"),                                         \
         CLI_CHOICE("rescale-solver", &(o)->rescale_solver, "newton|sweeps|unit-sweeps",                                \
                    "to the optimum; layer by layer; unit by unit, as published"),                                      \
         CLI_INT("rescale-sweeps", &(o)->rescale_sweeps, "N", 0, 1000000, "how many of --rescale-solver's sweeps"),     \
@@ -178,6 +190,12 @@ static inline void train_check_options(const char *program, train_options *o, co
         cli_usage_error(program, "--rescale-max-trace needs --rescale pathcond and --rescale-solver newton");
     if (o->rescale_within && (o->rescale_max_trace != 0 || o->rescale_max_log != 0))
         cli_usage_error(program, "--rescale-within excludes --rescale-max-log and --rescale-max-trace");
+    if (o->rescale == RESCALE_BY_ENORM && (o->rescale_kernel || o->rescale_power || o->rescale_level))
+        cli_usage_error(program, "--rescale-kernel, --rescale-power and --rescale-level need --rescale pathcond");
+    if (o->rescale_level && (o->rescale_solver == RESCALE_UNIT_SWEEPS || o->rescale_within))
+        cli_usage_error(program, "--rescale-level layer excludes --rescale-solver unit-sweeps and --rescale-within");
+    if (o->rescale_kernel && o->rescale_paths)
+        cli_usage_error(program, "--rescale-paths weights needs --rescale-kernel paths");
     if (o->resume_changes && !o->resume) cli_usage_error(program, "--resume-changes needs --resume");
     train_check_changes(program, o->resume_changes, table, n);
     if (o->resume) o->log_dir = o->resume;

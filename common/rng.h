@@ -56,7 +56,8 @@ enum {
     RNG_PERMUTATION = 1,   // order of the samples; rng_permute_key
     RNG_AUGMENTATION = 2,  // crops, flips, noise, dropout; index: the step or epoch
     RNG_SAMPLING = 3,      // drawing tokens or batches with replacement; index: the step
-    RNG_TEST = 4           // inputs of tests and benchmarks
+    RNG_TEST = 4,          // inputs of tests and benchmarks
+    RNG_KERNEL = 5         // signs and labels drawn for the diagonal of the tangent kernel; index: the step
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

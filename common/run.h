@@ -20,10 +20,17 @@
 #include "cli.h"
 #include "log.h"
 #include "message.h"
+#include "optimizer.h"
 #include "options.h"
 #include "weights.h"
 
 // ----------------------------------------------------------------------------------------------------------- rescaling
+
+// 1: first powers, 2: squares.
+static inline int train_rescale_power(const train_options *o) {
+    if (o->rescale_power == POWER_AUTO) return o->optimizer == OPTIMIZER_ADAMW ? 1 : 2;
+    return o->rescale_power == POWER_ONE ? 1 : 2;
+}
 
 // The options of rescale.cuh that the command line sets.
 static inline rescale_options train_rescale_options(const train_options *o) {
@@ -36,6 +43,8 @@ static inline rescale_options train_rescale_options(const train_options *o) {
     r.max_trace = o->rescale_max_trace;
     r.strength = o->rescale_strength;
     r.within = o->rescale_within;
+    r.level = o->rescale_level == 1 ? RESCALE_LAYER : RESCALE_UNIT;
+    r.power = train_rescale_power(o);
     r.on_device = DEVICE_IS_GPU;
     return r;
 }

@@ -180,12 +180,12 @@ static void check_golden_squares(const GoldenMlp *want, mlp *m) {
     const int last = m->n_tensors - 1 - m->last_bias;
     double a_last[8], bias2[8] = {0}, d_first[8];
     const double one = 1;
-    rsc_host_square_rows(m->tensor[last].data, (size_t)m->tensor[last].n_out, (size_t)m->tensor[last].n_in,
-                         s.energy[last].in, a_last);
-    if (m->last_bias) rsc_host_square_rows(m->tensor[last + 1].data, (size_t)m->tensor[last].n_out, 1, &one, bias2);
+    rsc_host_power_rows(m->tensor[last].data, (size_t)m->tensor[last].n_out, (size_t)m->tensor[last].n_in,
+                         s.energy[last].in, a_last, 2);
+    if (m->last_bias) rsc_host_power_rows(m->tensor[last + 1].data, (size_t)m->tensor[last].n_out, 1, &one, bias2, 2);
     for (int k = 0; k < m->tensor[last].n_out; k++) a_last[k] += bias2[k];
-    rsc_host_square_cols(m->tensor[0].data, (size_t)m->tensor[0].n_out, (size_t)m->tensor[0].n_in, s.energy[0].out,
-                         d_first);
+    rsc_host_power_cols(m->tensor[0].data, (size_t)m->tensor[0].n_out, (size_t)m->tensor[0].n_in, s.energy[0].out,
+                        d_first, 2);
     test_close_d("golden squared forward output", a_last, want->a_last, (size_t)m->tensor[last].n_out, 1e-12, 0);
     test_close_d("golden squared backward at the input", d_first, want->d_first, (size_t)m->dims[0], 1e-12, 0);
     free(memory);

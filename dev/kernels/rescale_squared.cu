@@ -14,14 +14,14 @@
 //  2 thread_per_row   Squares on the fly; a thread walks along its row. Neighbours are a row apart.
 //  3 warp_per_row     Neighbouring lanes, neighbouring elements, a butterfly in double.
 //  4 warp_float4      16-byte loads, four sums per lane: a quarter of the load instructions, four chains of additions.
-//    rescale.cuh      rsc_square_rows_kernel, which rescale_run launches: a block of 256 threads per row.
-//    host             rsc_host_square_rows: what rescale_run does for weights in host memory. CPU build only.
+//    rescale.cuh      rsc_power_rows_kernel, which rescale_run launches: a block of 256 threads per row.
+//    host             rsc_host_power_rows: what rescale_run does for weights in host memory. CPU build only.
 // Backward, down the columns:
 //  1 thread_per_column   Coalesced, but only cols threads.
 //  2 chunks           A thread per column and 32 rows, then rounds over the partial sums, in double: fixed order, loops
 //                     of known length.
-//    rescale.cuh      rsc_square_cols_kernel and rsc_sum_chunks_kernel.
-//    host             rsc_host_square_cols. CPU build only.
+//    rescale.cuh      rsc_power_cols_kernel and rsc_sum_chunks_kernel.
+//    host             rsc_host_power_cols. CPU build only.
 #include "dev/kernels/kernels.h"
 #include "rescale.cuh"
 
@@ -121,14 +121,14 @@ static void run_warp_float4(const call *c) {
         DOUBLES(c, Y), (const float4 *)c->at[WEIGHT], (const double2 *)c->at[X], c->dim[0], c->dim[1] / 4);
 }
 static void run_rescale_rows(const call *c) {
-    rsc_square_rows_kernel<<<c->dim[0], RSC_BLOCK>>>(FLOATS(c, WEIGHT), c->dim[1], DOUBLES(c, X), DOUBLES(c, Y));
+    rsc_power_rows_kernel<<<c->dim[0], RSC_BLOCK>>>(FLOATS(c, WEIGHT), c->dim[1], DOUBLES(c, X), DOUBLES(c, Y), 2);
 }
 #if !DEVICE_IS_GPU
 static void run_host_rows(const call *c) {
-    rsc_host_square_rows(FLOATS(c, WEIGHT), (size_t)c->dim[0], (size_t)c->dim[1], DOUBLES(c, X), DOUBLES(c, Y));
+    rsc_host_power_rows(FLOATS(c, WEIGHT), (size_t)c->dim[0], (size_t)c->dim[1], DOUBLES(c, X), DOUBLES(c, Y), 2);
 }
 static void run_host_columns(const call *c) {
-    rsc_host_square_cols(FLOATS(c, WEIGHT), (size_t)c->dim[0], (size_t)c->dim[1], DOUBLES(c, X), DOUBLES(c, Y));
+    rsc_host_power_cols(FLOATS(c, WEIGHT), (size_t)c->dim[0], (size_t)c->dim[1], DOUBLES(c, X), DOUBLES(c, Y), 2);
 }
 #endif
 static int by_four(const int *dim) { return dim[1] % 4 == 0; }
@@ -200,8 +200,8 @@ static void run_rescale_columns(const call *c) {
     const int rows = c->dim[0], cols = c->dim[1], tiles = ceil_div(cols, RSC_BLOCK);
     const int chunk = rows > 64 * 32 ? ceil_div(rows, 64) : 32, chunks = ceil_div(rows, chunk);
     double *part = DOUBLES(c, SCRATCH);
-    rsc_square_cols_kernel<<<dim3(tiles, chunks), RSC_BLOCK>>>(
-        FLOATS(c, WEIGHT), rows, cols, chunk, DOUBLES(c, X), part);
+    rsc_power_cols_kernel<<<dim3(tiles, chunks), RSC_BLOCK>>>(
+        FLOATS(c, WEIGHT), rows, cols, chunk, DOUBLES(c, X), part, 2);
     rsc_sum_chunks_kernel<<<tiles, RSC_BLOCK>>>(part, chunks, cols, DOUBLES(c, Y));
 }
 
