@@ -294,8 +294,8 @@ typedef struct rescale_options {
     // >= 1: minimise F where sum(diag(G) / r) is at most this many times its start (to a
     // thousandth, and before pow2 rounds). Newton only. 0 (default) = no limit.
     double max_trace;
-    // 2 (default, also 0): g holds squares, and lambda = exp(u / 2). 1: g holds first powers, and lambda =
-    // exp(u). Plain SGD asks for 2, Adam for 1. PathCond only. Manual, 8 (9).
+    // 2 (default, also 0): g holds squares, and lambda = exp(u / 2). 1: g holds first powers, and
+    // lambda = exp(u). Plain SGD asks for 2, Adam for 1. PathCond only. Manual, 8 (9).
     int power;
     // RESCALE_UNIT (default): a factor for each unit. RESCALE_LAYER: one factor for all units of a
     // group, at the optimum under this constraint. PathCond by Newton or block sweeps only.
@@ -1218,9 +1218,8 @@ static inline void rsc_layout(rsc_solver *s, rsc_arena *a) {
     s->cols = rsc_doubles(a, rsc_n(widest));
     s->in_scale = rsc_doubles(a, rsc_n(widest));
     s->wide = rsc_doubles(a, wide);
-    if (s->options->each)
-        for (int i = 0; i < 2; i++)
-            s->line[i] = RSC_CAST(rescale_real *, rsc_take(a, rsc_n(widest) * sizeof(rescale_real)));
+    const size_t line = s->options->each ? rsc_n(widest) * sizeof(rescale_real) : 0;
+    for (int i = 0; i < 2; i++) s->line[i] = RSC_CAST(rescale_real *, rsc_take(a, line));
     // Woodbury and the group means are for small systems only.
     const int woodbury = n_pairs <= RSC_MOST_PAIRS ? 2 * n_pairs + 1 : 1;
     const int means = rsc_uses_means(s) ? groups : 1;

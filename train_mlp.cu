@@ -29,6 +29,7 @@
 #include "common/cli.h"          // the option table
 #include "common/log.h"          // progress line, log.csv, report.json, Ctrl-C
 #include "rescale.cuh"           // PathCond and ENorm
+#include "common/kernel.cuh"     // the diagonal of the tangent kernel on data
 #include "common/layers.cuh"     // kernels that the trainers share: BatchNorm, losses, optimizers
 #include "common/train.h"        // train_begin, train_next, train_end, and what belongs to a run
 
@@ -328,7 +329,62 @@ static void model_init(model *m, const config *c) {
     free(host);
 }
 
+// -------------------------------------------------------------------------------------------- data
+
+// Loads rows first .. first + rows - 1 of the epoch's order into x[0] and the labels.
+static void load_batch(model *m, const device_data *d, int first, int rows) {
+    gather_samples(m->x[0], d, first, rows);
+    gather_labels(m->label, d, first, rows);
+}
+
 // --------------------------------------------------------------------------------------- rescaling
+
+// Backward for the diagonal of the tangent kernel (common/kernel.cuh): dx[0] holds the gradient of
+// x[L] for every row by itself. The gradient of a weight on one row is an outer product, so its
+// power summed over the rows is a product of powers:
+//     g[o][i] = sum over rows of |d[o] x[i]|^power = (|d|^power)^T |x|^power
+// grads becomes keep * grads + scale * g. BatchNorm's statistics count as constants. Overwrites x.
+static void kernel_backward(model *m, int rows, int power, float scale, float keep) {
+    float *d = m->dx[0], *next = m->dx[1];
+    for (int l = m->n_layers - 1; l >= 0; l--) {
+        const int in = m->dim[l], out = m->dim[l + 1], hidden = l < m->n_layers - 1;
+        const int normed = m->norm == NORM_BATCH && hidden;
+        bias_relu_backward(d, m->x[l + 1], NULL, m->partial, rows, out, hidden);
+        if (normed) {
+            kernel_gain(m->dgamma[l], d, m->z[l], m->mean[l], m->rstd[l], rows, out, power, scale,
+                        keep);
+            kernel_bias(m->dbeta[l], d, rows, out, power, scale, keep);
+            kernel_through_norm(d, m->gamma[l], m->rstd[l], rows, out);
+        }
+        if (m->bias) kernel_bias(m->db[l], d, rows, out, power, scale, keep);
+        if (l > 0)
+            gemm(&m->gemm, 0, 0, rows, in, out, 1.0f, d, out, m->w[l], in, 0.0f, next, in);
+        kernel_raise(d, d, (size_t)rows * (size_t)out, power);
+        kernel_raise(m->x[l], m->x[l], (size_t)rows * (size_t)in, power);  // its sign stays
+        gemm(&m->gemm, 1, 0, out, in, rows, scale, d, out, m->x[l], in, keep, m->dw[l], in);
+        float *swap = d;
+        d = next;
+        next = swap;
+    }
+}
+
+// diag(G) of the tangent kernel on --rescale-samples training samples, to grads. They come in an
+// order of their own, by seed and step.
+static void kernel_on_data(model *m, const config *c, const device_data *data, int64_t step) {
+    const train_options *o = &c->train;
+    const int n = o->rescale_samples < data->n ? o->rescale_samples : data->n;
+    const int fisher = o->rescale_kernel == KERNEL_FISHER && m->task == TASK_CLASSIFY;
+    order_samples(data, o->seed, -1 - step, 1);
+    for (int first = 0; first < n; first += m->max_rows) {
+        const int rows = n - first < m->max_rows ? n - first : m->max_rows;
+        const int out = m->dim[m->n_layers];
+        load_batch(m, data, first, rows);
+        forward(m, rows, MODE_PROBE);
+        kernel_output_gradient(m->dx[0], m->x[m->n_layers], fisher, first, rows, out, o->seed,
+                               step);
+        kernel_backward(m, rows, train_rescale_power(o), 1.0f / (float)n, first > 0);
+    }
+}
 
 // Describes the model to rescale.cuh. With BatchNorm the units are scaled through gamma and beta,
 // which keeps the function in training and in evaluation mode; the layer before it is left alone.
@@ -356,13 +412,19 @@ static int describe(const model *m, rescale_group *group, rescale_tensor *tensor
     return m->net.n_tensors;
 }
 
-// Rescales the parameters (and the optimizer state) in place. Returns 0, or -1 with report->message
-// set.
+static int uses_data(const config *c) {
+    return c->train.rescale == RESCALE_BY_PATHCOND && c->train.rescale_kernel != KERNEL_PATHS;
+}
+
+// Rescales the parameters (and the optimizer state) in place. With a kernel on data, grads holds
+// its diagonal. Returns 0, or -1 with report->message set.
 static int rescale_model(model *m, const config *c, rescale_report *report) {
     static rescale_group group[MAX_LAYERS];
     static rescale_tensor tensors[4 * MAX_LAYERS];
     const rescale_net net = {group, m->n_layers - 1, tensors, describe(m, group, tensors)};
     const rescale_options o = train_rescale_options(&c->train);
+    for (int i = 0; i < net.n_tensors && uses_data(c); i++)
+        tensors[i].g = m->net.grads + m->net.tensors[i].offset;
     train_count_paths(&c->train, tensors, net.n_tensors);
     device_synchronize();
     return rescale_run(&net, &o, report) ? -1 : 0;
@@ -406,14 +468,6 @@ static int rescale_and_measure(model *m, const config *c, rescale_report *report
         free(after[i]);
     }
     return status;
-}
-
-// -------------------------------------------------------------------------------------------- data
-
-// Loads rows first .. first + rows - 1 of the epoch's order into x[0] and the labels.
-static void load_batch(model *m, const device_data *d, int first, int rows) {
-    gather_samples(m->x[0], d, first, rows);
-    gather_labels(m->label, d, first, rows);
 }
 
 // ---------------------------------------------------------------------------------------- training
@@ -470,8 +524,14 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
     t->ordered = -1;
-    return moved ? rescale_and_measure(&t->m, t->c, report, moved)
-                 : rescale_model(&t->m, t->c, report);
+    const double start = log_seconds();
+    if (uses_data(t->c)) kernel_on_data(&t->m, t->c, &t->train, t->run.step);
+    device_synchronize();
+    const double seconds = log_seconds() - start;
+    const int status = moved ? rescale_and_measure(&t->m, t->c, report, moved)
+                             : rescale_model(&t->m, t->c, report);
+    report->seconds_diag_g += seconds;
+    return status;
 }
 static float *outputs(void *self, size_t *n) {
     trainer *t = (trainer *)self;

@@ -11,6 +11,9 @@
 //     kernel_output_gradient(d, y, fisher, first, rows, cols, seed, step)      d [rows][cols] from outputs y
 //     kernel_raise(y, x, n, power)                     y = |x|^power; y may be x
 //     kernel_add(sum, x, n, power, scale)              sum += scale |x|^power
+//     kernel_bias(g, d, rows, cols, power, scale, keep)        g of a bias, or of BatchNorm's beta
+//     kernel_gain(g, d, z, mean, rstd, ...)                    g of BatchNorm's gamma
+//     kernel_through_norm(d, gamma, rstd, rows, cols)          d behind BatchNorm to d before it
 //
 // Outline: kernel_output_gradient, backward of the trainer, then for a linear layer the product of kernel_raise of both
 // factors, else kernel_add of the gradient of a single sample. C++17, CUDA. Arrays are device memory.
@@ -35,10 +38,10 @@ static __global__ void kernel_signs_kernel(float *__restrict__ d, int first, int
     d[(size_t)r * cols + k] = kernel_sign(seed, stream, i);
 }
 
-// d[r][k] = p_k - [k is the drawn label], where p = softmax(y[r]) and the label of sample first + r is drawn from p: the
-// gradient of the cross-entropy. A thread per row.
-static __global__ void kernel_drawn_label_kernel(float *__restrict__ d, const float *__restrict__ y, int first, int rows,
-                                                 int cols, uint64_t seed, uint64_t stream) {
+// d[r][k] = p_k - [k is the drawn label], where p = softmax(y[r]) and the label of sample first + r is drawn from p:
+// the gradient of the cross-entropy. A thread per row.
+static __global__ void kernel_drawn_label_kernel(float *__restrict__ d, const float *__restrict__ y, int first,
+                                                 int rows, int cols, uint64_t seed, uint64_t stream) {
     const int r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r >= rows) return;
     const float *logits = y + (size_t)r * cols;
@@ -74,6 +77,31 @@ static __global__ void kernel_add_kernel(float *__restrict__ sum, const float *_
     sum[i] += scale * (power == 1 ? fabsf(v) : v * v);
 }
 
+// g[c] = keep g[c] + scale sum over rows of |d xhat|^power, xhat = (z - mean) rstd, or 1 if z is NULL. A thread per
+// column.
+static __global__ void kernel_columns_kernel(float *__restrict__ g, const float *__restrict__ d,
+                                             const float *__restrict__ z, const float *__restrict__ mean,
+                                             const float *__restrict__ rstd, int rows, int cols, int power, float scale,
+                                             float keep) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= cols) return;
+    float sum = 0.0f;
+    for (int r = 0; r < rows; r++) {
+        const size_t i = (size_t)r * cols + c;
+        const float xhat = z ? (z[i] - mean[c]) * rstd[c] : 1.0f;
+        const float v = d[i] * xhat;
+        sum += power == 1 ? fabsf(v) : v * v;
+    }
+    g[c] = keep * g[c] + scale * sum;
+}
+
+// d[r][c] *= gamma[c] rstd[c]: backward of BatchNorm with constant statistics.
+static __global__ void kernel_through_norm_kernel(float *__restrict__ d, const float *__restrict__ gamma,
+                                                  const float *__restrict__ rstd, int rows, int cols) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+    if (c < cols && r < rows) d[(size_t)r * cols + c] *= gamma[c] * rstd[c];
+}
+
 enum { KERNEL_BLOCK = 256 };
 
 // d [rows][cols] = the gradient with respect to the outputs y [rows][cols] of samples first .. first + rows - 1: signs,
@@ -97,5 +125,27 @@ static inline void kernel_raise(float *y, const float *x, size_t n, int power) {
 }
 static inline void kernel_add(float *sum, const float *x, size_t n, int power, float scale) {
     kernel_add_kernel<<<kernel_blocks(n), KERNEL_BLOCK>>>(sum, x, n, power, scale);
+    CUDA_CHECK_LAUNCH();
+}
+
+// g[cols] of a bias from d[rows][cols], the gradient of what it is added to: keep g + scale sum of |d|^power.
+static inline void kernel_bias(float *g, const float *d, int rows, int cols, int power, float scale, float keep) {
+    kernel_columns_kernel<<<kernel_blocks((size_t)cols), KERNEL_BLOCK>>>(
+        g, d, (const float *)NULL, (const float *)NULL, (const float *)NULL, rows, cols, power, scale, keep);
+    CUDA_CHECK_LAUNCH();
+}
+
+// g[cols] of BatchNorm's gamma from d, the gradient of its output, and its input z, both [rows][cols].
+static inline void kernel_gain(float *g, const float *d, const float *z, const float *mean, const float *rstd, int rows,
+                               int cols, int power, float scale, float keep) {
+    kernel_columns_kernel<<<kernel_blocks((size_t)cols), KERNEL_BLOCK>>>(g, d, z, mean, rstd, rows, cols, power, scale,
+                                                                         keep);
+    CUDA_CHECK_LAUNCH();
+}
+
+// d[rows][cols], the gradient of BatchNorm's output, becomes that of its input; statistics are constants.
+static inline void kernel_through_norm(float *d, const float *gamma, const float *rstd, int rows, int cols) {
+    const dim3 grid((unsigned)ceil_div(cols, KERNEL_BLOCK), (unsigned)rows);
+    kernel_through_norm_kernel<<<grid, KERNEL_BLOCK>>>(d, gamma, rstd, rows, cols);
     CUDA_CHECK_LAUNCH();
 }
