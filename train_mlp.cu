@@ -47,6 +47,9 @@ typedef struct config {
     // units of every layer, input first; n = 0: features,512,512,512,classes
     cli_ints layers;
     int task, init, norm, bias;
+    // log lambda of every hidden layer, to rescale by instead of a criterion; text NULL: none
+    const char *log_text;
+    double log_lambda[MAX_LAYERS];
 } config;
 
 static config default_config(void) {
@@ -416,6 +419,20 @@ static int uses_data(const config *c) {
     return c->train.rescale == RESCALE_BY_PATHCOND && c->train.rescale_kernel != KERNEL_PATHS;
 }
 
+// Rescales by the factors of --rescale-log, one for each hidden layer. Under SGD that is a learning
+// rate for each layer.
+static int rescale_by_list(const rescale_net *net, const rescale_options *o, const config *c,
+                           rescale_report *report) {
+    size_t units = 0, h = 0;
+    for (int g = 0; g < net->n_groups; g++) units += (size_t)net->group[g].n;
+    double *u = (double *)train_alloc(NULL, units, sizeof *u);
+    for (int g = 0; g < net->n_groups; g++)
+        for (int k = 0; k < net->group[g].n; k++) u[h++] = o->power * c->log_lambda[g];
+    const int status = rescale_apply(net, o, u, report);
+    free(u);
+    return status;
+}
+
 // Rescales the parameters (and the optimizer state) in place. With a kernel on data, grads holds
 // its diagonal. Returns 0, or -1 with report->message set.
 static int rescale_model(model *m, const config *c, rescale_report *report) {
@@ -427,6 +444,7 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
         tensors[i].g = m->net.grads + m->net.tensors[i].offset;
     train_count_paths(&c->train, tensors, net.n_tensors);
     device_synchronize();
+    if (c->log_text) return rescale_by_list(&net, &o, c, report) ? -1 : 0;
     return rescale_run(&net, &o, report) ? -1 : 0;
 }
 
@@ -578,6 +596,8 @@ static void parse_command_line(config *c, int argc, char **argv) {
                    "nn.Linear's default, or normal weights and zero biases"),
         TRAIN_INIT_SCALE_ROW(&c->train),
         TRAIN_RESCALING_ROWS(&c->train),
+        CLI_STRING("rescale-log", &c->log_text, "X,X,...",
+                   "log lambda of each hidden layer, instead of a criterion"),
         TRAIN_OPTIMIZER_ROWS(&c->train),
         TRAIN_LENGTH_ROWS(&c->train),
         TRAIN_SAMPLING_ROWS(&c->train),
@@ -592,6 +612,24 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (c->layers.n == 1 || c->layers.n > MAX_LAYERS + 1)
         cli_usage_error("train_mlp", "--layers: expected 2 to %d layer sizes, got %d",
                         MAX_LAYERS + 1, c->layers.n);
+}
+
+// Reads --rescale-log for a net of n_layers linear layers. Returns 1, or 0 with err.
+static int read_log_lambda(config *c, int n_layers, char *err, size_t n) {
+    const char *at = c->log_text;
+    int count = 0;
+    for (; at && count < n_layers; count++) {
+        char *end;
+        c->log_lambda[count] = strtod(at, &end);
+        if (end == at || !(fabs(c->log_lambda[count]) <= 100)) break;
+        if (*end != ',' && *end != '\0') break;
+        at = *end == ',' ? end + 1 : NULL;
+    }
+    if (!at && count == n_layers - 1) return 1;
+    snprintf(err, n,
+             "--rescale-log: expected %d numbers from -100 to 100, one for each hidden layer",
+             n_layers - 1);
+    return 0;
 }
 
 // Layer sizes from --layers or the default, checked against the data. Returns the number of linear
@@ -636,6 +674,8 @@ static int run(config *c) {
     if (o->limit_test) dataset_limit(&test, o->limit_test);
     const int n_layers = layer_sizes(c, &train, dim, err, sizeof err);
     if (!n_layers) cli_usage_error("train_mlp", "%s", err);
+    if (c->log_text && !read_log_lambda(c, n_layers, err, sizeof err))
+        cli_usage_error("train_mlp", "%s", err);
     c->layers.n = n_layers + 1;  // what is stored with checkpoints
     memcpy(c->layers.v, dim, (size_t)c->layers.n * sizeof *dim);
     train_set_length(&t.run, train.n);
