@@ -3,6 +3,7 @@
 #
 #     sh dev/paper/criteria.sh rates STUDY      finds every method's best rate
 #     sh dev/paper/criteria.sh judge STUDY      trains at the best rates, with other seeds
+#     SETTINGS=ONE sh dev/paper/criteria.sh control STUDY       tunes a rate for every layer, without a criterion
 #     sh dev/paper/criteria.sh table STUDY      prints a row for every setting and method; summary STUDY: one for a method
 #
 # STUDY: choose (where methods were picked; nothing is claimed) or confirm (other data, nets and seeds). Environment:
@@ -54,6 +55,16 @@ lists() {
         seeds="1 2" judges="1 2 3 4"
         settings="mnist-256x6/sgd mnist-256x6/adamw mnist-pyramid/sgd mnist-pyramid/adamw mnist-ae/sgd mnist-ae/adamw"
         methods="none pathcond enorm paths1 paths1-layer data-layer data1-layer fisher-layer data-bound1"
+        ;;
+    confirm)
+        seeds="11 12" judges="21 22 23 24 25 26 27 28"
+        settings="fashion-256x6/sgd fashion-256x6/adamw fashion-pyramid/sgd fashion-ae/sgd fashion-ae/adamw"
+        settings="$settings cifar10-256x4/sgd cifar10-256x4/momentum/cosine fashion-512x3/sgd fashion-256x6-bn/sgd"
+        settings="$settings fashion-128x10/sgd moons-32x5/sgd/1000steps moons-32x5/adamw/1000steps"
+        settings="$settings fashion-256x4/sgd/normal fashion-256x4/sgd/x0.3 fashion-256x4/sgd/x3"
+        settings="$settings fashion-bottleneck/adamw/one-cycle fashion-256x4/momentum fashion-256x6/sgd/1500steps"
+        settings="$settings cifar10-ae/adamw"
+        methods="none pathcond enorm data-layer fisher-layer data1-layer paths1"
         ;;
     *) echo "unknown study $1" >&2; return 2 ;;
     esac
@@ -208,6 +219,134 @@ trains() {
     done
 }
 
+# loss_of METHOD LR: the geometric mean of the final losses over $seeds; trains what is missing
+loss_of() {
+    for seed in $seeds; do echo "$settings $1 $2 $seed"; done >"$out/list"
+    while read -r setting method lr seed; do
+        awk -F, -v s="$setting" -v m="$method" -v r="$lr" -v n="$seed" '$1 == s && $2 == m && $3 == r && $4 == n { found = 1 }
+            END { exit !found }' "$csv" "$out/rows.csv" || echo "$setting $method $lr $seed"
+    done <"$out/list" >"$out/missing"
+    xargs -r -P "$jobs" -L 1 sh "$0" one <"$out/missing" || return
+    awk -F, -v s="$settings" -v m="$1" -v r="$2" -v seeds=" $seeds " '
+    $1 == s && $2 == m && $3 == r && index(seeds, " " $4 " ") {
+        sum += log($29 ~ /inf|nan/ || $29 > 1e6 ? 1e6 : $29)
+        n++
+    }
+    END { printf "%.6f", n ? sum / n : 99 }' "$csv" "$out/rows.csv"
+}
+
+# control: a coordinate search over the learning rate and one factor for every hidden layer, at $settings (one). Under SGD
+# that is a tuned rate for every layer. A move is kept if the mean log loss over $seeds falls; steps of log lambda are 0.7,
+# then 0.35, and factors 2 and 1.4 of the rate. It ends when no move of the smaller size helps.
+control() {
+    setting_flags "$settings" || return
+    n=$(echo "$hidden" | tr , '\n' | wc -l)
+    point=$(search best "$seeds" | awk '$2 == "none" { print $3 }') step=0.7
+    i=0
+    while [ $i -lt "$n" ]; do point="$point 0" i=$((i + 1)); done
+    least=99
+    while :; do
+        moved=0 i=0
+        while [ $i -le "$n" ]; do
+            for way in 0 1 -1; do
+                [ "$way" != 0 ] || [ "$least" = 99 ] || continue
+                next=$(echo "$point" | awk -v i=$i -v way=$way -v step=$step '{
+                    if (i == 0) $1 = sprintf("%.4g", $1 * exp(way * step))
+                    else $(i + 1) = sprintf("%.4g", $(i + 1) + way * step)
+                    print
+                }')
+                list=${next#* }
+                value=$(loss_of "log:$(echo "$list" | tr ' ' _)" "${next%% *}") || return
+                if [ "$(echo "$value $least" | awk '{ print ($1 < $2 - 0.005) }')" = 1 ]; then
+                    least=$value point=$next
+                    [ "$way" = 0 ] || moved=1
+                    echo "$settings: log loss $least at lr, log lambda $point"
+                    [ "$way" = 0 ] || break
+                fi
+            done
+            i=$((i + 1))
+        done
+        [ $moved = 1 ] && continue
+        [ $step = 0.7 ] || break
+        step=0.35
+    done
+    merge
+    list=${point#* }
+    echo "$settings log:$(echo "$list" | tr ' ' _) ${point%% *}" >>"$out/controls"
+    seeds=$judges
+    loss_of "log:$(echo "$list" | tr ' ' _)" "${point%% *}" >"$out/value" || return
+    merge
+    echo "$settings: tuned $point, log loss of the judges $(cat "$out/value")"
+}
+
+# compares WHAT: the judged runs of every method beside those of none with the same seeds. table: a row for each setting
+# and method; summary: one for each method. A ratio is the geometric mean over the seeds of final losses, with a 95 %
+# interval of Student's t. Better and worse: the interval is on one side of 1. A seed that diverges counts as failed and
+# leaves no ratio; a method with more failures than none is worse.
+compares() {
+    search best "$seeds" >"$out/best" || return
+    awk -F, -v what="$1" -v judges="$judges" -v methods="$methods" '
+    function mean_interval(list, n,   i, sum, squares, t) { # of list[1..n]: mean, half width in global
+        sum = squares = 0
+        for (i = 1; i <= n; i++) sum += list[i]
+        for (i = 1; i <= n; i++) squares += (list[i] - sum / n) ^ 2
+        split("12.706 4.303 3.182 2.776 2.571 2.447 2.365 2.306 2.262 2.228 2.201", t, " ")
+        half = n > 1 ? t[n > 12 ? 11 : n - 1] * (squares / (n - 1) / n) ^ 0.5 : 99
+        return sum / n
+    }
+    function fine(v) { return v != "" && v !~ /inf|nan/ && v < 1e6 }
+    FILENAME == ARGV[1] { split($0, f, " "); rate[f[1], f[2]] = f[3]; if (!(f[1] in known)) { known[f[1]] = 1; order[++n_settings] = f[1] } next }
+    $1 == "setting" { next }
+    { r = sprintf("%.4g", $3); if (r == rate[$1, $2]) { loss[$1, $2, $4] = $29; accuracy[$1, $2, $4] = $7 } }
+    END {
+        n_judges = split(judges, judge, " "); n_methods = split(methods, method, " ")
+        if (what == "table") {
+            print "| setting | method | best rate | final loss | over none | test accuracy, points over none | failed |"
+            print "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+        }
+        for (k = 1; k <= n_settings; k++) for (j = 1; j <= n_methods; j++) {
+            s = order[k]; m = method[j]; n = n_acc = failed = base_failed = logs = n_logs = 0
+            for (i = 1; i <= n_judges; i++) {
+                v = loss[s, m, judge[i]]; base = loss[s, "none", judge[i]]
+                if (v == "") continue
+                if (!fine(v)) failed++
+                if (!fine(base)) base_failed++
+                if (fine(v)) { logs += log(v); n_logs++ }
+                if (fine(v) && fine(base)) { ratio[++n] = log(v / base) }
+                a = accuracy[s, m, judge[i]]; b = accuracy[s, "none", judge[i]]
+                if (fine(v) && fine(base) && fine(a) && fine(b)) diff[++n_acc] = 100 * (a - b)
+            }
+            if (!n_logs && !failed) continue
+            shown = acc = "-"; verdict = "equal"
+            if (n > 0) {
+                x = mean_interval(ratio, n); low = exp(x - half); high = exp(x + half)
+                shown = sprintf("%.3f [%.3f, %.3f]", exp(x), low, high)
+                if (high < 1) verdict = "better"
+                if (low > 1) verdict = "worse"
+                if (m != "none") { log_sum[m] += x; count[m]++; if (x > worst[m] || count[m] == 1) worst[m] = x }
+            }
+            if (failed > base_failed) verdict = "worse"
+            if (n_acc > 0) { x = mean_interval(diff, n_acc); acc = sprintf("%+.2f [%+.2f, %+.2f]", x, x - half, x + half)
+                if (m != "none") { acc_better[m] += x - half > 0; acc_worse[m] += x + half < 0; acc_n[m]++ } }
+            if (m == "none") { shown = "1"; if (n_acc > 0) { sum = 0; for (i = 1; i <= n_judges; i++) sum += accuracy[s, m, judge[i]]
+                acc = sprintf("(%.2f %%)", 100 * sum / n_judges) } }
+            else { verdicts[m, verdict]++; all_failed[m] += failed }
+            if (what == "table")
+                printf "| %s | %s | %s | %s | %s | %s | %d of %d |\n", s, m, rate[s, m],
+                    n_logs ? sprintf("%.4g", exp(logs / n_logs)) : "-", shown (verdict == "equal" ? "" : ", " verdict), acc, failed, n_judges
+        }
+        if (what != "summary") exit
+        print "| method | settings | better | equal | worse | loss over none | the worst | accuracy better, worse of | failed runs |"
+        print "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        for (j = 1; j <= n_methods; j++) {
+            m = method[j]
+            if (m == "none" || !count[m]) continue
+            printf "| %s | %d | %d | %d | %d | %.3f | %.3f | %d, %d of %d | %d |\n", m, count[m], verdicts[m, "better"], verdicts[m, "equal"],
+                verdicts[m, "worse"], exp(log_sum[m] / count[m]), exp(worst[m]), acc_better[m], acc_worse[m], acc_n[m], all_failed[m]
+        }
+    }' OFS=, "$out/best" "$csv"
+}
+
 mkdir -p "$out" "$results"
 csv=$results/criteria_${2:-}.csv
 case ${1:-} in
@@ -218,11 +357,17 @@ one)
 rates | judge)
     lists "$2" && trains "$1"
     ;;
+table | summary)
+    lists "$2" && sums >"$out/sums" && compares "$1"
+    ;;
+control)
+    lists "$2" && sums >"$out/sums" && control
+    ;;
 best)
     lists "$2" && sums >"$out/sums" && search best "$seeds"
     ;;
 *)
-    echo "usage: sh dev/paper/criteria.sh rates | judge | best | table | summary  choose | confirm" >&2
+    echo "usage: sh dev/paper/criteria.sh rates | judge | control | table | summary  choose | confirm" >&2
     exit 2
     ;;
 esac
