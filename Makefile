@@ -9,6 +9,9 @@
 SHELL := /bin/sh
 # The same sorting, numbers and messages in every locale.
 export LC_ALL := C
+# A script that calls make starts one of its own: without this one's jobs and options. Variables of the command line are
+# in its environment.
+unexport MAKEFLAGS MFLAGS
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

@@ -20,6 +20,7 @@
 # reduced to a sample of each (test/test_gpu_check.sh runs them), bench on the programs of BENCH_BUILD (build/cpu);
 # JOBS=N for make (all processors).
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
+unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 stages="build tests compare sanitizer bench kernels"
 device=${DEVICE:-cuda}
 dry=${DRY:-0}

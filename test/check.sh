@@ -11,6 +11,7 @@
 #     full_disk COMMAND...        runs a command whose files must not grow beyond a kilobyte: every write past it fails
 #     summary                     the last line `N passed, N failed, N skipped`; returns the exit status of the test
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
+unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 work=$(mktemp -d "${TMPDIR:-/tmp}/rescale_test_XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' HUP INT TERM

@@ -8,6 +8,7 @@
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
 # ONLY=NAME runs one test, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has failed.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
+unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 device=$1 host=$2
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # spinning threads wait for each other on a busy machine
 if [ $# -lt 2 ] || [ ! -d "$device/test" ] || [ ! -d "$host/test" ]; then

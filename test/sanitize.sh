@@ -14,6 +14,7 @@
 #    the same bits.
 # The last line is `N passed, N failed, N skipped`: one count per program and configuration.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
+unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 passed=0 failed=0 skipped=0
 # verdict STATUS WHAT: counts a program that ended with this status, its output in $dir/log
 verdict() {

@@ -102,6 +102,14 @@ no_nvcc() {
 no_nvcc DEVICE=cuda train_mlp
 no_nvcc DEVICE=cuda
 no_nvcc nvcc-check
+# The same in a test that a make with jobs and -w has called, and what that make hands to its scripts.
+called='. test/check.sh; ${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc'
+MAKEFLAGS='w -j2 --jobserver-auth=8,9' MAKELEVEL=1 sh -c "$called" >"$work/out" 2>"$work/err"
+check 'called by make -j2 -w, make DEVICE=cuda without nvcc: one line' eval \
+    '[ "$(wc -l <"$work/err")" -eq 1 ] && [ ! -s "$work/out" ] && complains "no nvcc"'
+printf 'flags:\n\t@echo "flags $$MAKEFLAGS$$MFLAGS."\n' >"$work/flags.mk"
+${MAKE:-make} -j2 -w -f Makefile -f "$work/flags.mk" DEVICE=cpu flags >"$work/out" 2>"$work/err"
+check 'make -j2 -w: its scripts get no flags' eval 'grep -q "^flags [.]$" "$work/out" && [ ! -s "$work/err" ]'
 check 'make help without nvcc' eval \
     '${MAKE:-make} --no-print-directory DEVICE=cuda NVCC=no-such-nvcc help >"$work/out" 2>"$work/err"'
 
