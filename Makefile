@@ -1,7 +1,7 @@
 # Makefile of rescale.c. `make help` lists every target with one line of why.
 #
 #     make run            trains with and without rescaling, side by side; no GPU needed
-#     make test           runs all tests; make test T=test_rng: this one
+#     make test           runs all tests; make test T="test_rng test_gemm": these
 #     make DEVICE=cuda    forces the GPU build, DEVICE=cpu the CPU build; default: a GPU where nvcc and a GPU are found
 # Both builds live side by side in build/cpu and build/cuda.
 # Options: CC, CXX, NVCC, OPENBLAS=0 or 1, ZLIB=0, CUDA_ARCH="80 90".
@@ -180,24 +180,24 @@ build/c/test/fault_lib.so: test/fault_lib.c build/config.mk
 
 TEST_PROGRAMS := $(addprefix build/c/test/,$(C_TESTS)) $(addprefix $(B)/test/,$(CU_TESTS))
 test-programs: $(TEST_PROGRAMS) $(KERNEL_PROGRAMS) $(ERRORS) build/c/test/damage $(FAULTS)
-# T=NAME: one test, test/NAME.*, or dev/kernels. A program needs only itself, a script the trainers.
+# T="NAME...": these tests, test/NAME.*, or dev/kernels. A program needs only itself, a script the trainers, and that of
+# a trainer only this one.
 ifneq ($(origin T),command line)
 T :=
 endif
 ALL_TESTS := $(basename $(notdir $(wildcard test/test_*))) dev/kernels
-ifneq ($(filter-out $(ALL_TESTS),$(T)),)
-$(error T=$(T): no test has this name; ls test/test_* shows them, and there is dev/kernels)
+UNKNOWN_TESTS := $(filter-out $(ALL_TESTS),$(T))
+ifneq ($(UNKNOWN_TESTS),)
+$(error T=$(firstword $(UNKNOWN_TESTS)): no test has this name; ls test/test_* shows them, and there is dev/kernels)
 endif
-ONE_TEST := $(filter %/test/$(T),$(if $(T),$(TEST_PROGRAMS)))
+NEEDED_dev/kernels := $(KERNEL_PROGRAMS)
+$(foreach t,$(TRAINERS),$(eval NEEDED_test_$t := $t compare build/c/test/damage))
 SCRIPTS_NEED := $(TRAINERS) compare build/c/dev/paper/report build/c/test/damage $(ERRORS) $(FAULTS)
-ifeq ($(T),)
-TEST_NEEDS := $(SCRIPTS_NEED) test-programs
-else
-TEST_NEEDS := $(or $(ONE_TEST),$(if $(filter dev/kernels,$(T)),kernels-test,$(SCRIPTS_NEED)))
-endif
-test: $(TEST_NEEDS)                ## develop: runs every test and counts them; T=NAME: one, such as T=test_rng
+needed = $(or $(filter %/test/$1,$(TEST_PROGRAMS)),$(NEEDED_$1),$(SCRIPTS_NEED))
+TEST_NEEDS := $(if $(T),$(foreach t,$(T),$(call needed,$t)),$(SCRIPTS_NEED) test-programs)
+test: $(TEST_NEEDS)                ## develop: runs every test and counts them; T="NAME...": these, such as T=test_rng
 	@mkdir -p $(B)/test build/c/test
-	@$(if $(T),ONLY=$(T)) sh test/run.sh $(B) build/c $(KERNELS_USED)
+	@$(if $(T),ONLY="$(T)") sh test/run.sh $(B) build/c $(KERNELS_USED)
 
 BENCH_PROGRAMS := $(addprefix $(B)/dev/bench/,$(CU_BENCH))
 BENCH_PROGRAMS += $(if $(filter cpu,$(DEVICE)),$(addprefix build/c/dev/bench/,$(C_BENCH)))

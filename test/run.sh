@@ -6,7 +6,7 @@
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
-# ONLY=NAME runs one test, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has failed.
+# ONLY="NAME..." runs these tests, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has failed.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 device=$1 host=$2
@@ -23,7 +23,7 @@ passed=0 failed=0 skipped=0
 . "$(dirname -- "$0")/../dev/limit.sh"
 # wanted NAME: whether ONLY asks for this test
 wanted() {
-    case ${ONLY:-} in '' | "$1") return 0 ;; device) ;; *) return 1 ;; esac
+    case " ${ONLY:-$1} " in *" $1 "*) return 0 ;; " device ") ;; *) return 1 ;; esac
     [ -e "test/$1.cu" ] || [ "$1" = dev/kernels ] || [ "$1" = test_train_mlp ] || [ "$1" = test_train_cnn ]
 }
 # run NAME COMMAND...: runs one test, shows what matters of its output, adds its counts

@@ -9,6 +9,10 @@ if [ ! -f common/cu2cpp.sed ] || [ ! -x ./train_mlp ]; then
 fi
 . test/check.sh
 complains() { grep -q -F -e "$1" "$work/err"; }
+script() { # script FILE LINE: makes a program
+    printf '#!/bin/sh\n%s\n' "$2" >"$1"
+    chmod +x "$1"
+}
 
 # ------------------------------------------------------------------------------------------------------------- locale
 
@@ -124,11 +128,21 @@ sed -n 's/^\([a-z_-]*\):.*## .*/\1/p' Makefile | sort >"$work/targets"
 sed -n 's/^  \([a-z_-]*\) .*/\1/p' "$work/out" | sort >"$work/listed"
 check 'make help lists every target with a reason, once' cmp -s "$work/targets" "$work/listed"
 ${MAKE:-make} -n --no-print-directory DEVICE=cpu test T=test_rng >"$work/out" 2>"$work/err"
-check 'make test T=test_rng runs this test' grep -q '^ONLY=test_rng sh test/run.sh ' "$work/out"
+check 'make test T=test_rng runs this test' grep -q '^ONLY="test_rng" sh test/run.sh ' "$work/out"
 check 'make test T=test_rng builds no trainer' eval '! grep -q "train_\|dev/kernels/.*\.cu" "$work/out"'
-${MAKE:-make} --no-print-directory DEVICE=cpu test T=test_nothing >"$work/out" 2>"$work/err"
-check 'make test T=test_nothing: exit 2' is $? 2
-check 'make test T=test_nothing: one line' complains 'T=test_nothing: no test has this name'
+${MAKE:-make} -n -W test/test_rng.c -W test/test_train.c --no-print-directory DEVICE=cpu \
+    test T='test_rng test_train' >"$work/out" 2>"$work/err"
+check 'make test T="test_rng test_train" builds both' is "$(grep -c ' test/test_[a-z]*[.]c -o ' "$work/out")" 2
+check 'make test T="test_rng test_train" runs both' grep -q '^ONLY="test_rng test_train" sh test/run.sh ' "$work/out"
+mkdir -p "$work/list/test"
+for name in test_rng test_gemm test_train; do script "$work/list/test/$name" 'echo "1 passed, 0 failed, 0 skipped"'; done
+ONLY='test_gemm test_rng' sh test/run.sh "$work/list" "$work/list" >"$work/out" 2>"$work/err"
+check 'run.sh runs the tests of a list' eval \
+    '[ "$(tr -s " " <"$work/out" | sed "s/ .*//" | tr "\n" " ")" = "test_gemm test_rng 2 " ]'
+${MAKE:-make} --no-print-directory DEVICE=cpu test T='test_rng test_nothing' >"$work/out" 2>"$work/err"
+check 'make test T="test_rng test_nothing": exit 2' is $? 2
+check 'make test T="test_rng test_nothing": one line' eval \
+    '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "T=test_nothing: no test has this name"'
 
 # ---------------------------------------------------------------------------------------------------------- compilers
 
@@ -205,10 +219,6 @@ fi
 
 # macOS: OpenMP is Homebrew's, and there is no nproc.
 mkdir "$work/mac"
-script() { # script FILE LINE: makes a program
-    printf '#!/bin/sh\n%s\n' "$2" >"$1"
-    chmod +x "$1"
-}
 script "$work/mac/uname" 'echo Darwin'
 script "$work/mac/brew" 'echo /brew/libomp'
 script "$work/mac/clang" 'case $* in *-Xpreprocessor*) exit 0 ;; *-fopenmp*) exit 1 ;; esac'
