@@ -49,7 +49,7 @@ static inline void *train_alloc(void *old, size_t n, size_t size) {
     if (n == 0) n = 1;
     void *p = old ? realloc(old, n * size) : calloc(n, size);
     if (p) return p;
-    message_print("train.h", "out of memory: %zu elements of %zu bytes", n, size);
+    message_print("weights.h", "out of memory: %zu elements of %zu bytes", n, size);
     exit(1);
 }
 
@@ -108,7 +108,7 @@ static inline train_tensor *train_new_tensor(train_tensor **table, int *n, int r
     t->role = role;
     t->rows = t->cols = 1;
     if (vsnprintf(t->name, sizeof t->name, format, args) >= (int)sizeof t->name) {
-        fprintf(stderr, "train.h: the name of tensor '%s' is too long\n", t->name);
+        fprintf(stderr, "weights.h: the name of tensor '%s' is too long\n", t->name);
         abort();
     }
     return t;
