@@ -200,6 +200,20 @@ static int is_declaration(const char *statement) {
     return next_word(p, word) != NULL;
 }
 
+// Past macros on lines of their own that need no semicolon, such as LOG_PRINTF(4, 0) before a function.
+static const char *past_macros(const char *p) {
+    char word[NAME], next[NAME];
+    for (const char *after; (after = next_word(p, word)) != NULL; p = after) {
+        if (strpbrk(word, "abcdefghijklmnopqrstuvwxyz")) break;
+        after += strspn(after, " \t");
+        int depth = *after == '(';
+        for (after += depth; *after && depth > 0; after++) depth += (*after == '(') - (*after == ')');
+        after += strspn(after, " \t\r");
+        if (*after != '\n' || !next_word(after, next)) break;
+    }
+    return p;
+}
+
 // Past `else`, `if (...)`, `for (...)`, `while (...)`, `case ...:` and labels: where the simple statement begins.
 static const char *simple_statement(const char *p, const char *end) {
     for (;;) {
@@ -256,6 +270,7 @@ static void note_function(const char *head, int first, int last) {
     numbers *a = &area[area_of(file)];
     const int length = last - first + 1;
     char name[NAME] = "";
+    head = past_macros(head);
     const char *open = strchr(head, '(');
     const char *start = open;
     while (start && start > head && isspace((unsigned char)start[-1])) start--;
@@ -346,7 +361,7 @@ static void see_comma(walk *w, const char *p) {
 static void end_statement(walk *w, const char *p) {
     w->stack[w->depth].conditional = 0;
     if (!w->stack[w->depth].block) return;
-    const char *simple = simple_statement(w->statement, p);
+    const char *simple = simple_statement(past_macros(w->statement), p);
     if (w->comma && w->comma > simple && !is_declaration(simple)) {
         breach(w->comma_line, "a comma statement");
         area[area_of(file)].commas++;

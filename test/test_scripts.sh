@@ -135,7 +135,9 @@ ${MAKE:-make} -n -W test/test_rng.c -W test/test_train.c --no-print-directory DE
 check 'make test T="test_rng test_train" builds both' is "$(grep -c ' test/test_[a-z]*[.]c -o ' "$work/out")" 2
 check 'make test T="test_rng test_train" runs both' grep -q '^ONLY="test_rng test_train" sh test/run.sh ' "$work/out"
 mkdir -p "$work/list/test"
-for name in test_rng test_gemm test_train; do script "$work/list/test/$name" 'echo "1 passed, 0 failed, 0 skipped"'; done
+for name in test_rng test_gemm test_train; do
+    script "$work/list/test/$name" 'echo "1 passed, 0 failed, 0 skipped"'
+done
 ONLY='test_gemm test_rng' sh test/run.sh "$work/list" "$work/list" >"$work/out" 2>"$work/err"
 check 'run.sh runs the tests of a list' eval \
     '[ "$(tr -s " " <"$work/out" | sed "s/ .*//" | tr "\n" " ")" = "test_gemm test_rng 2 " ]'
@@ -143,6 +145,24 @@ ${MAKE:-make} --no-print-directory DEVICE=cpu test T='test_rng test_nothing' >"$
 check 'make test T="test_rng test_nothing": exit 2' is $? 2
 check 'make test T="test_rng test_nothing": one line' eval \
     '[ "$(wc -l <"$work/err")" -eq 1 ] && complains "T=test_nothing: no test has this name"'
+
+# --------------------------------------------------------------------------------------------------------------- lint
+
+# breaches NAME WANT CODE: dev/lint.c finds in this code what is wanted, `line: what`, and nothing else
+breaches() {
+    printf '%b' "$3" >"$work/code.c"
+    sh dev/style.sh breaches "$work/code.c" | sed -n "s|^$work/code.c:||p" >"$work/out" 2>"$work/err"
+    check "lint: $1" is "$(cat "$work/out")" "$2"
+}
+breaches 'a comma statement' '2: a comma statement' 'void f(int a, int b) {\n    a = 1, b = 2;\n}\n'
+breaches 'a declaration' '' 'void f(void) {\n    int a = 1, b = 2;\n}\n'
+breaches 'a declaration behind a macro' '' 'void f(void) {\n    UNUSED(x, y)\n    int a = 1, b = 2;\n}\n'
+breaches 'a comma statement behind a macro' '3: a comma statement' \
+    'void f(int a, int b) {\n    UNUSED(a, b)\n    a = 1, b = 2;\n}\n'
+lines=$(awk 'BEGIN { for (i = 0; i < 60; i++) printf "%s", "    g();\\n" }')
+breaches 'a long function behind a macro' '1: f has 63 lines, at most 60' "PRINTF(4, 0)\nvoid f(void) {\n$lines}\n"
+breaches 'a conditional in a conditional' '1: a conditional inside a conditional
+1: 2 conditionals on a line' 'int f(int a) { return a ? 1 : a ? 2 : 3; }\n'
 
 # ---------------------------------------------------------------------------------------------------------- compilers
 
