@@ -269,8 +269,11 @@ static inline void ref_extend_path(const RefNet *net, const double *theta, int n
                                    RefPaths *out) {
     if (net->kind[node] == REF_OUTPUT) {
         const size_t row = (size_t)out->n_paths++, p = (size_t)net->n_params;
-        out->phi = (double *)ref_grow(out->phi, sizeof(double) * (row + 1));
-        out->jacobian = (double *)ref_grow(out->jacobian, sizeof(double) * (row + 1) * p);
+        if ((row & (row - 1)) == 0) {  // full at 0 and every power of two: twice the room
+            const size_t room = row ? 2 * row : 1;
+            out->phi = (double *)ref_grow(out->phi, sizeof(double) * room);
+            out->jacobian = (double *)ref_grow(out->jacobian, sizeof(double) * room * p);
+        }
         out->phi[row] = 1;
         for (int s = 0; s < depth; s++) out->phi[row] *= ref_edge_value(&net->edges[edge_stack[s]], theta);
         for (size_t i = 0; i < p; i++) out->jacobian[row * p + i] = 0;
