@@ -159,11 +159,11 @@ KERNEL_PROGRAMS := $(addprefix $(B)/dev/kernels/,$(KERNELS_USED) broken) build/c
 export OP VARIANT SHAPE SECONDS_EACH
 kernels-list kernels-report kernels-bench: $(KERNEL_PROGRAMS)
 	@sh dev/kernels/run.sh $(@:kernels-%=%) $(B) $(KERNELS_USED)
-KERNEL_OBJECTS := $(foreach a,80 90,$(KERNELS_USED:%=build/nvcc/sm_$a/dev/kernels/%.o))
+KERNEL_OBJECTS := $(KERNELS_USED:%=build/nvcc/dev/kernels/%.o)
 kernels-test: $(KERNEL_PROGRAMS) $(if $(shell command -v $(NVCC)),$(KERNEL_OBJECTS))
 	@sh dev/kernels/run.sh test $(B) $(KERNELS_USED)
-# The same under sanitizers, for test/sanitize.sh; without fused multiply-adds, so that results have the same bits in
-# every thread order.
+# For test/sanitize.sh: kernels and tests under sanitizers, without OpenBLAS and without fused multiply-adds, so that
+# results have the same bits in every thread order.
 KERNEL_HEADERS := dev/kernels/kernels.h dev/timing.h test/test.h
 build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,$(CUH) train_cnn.cu) $(HEADERS) \
                               $(KERNEL_HEADERS) build/config.mk
@@ -221,14 +221,14 @@ gpu-check:                         ## gpu: all checks in stages, STAGE=build|tes
 	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)
 
 NVCC_SOURCES := $(wildcard *.cu test/test_*.cu dev/bench/*.cu dev/kernels/*.cu)
-NVCC_OBJECTS := $(foreach a,80 90,$(NVCC_SOURCES:%.cu=build/nvcc/sm_$(a)/%.o))
-define NVCC_RULE
-build/nvcc/sm_$(1)/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/*.h dev/bench/*.h dev/kernels/*.h) build/config.mk
-	@mkdir -p $$(@D)
-	@echo "nvcc sm_$(1) $$<"
-	@$(NVCC) $(patsubst -arch=native,,$(NVCCFLAGS)) -arch=sm_$(1) $(NVCC_DEFS) $(CUDNN_DEFS) $(NVCC_INCLUDES) -c $$< -o $$@
-endef
-$(foreach a,80 90,$(eval $(call NVCC_RULE,$(a))))
+NVCC_OBJECTS := $(NVCC_SOURCES:%.cu=build/nvcc/%.o)
+# One call for both architectures reads a file once for the host; what the host's compiler optimises is of no interest.
+NVCC_CHECK := $(filter-out $(NVCC_ARCH),$(NVCCFLAGS)) -Xcompiler -O1 \
+    -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90
+build/nvcc/%.o: %.cu $(HEADERS) $(wildcard *.cu test/*.h dev/*.h dev/bench/*.h dev/kernels/*.h) build/config.mk
+	@mkdir -p $(@D)
+	@echo "nvcc sm_80 sm_90 $<"
+	@$(NVCC) $(NVCC_CHECK) $(NVCC_DEFS) $(CUDNN_DEFS) $(NVCC_INCLUDES) -c $< -o $@
 nvcc-check: $(NVCC_OBJECTS)        ## gpu: compiles every .cu for sm_80 and sm_90, warnings are errors; needs no GPU
 
 lint:                              ## develop: the rules of the house (dev/lint.c); every header compiles by itself
