@@ -38,7 +38,7 @@ include build/config.mk
 endif
 
 WARN := -Wall -Wextra -Wpedantic
-SANITIZE := -O1 -g $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZE := -O1 -g1 $(OPENMP) -fsanitize=address,undefined -fno-sanitize-recover=undefined
 OPT ?= -O3 $(MARCH) $(OPENMP) -fno-math-errno -fno-trapping-math
 EXTRA ?=
 CFLAGS := -std=c11 -D_GNU_SOURCE $(WARN) $(OPT) $(EXTRA)
@@ -64,7 +64,7 @@ KERNELS := $(patsubst dev/kernels/%.cu,%,$(wildcard dev/kernels/*.cu))
 TRAINERS := train_mlp train_cnn train_gpt_style
 .PHONY: all help clean $(TRAINERS) compare run shakespeare test test-programs sanitize fuzz faults lint nvcc-check
 .PHONY: gpu-check
-.PHONY: kernels kernels-list kernels-test kernels-bench kernels-report kernels-sanitized
+.PHONY: kernels kernels-list kernels-test kernels-bench kernels-report sanitized orders
 .PHONY: bench bench-programs tables paper-report
 
 all: $(TRAINERS) compare           ## use: builds the trainers for this machine
@@ -169,7 +169,20 @@ build/sanitize/dev/kernels/%: build/cpu/dev/kernels/%.cu $(addprefix build/cpu/,
                               $(KERNEL_HEADERS) build/config.mk
 	@mkdir -p $(@D)
 	@$(CXX) -std=c++17 $(WARN) $(SANITIZE) -Ibuild/cpu -I. -Itest -x c++ $< -o $@ -lm
-kernels-sanitized: $(addprefix build/sanitize/dev/kernels/,$(KERNELS))
+build/sanitize/test/%: test/%.c train_gpt_style.c $(HEADERS) $(wildcard test/*.h) build/config.mk
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(SANITIZE) -DTEST_REDUCED $(filter -DUSE_ZLIB,$(DEFS)) -I. -Itest $< -o $@ \
+	    $(filter -lz,$(LIBS)) -lm
+CPU_CU := $(addprefix build/cpu/,$(CUH) train_mlp.cu train_cnn.cu)
+build/sanitize/test/%: build/cpu/test/%.cu $(CPU_CU) $(HEADERS) $(wildcard test/*.h) build/config.mk
+	@mkdir -p $(@D)
+	@$(CXX) -std=c++17 $(WARN) $(SANITIZE) -DTEST_REDUCED $(filter -DUSE_ZLIB,$(DEFS)) -Ibuild/cpu -I. -Itest \
+	    -x c++ $< -o $@ $(filter -lz,$(LIBS)) -lm
+build/sanitize/orders/%: build/cpu/test/%.cu $(CPU_CU) $(HEADERS) $(wildcard test/*.h) build/config.mk
+	@mkdir -p $(@D)
+	@$(CXX) -std=c++17 $(WARN) -O2 $(OPENMP) -Ibuild/cpu -I. -Itest -x c++ $< -o $@ -lm
+sanitized: $(addprefix build/sanitize/test/,$(C_TESTS) $(CU_TESTS)) $(KERNELS:%=build/sanitize/dev/kernels/%)
+orders: build/sanitize/orders/test_mlp build/sanitize/orders/test_cnn
 kernels: kernels-test              ## kernels: checks all variants; make -C dev/kernels list, test, bench, report
 
 # The fault campaign: a driver, and a library that it loads before a trainer's C library.

@@ -9,7 +9,7 @@ export LC_ALL=C # a locale would change what awk, sed, sort and printf read and 
 n=${1:-5000} seed=${2:-1} failed=0 passed=0
 dir=build/fuzz
 mkdir -p "$dir"
-flags="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+flags="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 if ! echo 'int main(void){return 0;}' | ${CC:-cc} -x c - $flags -o "$dir/probe" 2>/dev/null || ! "$dir/probe"; \
     then flags="-O1 -g"; fi
 zlib=
