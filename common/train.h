@@ -217,7 +217,7 @@ static inline void train_begin(train_run *r) {
     r->rescale_every = o->rescale ? train_every(r, o->rescale_every) : 0;
     r->evaluated = -1;
     r->status = train_take_outputs(r) || train_open(r);
-    r->saved = r->step;
+    r->saved = o->resume || r->total_steps > 0 ? r->step : -1;  // --steps 0 saves what was initialised
     r->mark = log_seconds();
     // At the start; and where a run that is resumed was interrupted in an evaluation.
     const int first = r->step == 0 || o->resume;

@@ -185,6 +185,19 @@ bad_outputs() {
     check '--save does not replace a pipe or a device' test -p "$work/pipe"
 }
 
+# no_steps ARGUMENTS: --steps 0 initialises, rescales and saves, in the log folder as well; a run goes on from there.
+no_steps() {
+    set -- "$@" --quiet --schedule constant --rescale pathcond # a schedule may follow the number of steps
+    ok '--steps 0' "$@" --steps 0 --log-dir "$work/zero" --save "$work/zero.safetensors"
+    check '--steps 0: a checkpoint in the log folder' is "$(newest "$work/zero")" 0
+    check '--steps 0: it has the weights of --save' same_tensors "$work/zero/checkpoint-0/model.safetensors" \
+        "$work/zero.safetensors"
+    ok 'resumed at step 0' "$@" --steps 3 --resume "$work/zero" --save "$work/zero.resumed"
+    ok 'begun without a stop' "$@" --steps 3 --log-dir "$work/begun" --save "$work/begun.w"
+    check 'resumed at step 0: the same weights bit for bit' same "$work/zero.resumed" "$work/begun.w"
+    rm -rf "$work/zero" "$work/begun"
+}
+
 # full_disk_works ARGUMENTS: without room a run that saves nothing must work. Where it does not because a GPU's driver
 # needs files of its own, the status is 1, and this is said as a skipped check.
 full_disk_works() {

@@ -6,7 +6,8 @@
 # Each test ends with the line `N passed, N failed, N skipped`; one that does not, or that exits non-zero, counts as a
 # failure. Status 77 means "cannot run here" and counts as one skipped. The last line is the sum in the same form.
 # Output of a passing test: its SKIP lines and its last line. RESCALE_DATA=DIR adds the tests that need real data.
-# ONLY="NAME..." runs these tests, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has failed.
+# ONLY="NAME..." runs these tests, ONLY=device those that use the device. TEST_LIMIT=SECONDS (1200): a longer test has
+# failed.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 unset MAKEFLAGS MFLAGS MAKELEVEL # a make called here is no part of the one that called this script
 device=$1 host=$2

@@ -135,6 +135,7 @@ refuses 1 "'fc.weight': expected shape [5,6], found [10,6]" --data "$work/change
 # --------------------------------------------------------------------------------------------------------------- output
 
 bad_outputs $tiny
+no_steps $tiny
 if (ulimit -v 100000) 2>/dev/null; then
     out_of_memory 400000 40000 40000 --data images --limit 64 --limit-test 16 --width 2 --batch-size 64 --steps 1
 else

@@ -189,6 +189,7 @@ refuses 1 "no tensor 'transformer.wte.weight'" $tiny --untied --steps 0 --load "
 
 # shellcheck disable=SC2086
 bad_outputs $tiny
+no_steps $tiny
 # shellcheck disable=SC2086
 "$damage" signal TERM "$work/sampling.json" 10 "$trainer" $tiny --steps 2 --quiet --report "$work/sampling.json" \
     --sample 1000000 >"$work/out" 2>"$work/err"

@@ -124,6 +124,7 @@ check 'a negative running variance: what was expected' complains 'expected a var
 # --------------------------------------------------------------------------------------------------------------- output
 
 bad_outputs $moons
+no_steps $moons
 if (ulimit -v 100000) 2>/dev/null; then
     out_of_memory 400000 20000 20000 --data moons --layers 2,256,256,2 --steps 3
 else
