@@ -224,7 +224,7 @@ enum {  // status codes
     RESCALE_ERROR_NON_FINITE,   // a tensor holds NaN or infinity
     RESCALE_ERROR_RANGE,        // diag(G) or a rescaled parameter leaves the range of its type
     RESCALE_ERROR_MEMORY,       // arena too small, or allocation failed
-    RESCALE_ERROR_CONVERGENCE,  // no certificate: |log lambda| would exceed 350, the range of exp
+    RESCALE_ERROR_CONVERGENCE,  // no certificate: |u| would exceed 700, the range of exp
     RESCALE_ERROR_DEVICE        // a CUDA call failed
 };
 enum { RESCALE_PATHCOND, RESCALE_ENORM };                      // method
@@ -1084,8 +1084,8 @@ static inline const char *rsc_overlaps_options(const rescale_net *net, const res
     for (int i = 0; i < net->n_tensors; i++)
         for (int a = 0; a < RSC_ARRAYS; a++) {
             const rsc_range b = rsc_array(net->tensor + i, a);
-            if (rsc_overlap(arena, b) || rsc_overlap(u, b))
-                return "arena or u overlaps an array of a tensor";
+            if (rsc_overlap(arena, b) || rsc_overlap(u, b) || rsc_overlap(each, b))
+                return "arena, u or each overlaps an array of a tensor";
         }
     return NULL;
 }
@@ -2310,7 +2310,6 @@ static inline void rsc_bound_trace(rsc_solver *s, double limit) {
     s->p = 1e30 * RSC_CAST(double, s->parameters);  // the certificate then is that of S alone
 }
 
-// PathCond: diag(G), then the solver that the options ask for. u ends in s->u.
 // Pins the units without energy on one side. At the layer level that is a question to the group.
 static inline void rsc_pin(rsc_solver *s) {
     for (int g = 0; g < s->net->n_groups; g++) {
@@ -2327,6 +2326,7 @@ static inline void rsc_pin(rsc_solver *s) {
     }
 }
 
+// PathCond: diag(G), then the solver that the options ask for. u ends in s->u.
 static inline int rsc_pathcond(rsc_solver *s, double start) {
     rescale_report *r = s->report;
     int chain = 1;  // nothing carries diag(G): compute it, for a sequential fully connected net
@@ -2363,7 +2363,6 @@ static inline int rsc_pathcond(rsc_solver *s, double start) {
 // lambda_h = 2^k_h, manual, 8 (8). Rounding every lambda by itself can end above F(0). Therefore
 // the integers k_h descend on F, one by one and a group at a time. s->step holds k. s->trial and
 // s->product hold the least and the largest k allowed.
-
 
 // Returns u of lambda = 2.
 static inline double rsc_octave(const rsc_solver *s) { return s->power * log(2.0); }

@@ -1,5 +1,5 @@
-// rescale_mlp.h -- shared by test_rescale.c and test_rescale_net.c: random numbers, small networks, their forward pass
-// and their diag(G) by the reference's loops. rescale.cuh in double precision.
+// rescale_mlp.h -- shared by test_rescale.c, test_rescale_net.c and test_rescale_power.c: random numbers, small
+// networks, their forward pass and their diag(G) by the reference's loops. rescale.cuh in double precision.
 #ifndef RESCALE_MLP_H
 #define RESCALE_MLP_H
 #define RESCALE_REAL double
@@ -217,7 +217,8 @@ typedef struct problem {
 static inline problem problem_of(const rescale_net *net, const double *g) {
     problem r;
     size_t p = 0, at = 0;
-    int first[MAX_GROUPS + 1] = {0}, n = 0;
+    int *first = (int *)ref_grow(NULL, ((size_t)net->n_groups + 1) * sizeof(int)), n = 0;
+    first[0] = 0;
     for (int i = 0; i < net->n_groups; i++) first[i + 1] = first[i] + net->group[i].n;
     for (int i = 0; i < net->n_tensors; i++) p += tensor_size(net->tensor + i);
     r.enter = (int *)ref_grow(NULL, p * sizeof(int));
@@ -250,6 +251,7 @@ static inline problem problem_of(const rescale_net *net, const double *g) {
     }
     r.q.n_params = n;
     r.q.n_units = first[net->n_groups];
+    free(first);
     r.q.enter = r.enter;
     r.q.leave = r.leave;
     r.q.g = r.g;
@@ -282,6 +284,26 @@ static inline mlp *small_mlp(int bn) {
     mlp *m = mlp_new(dims, 4, 1, 1, bn);
     mlp_init(m, KAIMING_UNIFORM, 1);
     return m;
+}
+
+// The internal solver state of a description, for tests of diag(G). Release with free(memory).
+static inline rsc_solver open_solver(const rescale_net *net, const rescale_options *o, rescale_report *r,
+                                     void **memory) {
+    rsc_solver s;
+    memset(&s, 0, sizeof s);
+    memset(r, 0, sizeof *r);
+    s.net = net;
+    s.options = o;
+    s.report = r;
+    s.power = o->power == 1 ? 1 : 2;
+    rsc_arena a = {NULL, 0, rescale_arena_bytes(net, o)};
+    *memory = calloc(a.size + 64, 1);
+    a.base = (char *)*memory + (64 - (uintptr_t)*memory % 64) % 64;
+    rsc_layout(&s, &a);
+    CHECK(a.used <= a.size, "the layout fits rescale_arena_bytes");
+    rsc_link(&s);
+    CHECK(rsc_chain_diag_g(&s) == RESCALE_OK, "squared passes run");
+    return s;
 }
 
 // Largest |difference| of two outputs relative to the largest |output|.

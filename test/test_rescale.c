@@ -17,24 +17,6 @@ static mlp *golden_net(const GoldenMlp *want) {
     return m;
 }
 
-// The internal solver state of a description, for tests of diag(G). Release with free(memory).
-static rsc_solver open_solver(const rescale_net *net, const rescale_options *o, rescale_report *r, void **memory) {
-    rsc_solver s;
-    memset(&s, 0, sizeof s);
-    memset(r, 0, sizeof *r);
-    s.net = net;
-    s.options = o;
-    s.report = r;
-    rsc_arena a = {NULL, 0, rescale_arena_bytes(net, o)};
-    *memory = calloc(a.size + 64, 1);
-    a.base = (char *)*memory + (64 - (uintptr_t)*memory % 64) % 64;
-    rsc_layout(&s, &a);
-    CHECK(a.used <= a.size, "the layout fits rescale_arena_bytes");
-    rsc_link(&s);
-    CHECK(rsc_chain_diag_g(&s) == RESCALE_OK, "squared passes run");
-    return s;
-}
-
 // The optimum where S = sum g exp(B u) may grow by a factor only: S is at the limit, and dS/du, in loops over single
 // parameters, is a positive multiple of n_h (the conditions of Karush, Kuhn and Tucker, sufficient here since S is
 // convex), larger than S / p.

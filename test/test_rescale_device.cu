@@ -70,6 +70,7 @@ static double initial_value(int array, int role, double width) {
     const double v = test_random();
     if (array == DATA) return role == RESCALE_GAIN ? 1 + 0.3 * v : width * v;
     if (array == MOMENT1 || array == MEAN) return v;
+    if (array == FULL_G && v < -0.98) return 0;
     return exp(1.5 * v);
 }
 
@@ -144,6 +145,9 @@ static void check_same(const char *name, network *n, rescale_options o) {
     double *u[2], *want = (double *)malloc(n->floats * sizeof(double));
     float *after[2], *device = NULL;
     rescale_report r[2];
+    rescale_tensor_report each[2][MAX_TENSORS];
+    const int with_each = o.method == RESCALE_PATHCOND;
+    memset(each, 0, sizeof each);
     CUDA_CHECK(cudaMalloc((void **)&device, bytes));
     CUDA_CHECK(cudaMemcpy(device, n->start, bytes, cudaMemcpyHostToDevice));
     for (int where = 0; where < 2; where++) {
@@ -153,6 +157,7 @@ static void check_same(const char *name, network *n, rescale_options o) {
         const rescale_net net = bind(n, where ? device : after[where]);
         o.on_device = where;
         o.u = u[where];
+        o.each = with_each ? each[where] : NULL;
         const int status = rescale_run(&net, &o, &r[where]);
         if (!CHECK(status == RESCALE_OK, "rescale_run succeeds"))
             printf("    %s, %s: %s\n", name, where ? "device" : "host", r[where].message);
@@ -167,6 +172,18 @@ static void check_same(const char *name, network *n, rescale_options o) {
     const int same_size = r[0].parameters == r[1].parameters && r[0].tensors_touched == r[1].tensors_touched;
     const int same_units = r[0].units == r[1].units && r[0].pinned_units == r[1].pinned_units;
     CHECK(same_size && same_units && r[0].bounded_units == r[1].bounded_units, "the two reports agree");
+    test_close_d("spread before", &r[1].spread_before, &r[0].spread_before, 1, 0, 1e-9);
+    test_close_d("spread after", &r[1].spread_after, &r[0].spread_after, 1, 0, 1e-9);
+    double share[2] = {0, 0};
+    const double one[2] = {1, 1};
+    for (int i = 0; i < n->n_tensors && with_each; i++) {
+        test_close_d("share of a tensor", each[1][i].share, each[0][i].share, 2, 1e-9, 1e-12);
+        test_close_d("spread of a tensor", each[1][i].spread, each[0][i].spread, 2, 0, 1e-9);
+        CHECK(each[0][i].zeros == each[1][i].zeros, "zeros of a tensor");
+        for (int k = 0; k < 2; k++) share[k] += each[1][i].share[k];
+    }
+    if (with_each) test_close_d("shares add up", share, one, 2, 1e-12, 0);
+    if (with_each) CHECK(r[1].spread_before > 0, "some spread to begin with");
     if (!o.dry_run && r[0].max_abs_log_lambda > 0) CHECK(memcmp(after[0], n->start, bytes) != 0, "something moved");
     else CHECK(memcmp(after[1], n->start, bytes) == 0, "a dry run, or a solution u = 0, changes nothing on the device");
     for (int where = 0; where < 2; where++) {
@@ -177,7 +194,7 @@ static void check_same(const char *name, network *n, rescale_options o) {
 }
 
 static void check_options(const char *name, network *n) {
-    for (int k = 0; k < 7; k++) {
+    for (int k = 0; k < 11; k++) {
         rescale_options o = rescale_default_options();
         if (k == 1) o.solver = RESCALE_SWEEPS;
         if (k == 2) o.max_log = 0.2;
@@ -189,6 +206,9 @@ static void check_options(const char *name, network *n) {
         }
         if (k == 5) o.dry_run = 1;
         if (k == 6) o.general = 1;
+        if (k == 8 || k == 9) o.level = RESCALE_LAYER;
+        if (k == 10) o.strength = 0.5;
+        if (k == 7 || k > 8) o.power = 1;
         check_same(name, n, o);
     }
 }
