@@ -15,7 +15,7 @@
 //     J. Energies at a given u             K. Block sweeps              L. Small linear solves
 //     M. Newton: the Hessian               N. Newton: group means       O. Newton: the iteration
 //     P. ENorm                             Q. PathCond                  R. Powers of two
-//     S. Apply                             T. Public run
+//     S. Apply                             T. Public run             U. Public: g from data, checks
 //
 // 1. WHAT IT DOES
 //     A hidden unit h may be scaled if its activation is positively homogeneous: ReLU, leaky ReLU
@@ -98,20 +98,114 @@
 //     positively homogeneous (RESCALE_GELU, ...) is refused.
 //
 // 4. diag(G)
-//     g_i = sum over paths p through i of (Phi_p / theta_i)^2. Phi_p is the product of the
-//     parameters along path p. There are three ways to provide g:
+//     g_i = sum over paths p through i of (Phi_p / theta_i)^2; at power 1, of |Phi_p / theta_i|.
+//     Phi_p is the product of the parameters along path p. There are three ways to provide g:
 //     - nothing. If no tensor carries it, rescale_run computes it by one squared forward and
 //       backward pass of one sample. The tensors must then be a sequential fully connected net in
 //       order (W1, b1, gamma1, beta1, W2, ...). Any other net is refused, also one with shared
 //       groups or with flags that turn a side round: give its diag(G);
 //     - g, the full array [n_out][n_in][kernel], in the same memory as the tensor. Square all
-//       parameters, feed an input of ones and sum the outputs: g is the gradient of this sum with
-//       respect to the squared parameters. If it leaves the range of the type, multiply the input
-//       and the squared biases by one constant, and the output gradient by another. The reference
-//       of a weight is then the product of both constants; the reference of a bias is the second
-//       alone;
+//       parameters (at power 1, take absolute values), feed an input of ones and sum the outputs:
+//       g is the gradient of this sum with respect to the squared parameters. If it leaves the
+//       range of the type, multiply the input and the squared biases by one constant, and the
+//       output gradient by another. The reference of a weight is then the product of both
+//       constants; the reference of a bias is the second alone;
 //     - g_out[n_out] and g_in[n_in * kernel], host vectors with g = g_out (x) g_in, the outer
 //       product. A fully connected layer has rank one.
+//
+//     g FROM DATA. Paths know no data: every input counts as 1, every ReLU as open. Gradients on
+//     samples x know it:
+//         g_i = sum over x and outputs k of (df_k(x) / dtheta_i)^2;   at power 1, of |.|
+//     This is the diagonal of the tangent kernel, summed over its inputs. A rescaling multiplies
+//     df_k / dtheta_i by 1 / (factor of theta_i). So g changes as the g of the paths does, and all
+//     of section 8 holds.
+//     - Cost. Draw signs s_k = +-1 for every sample and output, and take the gradient of
+//       sum_k s_k f_k(x). Over the signs, the expectation of its square is the sum over k above.
+//       So one backward pass is enough. At power 1 the absolute value of that gradient takes the
+//       place of the sum over k.
+//     - Sum powers per sample. A gradient summed over the batch does not do. For a linear layer,
+//       a sample's gradient is delta (x) activation: rescale_kernel_linear. For every other tensor
+//       give each sample's gradient to rescale_kernel_add. BatchNorm's statistics are constants.
+//     - No one has to divide by the number of samples: u does not depend on a factor common to
+//       the g of all tensors.
+//     - When. The net is no chain, so that you need your own passes anyway; inputs differ in
+//       scale, or many are zero; the net is not fresh. A unit that is zero on all samples has
+//       g = 0 and is pinned: take more samples, or RESCALE_LAYER, which needs only sums over
+//       layers and so suits few samples.
+//     - Power. Plain SGD's step is the gradient: 2. Adam divides by its size: 1.
+//     rescale_verify runs your forward before and after, and returns how far the outputs moved.
+//     Rounding moves them by about 1e-6 in float. A wrong description moves them visibly, unless
+//     it leaves out all that enters or all that leaves a group: its units are then pinned, and
+//     report.pinned_units counts them. Use it once for each architecture (BatchNorm: in evaluation
+//     and in training mode; no dropout).
+//
+// EXAMPLE 2
+// #include "rescale.cuh"
+// #include <stdio.h>
+// enum { N = 32, IN = 8, HIDDEN = 64, OUT = 3 };  // N samples; y = W2 relu(W1 x + b1) + b2
+// static float x[N * IN], h[N * HIDDEN], y[N * OUT], delta1[N * HIDDEN], delta2[N * OUT];
+// static float w1[HIDDEN * IN], b1[HIDDEN], w2[OUT * HIDDEN], b2[OUT];
+// static float g_w1[HIDDEN * IN], g_b1[HIDDEN], g_w2[OUT * HIDDEN], g_b2[OUT];
+// static unsigned state = 1;
+// static float uniform(void) {  // in [-1, 1)
+//     state = state * 1664525u + 1013904223u;
+//     return (float)(state >> 8) / 8388608.0f - 1.0f;
+// }
+// static void linear(float *out, const float *in, const float *w, const float *b, int n_out,
+//                    int n_in, int relu) {
+//     for (int s = 0; s < N; s++)
+//         for (int o = 0; o < n_out; o++) {
+//             float sum = b[o];
+//             for (int i = 0; i < n_in; i++) sum += w[o * n_in + i] * in[s * n_in + i];
+//             out[s * n_out + o] = relu && sum < 0 ? 0 : sum;
+//         }
+// }
+// static void forward(void *context, double *outputs) {  // for rescale_verify
+//     (void)context;
+//     linear(h, x, w1, b1, HIDDEN, IN, 1);
+//     linear(y, h, w2, b2, OUT, HIDDEN, 0);
+//     for (int i = 0; i < N * OUT; i++) outputs[i] = y[i];
+// }
+// static void backward_from_signs(void) {  // of the last forward
+//     for (int i = 0; i < N * OUT; i++) delta2[i] = uniform() < 0 ? -1.0f : 1.0f;
+//     for (int i = 0; i < N * HIDDEN; i++) {
+//         const int s = i / HIDDEN, j = i % HIDDEN;
+//         delta1[i] = 0;
+//         for (int k = 0; k < OUT && h[i] > 0; k++)
+//             delta1[i] += delta2[s * OUT + k] * w2[k * HIDDEN + j];
+//     }
+// }
+// int main(void) {
+//     static double outputs[2 * N * OUT];
+//     for (int i = 0; i < N * IN; i++) x[i] = uniform() * (float)(1 + i % IN);
+//     for (int i = 0; i < HIDDEN * IN; i++) w1[i] = uniform() / 3;
+//     for (int i = 0; i < OUT * HIDDEN; i++) w2[i] = uniform() / 8;
+//     rescale_options options = rescale_default_options();
+//     rescale_report report;
+//     options.power = 1;  // for Adam
+//     forward(NULL, outputs);
+//     backward_from_signs();
+//     rescale_kernel_linear(g_w1, delta1, x, N, HIDDEN, IN, options.power);
+//     rescale_kernel_linear(g_b1, delta1, NULL, N, HIDDEN, 1, options.power);
+//     rescale_kernel_linear(g_w2, delta2, h, N, OUT, HIDDEN, options.power);
+//     rescale_kernel_linear(g_b2, delta2, NULL, N, OUT, 1, options.power);
+//     rescale_group hidden[1] = {rescale_units("relu1", HIDDEN, RESCALE_RELU)};
+//     rescale_tensor t[4] = {rescale_weight("fc1.weight", w1, HIDDEN, IN, 1, 0, RESCALE_NONE),
+//                            rescale_bias("fc1.bias", b1, HIDDEN, 0),
+//                            rescale_weight("fc2.weight", w2, OUT, HIDDEN, 1, RESCALE_NONE, 0),
+//                            rescale_bias("fc2.bias", b2, OUT, RESCALE_NONE)};
+//     const float *g[4] = {g_w1, g_b1, g_w2, g_b2};
+//     for (int i = 0; i < 4; i++) t[i].g = g[i];
+//     rescale_net net = {hidden, 1, t, 4};
+//     const double moved =
+//         rescale_verify(&net, &options, &report, forward, NULL, outputs, N * OUT);
+//     if (report.status) fprintf(stderr, "%s\n", report.message);
+//     if (!(moved < 1e-5)) return 1;
+//     printf("F %.3f -> %.3f, max |dF/du| %.1e, outputs moved by %.0e of the largest\n",
+//            report.objective_before, report.objective_after, report.grad_inf, moved);
+//     return 0;
+// }
+// END
 //
 // 5. OPTIONS AND REPORT
 //     Every field of the structures in section A has a comment. rescale_default_options() fills in
@@ -2728,6 +2822,71 @@ static inline int rescale_apply(const rescale_net *net, const rescale_options *o
     if (!report) return RESCALE_ERROR_ARGUMENT;
     memset(report, 0, sizeof *report);
     return rsc_error(report, RESCALE_ERROR_ARGUMENT, "u", "is NULL");
+}
+
+// ---- U. Public: g from data, checks -------------------------------------------------------------
+// Host memory. g, delta, activation and gradient are like the tensors; manual, 4.
+
+// g[n_out][n_in] += sum over samples s of |delta[s][o]|^power |activation[s][i]|^power, power 1 or
+// 2. delta [samples][n_out] is the gradient of a linear layer's output, activation
+// [samples][n_in] its input; NULL is an input of ones, for a bias (n_in = 1). g is not divided by
+// the number of samples. It must overlap neither. Start g at zero.
+static inline void rescale_kernel_linear(rescale_real *g, const rescale_real *delta,
+                                         const rescale_real *activation, int samples, int n_out,
+                                         int n_in, int power) {
+    const size_t rows = rsc_n(n_out), columns = rsc_n(n_in), n = rsc_n(samples), strip = 128;
+    const size_t work = n * rows * columns;
+    RSC_PARALLEL_FOR
+    for (size_t o = 0; o < rows; o++)
+        for (size_t first = 0; first < columns; first += strip) {
+            const size_t width = first + strip <= columns ? strip : columns - first;
+            double part[128];
+            for (size_t i = 0; i < width; i++) part[i] = 0;
+            for (size_t s = 0; s < n; s++) {
+                const rescale_real *a = activation ? activation + s * columns + first : NULL;
+                const double d = rsc_power_of(delta[s * rows + o], power);
+                for (size_t i = 0; i < width; i++)
+                    part[i] += a ? d * rsc_power_of(a[i], power) : d;
+            }
+            for (size_t i = 0; i < width; i++) {
+                const size_t j = o * columns + first + i;
+                g[j] = RSC_CAST(rescale_real, RSC_CAST(double, g[j]) + part[i]);
+            }
+        }
+}
+
+// g[n] += |gradient[n]|^power, power 1 or 2. gradient is that of one sample, with respect to a
+// tensor of any kind. Nothing is divided by the number of samples. g must not overlap it.
+static inline void rescale_kernel_add(rescale_real *g, const rescale_real *gradient, size_t n,
+                                      int power) {
+    const size_t work = n;
+    RSC_PARALLEL_FOR
+    for (size_t j = 0; j < n; j++) {
+        const double sum = RSC_CAST(double, g[j]) + rsc_power_of(gradient[j], power);
+        g[j] = RSC_CAST(rescale_real, sum);
+    }
+}
+
+// rescale_run between two calls of forward(context, outputs), which writes the n outputs of the
+// network on inputs that stay the same. memory [2 n] holds both. Returns the largest difference
+// relative to the largest output before: near 0 if the description is right. Returns infinity if
+// the run fails (report->status and report->message say why), if an output is not finite, or if all
+// are zero, which would prove nothing.
+static inline double rescale_verify(const rescale_net *net, const rescale_options *options,
+                                    rescale_report *report,
+                                    void (*forward)(void *context, double *outputs), void *context,
+                                    double *memory, int n) {
+    double *before = memory, *after = memory + n, largest = 0, moved = 0;
+    forward(context, before);
+    if (rescale_run(net, options, report)) return RSC_CAST(double, INFINITY);
+    forward(context, after);
+    for (int i = 0; i < n; i++) {
+        const double difference = fabs(after[i] - before[i]);
+        if (!(difference <= DBL_MAX)) return RSC_CAST(double, INFINITY);
+        moved = fmax(moved, difference);
+        largest = fmax(largest, fabs(before[i]));
+    }
+    return largest > 0 ? moved / largest : RSC_CAST(double, INFINITY);
 }
 
 #endif  // RESCALE_CUH

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_example.sh -- compiles the example in rescale.cuh's manual, that very text, as C99, C11, C++17 and CUDA, and runs
-# it; and tiny.c as C11 and C++17.
+# test_example.sh -- compiles the two examples in rescale.cuh's manual, that very text, as C99, C11, C++17 and CUDA, and
+# runs them; and tiny.c as C11 and C++17.
 #
 #     sh test/test_example.sh
 #
@@ -15,9 +15,14 @@ trap 'exit 1' HUP INT TERM
 passed=0 failed=0 skipped=0
 warn="-Wall -Wextra -Wpedantic -Werror"
 
-sed -n '/^\/\/ EXAMPLE$/,/^\/\/ END$/p' rescale.cuh | sed -e '1d;$d' -e 's|^// \{0,1\}||' >"$work/example.c"
-cp "$work/example.c" "$work/example.cpp"
-cp "$work/example.c" "$work/example.cu"
+# extract HEADING NAME: the example under that heading, as NAME.c, NAME.cpp and NAME.cu
+extract() {
+    sed -n "/^\/\/ $1\$/,/^\/\/ END\$/p" rescale.cuh | sed -e '1d;$d' -e 's|^// \{0,1\}||' >"$work/$2.c"
+    cp "$work/$2.c" "$work/$2.cpp"
+    cp "$work/$2.c" "$work/$2.cu"
+}
+extract EXAMPLE example
+extract 'EXAMPLE 2' example2
 
 # check WHAT COMMAND...: counts one check, shows what the command said when it fails
 check() {
@@ -33,13 +38,13 @@ check() {
     fi
 }
 
-# run_and_compare WHAT PROGRAM: the program exits 0 and prints the F of the first program that ran
+# run_and_compare WHAT PROGRAM EXAMPLE: the program exits 0 and prints the F of the first one of its example that ran
 run_and_compare() {
     check "$1 runs" "$2" || return
     sed 's/, max.*//' "$work/log" >"$work/F"
-    [ -f "$work/F_first" ] || cp "$work/F" "$work/F_first"
+    [ -f "$work/F_$3" ] || cp "$work/F" "$work/F_$3"
     echo "$1: $(cat "$work/log")"
-    check "$1 prints the same F" cmp "$work/F_first" "$work/F"
+    check "$1 prints the same F" cmp "$work/F_$3" "$work/F"
 }
 
 # build_and_run COMPILER FLAGS FILE: with and without OpenMP where the compiler has it
@@ -50,7 +55,7 @@ build_and_run() {
         return
     fi
     for openmp in "" -fopenmp; do
-        what="$1 $2 $openmp"
+        what="$1 $2 $3 $openmp"
         if [ -n "$openmp" ] && ! echo 'int main(void) { return 0; }' | \
             "$1" $openmp -x c - -o "$work/probe" 2>/dev/null; then
             skipped=$((skipped + 1))
@@ -59,7 +64,7 @@ build_and_run() {
         fi
         # shellcheck disable=SC2086
         check "$what compiles" "$1" $2 $warn $openmp -O1 -I. "$work/$3" -o "$work/example" -lm &&
-            run_and_compare "$what" "$work/example"
+            run_and_compare "$what" "$work/example" "${3%.*}"
     done
 }
 
@@ -86,18 +91,23 @@ refuses_reals() {
 }
 
 check "the manual holds an example" grep -q 'rescale_run(&net' "$work/example.c"
-for std in c99 c11; do
-    build_and_run "${CC:-cc}" -std=$std example.c
-    build_and_run clang -std=$std example.c
+check "the manual holds an example of g from data" grep -q 'rescale_verify(&net' "$work/example2.c"
+for example in example example2; do
+    for std in c99 c11; do
+        build_and_run "${CC:-cc}" -std=$std $example.c
+        build_and_run clang -std=$std $example.c
+    done
+    for std in c++11 c++17; do
+        build_and_run "${CXX:-c++}" -std=$std $example.cpp
+        build_and_run clang++ -std=$std $example.cpp
+    done
+    build_and_run tcc -Wall $example.c
 done
-for std in c++11 c++17; do
-    build_and_run "${CXX:-c++}" -std=$std example.cpp
-    build_and_run clang++ -std=$std example.cpp
-done
-build_and_run tcc -Wall example.c
 printf '#include "rescale.cuh"\nint main(void) { return 0; }\n' >"$work/header.c"
 cp "$work/header.c" "$work/header.cpp"
-for std in c99 c11; do compile_only x86_64-w64-mingw32-gcc -std=$std example.c; done
+for std in c99 c11; do
+    for example in example example2; do compile_only x86_64-w64-mingw32-gcc -std=$std $example.c; done
+done
 for real in float double; do
     strict="-DRESCALE_REAL=$real -Wconversion -Wsign-conversion"
     for compiler in "${CC:-cc}" clang; do
@@ -115,19 +125,21 @@ for compiler in "${CXX:-c++}" clang++; do refuses_reals "$compiler" -std=c++17 h
 refuses_reals tcc -Wall header.c
 if command -v "${NVCC:-nvcc}" >/dev/null 2>&1; then
     for arch in 80 90; do
-        check "nvcc sm_$arch compiles" "${NVCC:-nvcc}" -std=c++17 -arch=sm_$arch -Werror all-warnings \
-            -Xcompiler -Wall,-Wextra,-Werror -I. "$work/example.cu" -o "$work/example_$arch"
-        # host memory only, so that it runs without a GPU, too
-        [ -x "$work/example_$arch" ] && run_and_compare "nvcc sm_$arch" "$work/example_$arch"
+        for example in example example2; do
+            check "nvcc sm_$arch compiles $example" "${NVCC:-nvcc}" -std=c++17 -arch=sm_$arch -Werror all-warnings \
+                -Xcompiler -Wall,-Wextra,-Werror -I. "$work/$example.cu" -o "$work/${example}_$arch"
+            # host memory only, so that it runs without a GPU, too
+            [ -x "$work/${example}_$arch" ] && run_and_compare "nvcc sm_$arch" "$work/${example}_$arch" $example
+        done
     done
 else
     skipped=$((skipped + 1))
     echo "SKIP nvcc is not installed"
 fi
-if [ -f "$work/F_first" ]; then
+for example in example example2; do
     # F 123.4 -> 120.0: four words
-    check "F falls" awk '{ exit !($4 < $2) }' "$work/F_first"
-fi
+    check "F of $example falls" awk '{ exit !($4 < $2) }' "$work/F_$example"
+done
 
 # tiny.c, compiled as its first lines say. Its table has a row for every learning rate: rate, loss as initialised, loss
 # rescaled.

@@ -1,4 +1,5 @@
-// test_rescale_power.c -- rescale.cuh in double precision: first powers, one factor a layer, the report per tensor.
+// test_rescale_power.c -- rescale.cuh in double precision: first powers, one factor a layer, the report per tensor, g
+// from data, rescale_verify.
 //
 //     cc -O2 -std=c11 -D_GNU_SOURCE -Wall -Wextra -Wpedantic -fopenmp -I. -Itest test/test_rescale_power.c -lm
 //
@@ -839,6 +840,178 @@ static void check_all_reports(void) {
     mlp_free(m);
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// 20. g from data
+
+// rescale_kernel_linear against its sum, element by element, on top of what is there; and against rescale_kernel_add of
+// every sample's gradient.
+static void check_kernel_sums(int samples, int n_out, int n_in, int power, int bias) {
+    const size_t n = (size_t)n_out * (size_t)n_in;
+    double *delta = ref_doubles((size_t)(samples * n_out)), *a = ref_doubles((size_t)(samples * n_in));
+    double *g = ref_doubles(n), *each = ref_doubles(n), *want = ref_doubles(n), *gradient = ref_doubles(n);
+    fill(delta, (size_t)(samples * n_out), 0, 2);
+    fill(a, (size_t)(samples * n_in), 0, 2);
+    fill(g, n, 1, 1);
+    memcpy(each, g, n * sizeof *g);
+    memcpy(want, g, n * sizeof *g);
+    for (int s = 0; s < samples; s++) {
+        for (size_t j = 0; j < n; j++) {
+            const size_t o = j / (size_t)n_in, i = j % (size_t)n_in;
+            gradient[j] = delta[s * n_out + (int)o] * (bias ? 1 : a[s * n_in + (int)i]);
+            want[j] += pow(fabs(gradient[j]), power);
+        }
+        rescale_kernel_add(each, gradient, n, power);
+    }
+    rescale_kernel_linear(g, delta, bias ? NULL : a, samples, n_out, n_in, power);
+    test_close_d("rescale_kernel_linear", g, want, n, 1e-13, 0);
+    test_close_d("rescale_kernel_add", each, want, n, 1e-13, 0);
+    delta[n_out - 1] = NAN;
+    rescale_kernel_linear(g, delta, bias ? NULL : a, samples, n_out, n_in, power);
+    CHECK(isnan(g[n - 1]) && (n_out == 1 || !isnan(g[0])), "NaN shows where it belongs");
+    free(delta);
+    free(a);
+    free(g);
+    free(each);
+    free(want);
+    free(gradient);
+}
+
+// g of an MLP without BatchNorm from `samples` inputs x and signs of its outputs: forward, backward, sums.
+static void data_diag_g(const mlp *m, const double *x, int samples, const double *signs, int power, double *g) {
+    double *act[MAX_GROUPS + 1], *delta = copy_of(signs, (size_t)(samples * m->dims[m->n_layers]));
+    act[0] = copy_of(x, (size_t)(samples * m->dims[0]));
+    for (int l = 0; l < m->n_layers; l++) {
+        const double *w = m->tensor[2 * l].data, *b = m->tensor[2 * l + 1].data;
+        const int n_in = m->dims[l], n_out = m->dims[l + 1];
+        act[l + 1] = ref_doubles((size_t)(samples * n_out));
+        for (int i = 0; i < samples * n_out; i++) {
+            double sum = b[i % n_out];
+            for (int c = 0; c < n_in; c++) sum += w[i % n_out * n_in + c] * act[l][i / n_out * n_in + c];
+            act[l + 1][i] = l + 1 < m->n_layers && sum < 0 ? 0 : sum;
+        }
+    }
+    for (size_t i = 0; i < m->p; i++) g[i] = 0;
+    for (int l = m->n_layers - 1; l >= 0; l--) {
+        const double *w = m->tensor[2 * l].data;
+        const int n_in = m->dims[l], n_out = m->dims[l + 1];
+        double *below = ref_doubles((size_t)(samples * n_in));
+        rescale_kernel_linear(g + (w - m->theta), delta, act[l], samples, n_out, n_in, power);
+        rescale_kernel_linear(g + (m->tensor[2 * l + 1].data - m->theta), delta, NULL, samples, n_out, 1, power);
+        for (int i = 0; i < samples * n_in; i++)
+            for (int o = 0; o < n_out && act[l][i] > 0; o++)
+                below[i] += delta[i / n_in * n_out + o] * w[o * n_in + i % n_in];
+        free(delta);
+        delta = below;
+    }
+    free(delta);
+    for (int l = 0; l <= m->n_layers; l++) free(act[l]);
+}
+
+// What rescale_verify calls: the outputs of a network on its inputs; spoils one output of call number `spoil`.
+typedef struct watched {
+    const mlp *m;
+    const double *x;
+    int calls, spoil;
+    double value;
+} watched;
+static void watch(void *context, double *outputs) {
+    watched *w = (watched *)context;
+    mlp_forward(w->m, w->x, BATCH, 0, outputs);
+    if (++w->calls == w->spoil) outputs[1] = w->value;
+}
+
+// g against differences of outputs, one parameter and one sample at a time; how a rescaling moves it; the function.
+static void check_data(int power) {
+    mlp *m = small_mlp(0);
+    double x[BATCH * 4], signs[BATCH * 3], y[2][BATCH * 3], memory[2 * BATCH * 3], u[64];
+    double *g = ref_doubles(m->p), *want = ref_doubles(m->p);
+    fill(x, BATCH * 4, 0.3, 2);
+    for (int i = 0; i < BATCH * 3; i++) signs[i] = test_random() < 0 ? -1 : 1;
+    data_diag_g(m, x, BATCH, signs, power, g);
+    for (size_t i = 0; i < m->p; i++) {
+        const double keep = m->theta[i], step = 1e-6;
+        for (int side = 0; side < 2; side++) {
+            m->theta[i] = keep + (side ? step : -step);
+            mlp_forward(m, x, BATCH, 0, y[side]);
+        }
+        m->theta[i] = keep;
+        for (int s = 0; s < BATCH; s++) {
+            double d = 0;
+            for (int k = 3 * s; k < 3 * s + 3; k++) d += signs[k] * (y[1][k] - y[0][k]) / (2 * step);
+            want[i] += pow(fabs(d), power);
+        }
+    }
+    test_close_d("g from data by differences", g, want, m->p, 1e-6, 1e-8);
+    for (int i = 0; i < m->n_tensors; i++) m->tensor[i].g = g + (m->tensor[i].data - m->theta);
+    for (int level = 0; level < 2; level++) {
+        watched w = {m, x, 0, 0, 0};
+        rescale_options o = rescale_default_options();
+        rescale_report r;
+        o.power = power;
+        o.level = level ? RESCALE_UNIT : RESCALE_LAYER;
+        o.u = u;
+        const double moved = rescale_verify(&m->net, &o, &r, watch, &w, memory, BATCH * 3);
+        CHECK(r.status == RESCALE_OK && r.converged && w.calls == 2 && moved < 1e-12, "g from data: same function");
+        CHECK(largest_abs(u, (size_t)m->units) > 0.05, "something moves");
+        problem q = problem_of(&m->net, g);
+        for (size_t i = 0; i < m->p; i++) want[i] = g[i] * exp(ref_bu(&q.q, u, (int)i));
+        problem_free(&q);
+        data_diag_g(m, x, BATCH, signs, power, g);
+        test_close_d("g from data behind the rescaling", g, want, m->p, 1e-10, 1e-300);
+    }
+    free(g);
+    free(want);
+    mlp_free(m);
+}
+
+// Descriptions with a group left out on one side; what forward and the run may do wrong.
+static void check_verify(void) {
+    double x[BATCH * 4], memory[2 * BATCH * 3];
+    fill(x, BATCH * 4, 0.3, 2);
+    for (int k = 0; k < 7; k++) {
+        mlp *m = small_mlp(0);
+        m->slope = 0.1;  // no unit is silent on all inputs
+        double *g = mlp_diag_g(m), *before = copy_of(m->theta, m->p);
+        watched w = {m, x, 0, 0, 0};
+        rescale_options o = rescale_default_options();
+        rescale_report r;
+        for (int i = 0; i < m->n_tensors; i++) m->tensor[i].g = g + (m->tensor[i].data - m->theta);
+        if (k == 0) m->tensor[2].leaves = RESCALE_NONE;  // columns of the second weight
+        if (k == 1) m->tensor[2].enters = RESCALE_NONE;  // its rows
+        if (k == 2) m->tensor[3].enters = RESCALE_NONE;  // its bias
+        if (k == 3) o.max_log = -1;
+        if (k == 4) w.spoil = 2;
+        w.value = k == 4 ? NAN : 0;
+        if (k == 5) o.dry_run = 1;
+        if (k == 6) {
+            w.spoil = 1;
+            w.value = 1e6;
+        }
+        const double moved = rescale_verify(&m->net, &o, &r, watch, &w, memory, BATCH * 3);
+        if (k == 0) CHECK(moved < 1e-12 && r.pinned_units == 8, "units that nothing leaves are pinned: no harm done");
+        const int shows = r.status == RESCALE_OK && moved > 1e-3 && moved < INFINITY;
+        if ((k == 1 || k == 2) && !CHECK(shows, "a side left out shows"))
+            printf("    %d: moved %g, max |log lambda| %g\n", k, moved, r.max_abs_log_lambda);
+        if (k == 3) CHECK(r.status == RESCALE_ERROR_ARGUMENT && strstr(r.message, "max_log"), "the error of the run");
+        if (k == 3) CHECK(same_bits(before, m->theta, m->p) && w.calls == 1, "and nothing moved");
+        if (k == 3 || k == 4) CHECK(isinf(moved) && moved > 0, "infinity for what proves nothing");
+        if (k == 5) CHECK(moved == 0 && r.status == RESCALE_OK, "a dry run moves nothing");
+        if (k == 6) CHECK(fabs(moved - 1) < 1e-2, "relative to the largest output before");
+        free(g);
+        free(before);
+        mlp_free(m);
+    }
+    static const int dims[] = {4, 8, 6, 7, 3};
+    mlp *zero = mlp_new(dims, 4, 1, 1, 0);  // all outputs are zero
+    rescale_options enorm = rescale_default_options();
+    rescale_report r;
+    enorm.method = RESCALE_ENORM;
+    watched w = {zero, x, 0, 0, 0};
+    const double moved = rescale_verify(&zero->net, &enorm, &r, watch, &w, memory, BATCH * 3);
+    CHECK(r.status == RESCALE_OK && isinf(moved), "outputs of zero prove nothing");
+    mlp_free(zero);
+}
+
 int main(void) {
     static const int small[] = {3, 4, 3, 2}, deep[] = {2, 3, 2, 3, 2, 2};
     for (int k = 0; k < 8; k++) {
@@ -866,5 +1039,11 @@ int main(void) {
     check_many_layers();
     check_refused();
     check_all_reports();
+    static const int shapes[][3] = {{1, 1, 1}, {7, 3, 127}, {5, 4, 128}, {6, 5, 129}, {3, 130, 300}};
+    for (int k = 0; k < 10; k++) check_kernel_sums(shapes[k / 2][0], shapes[k / 2][1], shapes[k / 2][2], 1 + k % 2, 0);
+    for (int k = 0; k < 2; k++) check_kernel_sums(9, 140, 1, 1 + k, 1);
+    check_data(1);
+    check_data(2);
+    check_verify();
     return test_summary();
 }
