@@ -378,8 +378,11 @@ static void kernel_on_data(model *m, const config *c, const device_data *data, i
     const int n = o->rescale_samples < data->n ? o->rescale_samples : data->n;
     const int fisher = o->rescale_kernel == KERNEL_FISHER && m->task == TASK_CLASSIFY;
     order_samples(data, o->seed, -1 - step, 1);
-    for (int first = 0; first < n; first += m->max_rows) {
-        const int rows = n - first < m->max_rows ? n - first : m->max_rows;
+    // In chunks of one size, up to one: BatchNorm's statistics are those of a chunk.
+    const int chunks = ceil_div(n, m->max_rows);
+    for (int k = 0; k < chunks; k++) {
+        const int first = (int)((int64_t)n * k / chunks);
+        const int rows = (int)((int64_t)n * (k + 1) / chunks) - first;
         const int out = m->dim[m->n_layers];
         load_batch(m, data, first, rows);
         forward(m, rows, MODE_PROBE);
@@ -680,6 +683,8 @@ static int run(config *c) {
     memcpy(c->layers.v, dim, (size_t)c->layers.n * sizeof *dim);
     train_set_length(&t.run, train.n);
     if (c->norm == NORM_BATCH && n_layers > 1) train_check_batch_norm(&t.run, 1);
+    if (c->norm == NORM_BATCH && uses_data(c) && (o->rescale_samples < 2 || train.n < 2))
+        cli_usage_error("train_mlp", "--rescale-samples: BatchNorm needs at least 2 samples");
     const int max_rows = t.run.batch > 512 ? t.run.batch : 512;
     const int failed = model_create(&t.m, dim, n_layers, c, max_rows, err, sizeof err);
     if (failed < 0) cli_usage_error("train_mlp", "--precision: %s", err);

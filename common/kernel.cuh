@@ -92,7 +92,7 @@ static __global__ void kernel_columns_kernel(float *__restrict__ g, const float 
         const float v = d[i] * xhat;
         sum += power == 1 ? fabsf(v) : v * v;
     }
-    g[c] = keep * g[c] + scale * sum;
+    g[c] = (keep == 0.0f ? 0.0f : keep * g[c]) + scale * sum;  // keep = 0 does not read, as in a matrix product
 }
 
 // d[r][c] *= gamma[c] rstd[c]: backward of BatchNorm with constant statistics.

@@ -206,6 +206,93 @@ for method in pathcond enorm; do
     check "$method in powers of two: the same losses bit for bit" is "$train $test" "$train0 $test0"
     check "$method in powers of two: outputs moved by exactly 0" is "$(number "$work/pow2.json" output_max_rel_diff)" 0
 done
+# g from samples: every choice, at its own power and level.
+for kernel in data fisher; do
+    for power in 1 2 auto; do
+        for level in unit layer; do
+            name="$kernel, power $power, $level"
+            start kernel --rescale-kernel $kernel --rescale-power $power --rescale-level $level --rescale-samples 200 \
+                --report "$work/kernel.json"
+            losses kernel
+            check "$name: not the same weights" not same "$work/none" "$work/kernel"
+            check "$name: the same losses" eval 'near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
+        done
+    done
+done
+start data --rescale-kernel data
+start few --rescale-kernel data --rescale-samples 3
+start many --rescale-kernel data --rescale-samples 1000
+start most --rescale-kernel data --rescale-samples 2000000000
+start default --rescale-kernel data --rescale-samples 128
+start fisher --rescale-kernel fisher
+start two --rescale-kernel data --rescale-power 2
+start adam --rescale-kernel data --optimizer adamw
+start adam1 --rescale-kernel data --optimizer adamw --rescale-power 1
+start auto1 --rescale-kernel data --optimizer adamw --rescale-power auto
+check '--rescale-samples: 128 unless said otherwise' same "$work/data" "$work/default"
+check '--rescale-samples: other samples, another rescaling' not same "$work/data" "$work/few"
+check '--rescale-samples: all there are' same "$work/many" "$work/most"
+check '--rescale-kernel: data is not fisher' not same "$work/data" "$work/fisher"
+check '--rescale-kernel: data is not paths' not same "$work/data" "$work/pathcond"
+check '--rescale-power: 2 unless said otherwise, also with AdamW' eval \
+    'same "$work/data" "$work/two" && same "$work/data" "$work/adam"'
+check '--rescale-power auto: 1 with AdamW' eval \
+    'same "$work/adam1" "$work/auto1" && not same "$work/adam1" "$work/adam"'
+start power1 --rescale-power 1
+start layer --rescale-level layer
+start layer1 --rescale-level layer --rescale-power 1
+start layers --rescale-level layer --rescale-solver sweeps
+for file in power1 layer layer1 layers; do
+    losses $file
+    check "paths, $file: neither the same weights nor those of units and squares" eval \
+        'not same "$work/none" "$work/$file" && not same "$work/pathcond" "$work/$file"'
+    check "paths, $file: the same losses" eval 'near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
+done
+start list --rescale-log 0.5,-0.25
+losses list
+check '--rescale-log: not the same weights' not same "$work/none" "$work/list"
+check '--rescale-log: the same losses' eval 'near "$train" "$train0" 1e-6 && near "$test" "$test0" 1e-6'
+start zeros --rescale-log 0,0
+check '--rescale-log 0,0: the same weights' same "$work/none" "$work/zeros"
+for list in 0.5 0.5,1,2 0.5, 0.5,x nan,0 101,0 ''; do refuses 2 --rescale-log $moons --rescale-log "$list"; done
+kernel="--rescale-kernel data"
+refuses 2 '--rescale pathcond' $moons --rescale enorm $kernel
+refuses 2 '--rescale pathcond' $moons --rescale enorm --rescale-power 1
+refuses 2 '--rescale pathcond' $moons --rescale enorm --rescale-level layer
+refuses 2 'unit-sweeps' $moons --rescale-level layer --rescale-solver unit-sweeps
+refuses 2 '--rescale-within' $moons --rescale-level layer --rescale-within
+refuses 2 '--rescale-paths weights' $moons $kernel --rescale-paths weights
+refuses 2 '--rescale-paths weights' $moons --rescale-kernel fisher --rescale-paths weights
+refuses 2 --rescale-samples $moons $kernel --rescale-samples 0
+refuses 2 --rescale-samples $moons $kernel --rescale-samples -3
+refuses 2 --rescale-kernel $moons --rescale-kernel path
+refuses 2 --rescale-power $moons --rescale-power 3
+refuses 2 --rescale-level $moons --rescale-level group
+refuses 2 'BatchNorm needs at least 2 samples' $moons --norm batch $kernel --rescale-samples 1
+refuses 2 'BatchNorm needs at least 2 samples' $moons --norm batch $kernel --limit 1 --batch-size 0 --steps 0
+ok 'two samples, BatchNorm' $moons --norm batch $kernel --rescale-samples 2 --steps 0 --quiet
+ok 'one sample' $moons $kernel --rescale-samples 1 --steps 0 --quiet
+# Rescaling on samples in the middle of an epoch leaves the batches alone: with strength 0 the losses are the same.
+for batch in 100 0; do
+    rm -rf "$work/plain" "$work/still"
+    ok "no rescaling, batches of $batch" $moons --steps 25 --batch-size $batch --rescale none --quiet --log-dir \
+        "$work/plain" --save "$work/a"
+    ok "rescaling by nothing, batches of $batch" $moons --steps 25 --batch-size $batch $kernel --rescale-every 3steps \
+        --rescale-strength 0 --quiet --log-dir "$work/still" --save "$work/b"
+    check "rescaling on samples keeps the batches of $batch: the same losses" same_log "$work/plain" "$work/still"
+    check "rescaling on samples keeps the batches of $batch: the same weights" same "$work/a" "$work/b"
+done
+for optimizer in sgd momentum adamw; do
+    ok "data, every 10 steps, $optimizer" $moons --optimizer $optimizer --lr 0.01 --rescale-every 10steps --epochs 4 \
+        $kernel --rescale-power auto
+    check "data, $optimizer: 1 + 3 times" is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
+    check "data, $optimizer: outputs stay" less "$(moved)" 1e-5
+done
+ok 'data with BatchNorm' $moons --norm batch $kernel --rescale-every 10steps --epochs 2 --lr 0.01
+check 'data with BatchNorm: outputs stay' less "$(moved)" 1e-5
+ok 'an autoencoder by data' --data images --limit 200 --layers 784,32,784 --task autoencode $kernel --epochs 1 --lr 0.01
+check 'an autoencoder by data: outputs stay' less "$(moved)" 1e-5
+
 start bn --norm batch --rescale none
 losses bn --norm batch
 train0=$train test0=$test
