@@ -4,7 +4,8 @@
 #     sh dev/paper/criteria.sh rates STUDY      finds every method's best rate
 #     sh dev/paper/criteria.sh judge STUDY      trains at the best rates, with other seeds
 #     SETTINGS=ONE sh dev/paper/criteria.sh control STUDY       tunes a rate for every layer, without a criterion
-#     sh dev/paper/criteria.sh table STUDY      prints a row for every setting and method; summary STUDY: one for a method
+#     sh dev/paper/criteria.sh table STUDY      prints a row for every setting and method
+#     sh dev/paper/criteria.sh summary STUDY    prints a row for every method
 #
 # STUDY: choose (where methods were picked; nothing is claimed) or confirm (other data, nets and seeds). Environment:
 #     SETTINGS="..." METHODS="..."      only these
@@ -12,10 +13,10 @@
 #     OUT=DIR                           work (default out/paper/criteria)
 #     RESULTS=DIR                       CSV files (default dev/paper/results)
 #
-# Rows of finished runs stand in RESULTS/criteria_STUDY.csv and are not repeated, unless their command line has changed:
-# a study that was stopped goes on. Rates: first r, 4 r and 16 r; then the neighbours at a factor 2 of the best one, until
-# both of its neighbours are there. The best rate has the least geometric mean of the final training losses over the
-# seeds; a run that diverged counts as a loss of 1e6. The final loss is the mean over the last twentieth of the steps.
+# Rows of finished runs stand in RESULTS/criteria_STUDY.csv and are not repeated, unless their command line has
+# changed: a study that was stopped goes on. Rates: first r, 4 r and 16 r; then the neighbours at a factor 2 of the best
+# one, until it has both. The best rate has the least geometric mean of the final training losses over the seeds; a run
+# that diverged counts as a loss of 1e6. The final loss is the mean over the last twentieth of the steps.
 #
 # A setting is DATA-NET/OPTIMIZER, and maybe /SCHEDULE, /INIT or /STEPSsteps: fashion-256x6/sgd, cifar10-ae/adamw/x0.3.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
@@ -102,7 +103,10 @@ setting_flags() {
     limits="--limit 10000"
     case $data in moons) limits= ;; esac
     flags="$program --data ${need:-$data} $limits --layers $in,$hidden,$out_units $task $norm --optimizer $optimizer"
-    case $rest in */cosine/*) flags="$flags --schedule cosine" ;; */one-cycle/*) flags="$flags --schedule one-cycle" ;; esac
+    case $rest in
+    */cosine/*) flags="$flags --schedule cosine" ;;
+    */one-cycle/*) flags="$flags --schedule one-cycle" ;;
+    esac
     case $rest in */normal/*) flags="$flags --init kaiming-normal" ;; esac
     case $rest in */x*) scale=${rest#*/x} flags="$flags --init-scale ${scale%%/*}" ;; esac
 }
@@ -178,7 +182,13 @@ search() {
         }
         return sum / n
     }
-    FILENAME == ARGV[1] { split($0, f, " "); key[++n_keys] = f[1] " " f[2]; sum_of[f[1], f[2]] = f[3]; first[f[1], f[2]] = f[4]; next }
+    FILENAME == ARGV[1] {
+        split($0, f, " ")
+        key[++n_keys] = f[1] " " f[2]
+        sum_of[f[1], f[2]] = f[3]
+        first[f[1], f[2]] = f[4]
+        next
+    }
     $1 == "setting" || sum_of[$1, $2] != $30 { next }
     {
         r = sprintf("%.4g", $3)
@@ -223,7 +233,8 @@ trains() {
 loss_of() {
     for seed in $seeds; do echo "$settings $1 $2 $seed"; done >"$out/list"
     while read -r setting method lr seed; do
-        awk -F, -v s="$setting" -v m="$method" -v r="$lr" -v n="$seed" '$1 == s && $2 == m && $3 == r && $4 == n { found = 1 }
+        awk -F, -v s="$setting" -v m="$method" -v r="$lr" -v n="$seed" '
+            $1 == s && $2 == m && $3 == r && $4 == n { found = 1 }
             END { exit !found }' "$csv" "$out/rows.csv" || echo "$setting $method $lr $seed"
     done <"$out/list" >"$out/missing"
     xargs -r -P "$jobs" -L 1 sh "$0" one <"$out/missing" || return
@@ -235,9 +246,9 @@ loss_of() {
     END { printf "%.6f", n ? sum / n : 99 }' "$csv" "$out/rows.csv"
 }
 
-# control: a coordinate search over the learning rate and one factor for every hidden layer, at $settings (one). Under SGD
-# that is a tuned rate for every layer. A move is kept if the mean log loss over $seeds falls; steps of log lambda are 0.7,
-# then 0.35, and factors 2 and 1.4 of the rate. It ends when no move of the smaller size helps.
+# control: a coordinate search over the learning rate and one factor for every hidden layer, at $settings (one). Under
+# SGD that is a tuned rate for every layer. A move is kept if the mean log loss over $seeds falls; steps of log lambda
+# are 0.7, then 0.35, and factors 2 and 1.4 of the rate. It ends when no move of the smaller size helps.
 control() {
     setting_flags "$settings" || return
     n=$(echo "$hidden" | tr , '\n' | wc -l)
@@ -295,55 +306,82 @@ compares() {
         return sum / n
     }
     function fine(v) { return v != "" && v !~ /inf|nan/ && v < 1e6 }
-    FILENAME == ARGV[1] { split($0, f, " "); rate[f[1], f[2]] = f[3]; if (!(f[1] in known)) { known[f[1]] = 1; order[++n_settings] = f[1] } next }
-    $1 == "setting" { next }
-    { r = sprintf("%.4g", $3); if (r == rate[$1, $2]) { loss[$1, $2, $4] = $29; accuracy[$1, $2, $4] = $7 } }
+    function per_setting(s, m,   i, v, base, a, b, x, n, n_acc, n_logs, logs, failed, base_failed,
+                         shown, acc, verdict) {
+        for (i = 1; i <= n_judges; i++) {
+            v = loss[s, m, judge[i]]
+            base = loss[s, "none", judge[i]]
+            if (v == "") continue
+            failed += !fine(v)
+            base_failed += !fine(base)
+            if (fine(v)) logs += log(v)
+            if (fine(v)) n_logs++
+            if (!fine(v) || !fine(base)) continue
+            ratio[++n] = log(v / base)
+            a = accuracy[s, m, judge[i]]
+            b = accuracy[s, "none", judge[i]]
+            if (fine(a) && fine(b)) diff[++n_acc] = 100 * (m == "none" ? a : a - b)
+        }
+        if (!n_logs && !failed) return
+        shown = acc = "-"
+        verdict = "equal"
+        if (n > 0) {
+            x = mean_interval(ratio, n)
+            if (x + half < 0) verdict = "better"
+            if (x - half > 0) verdict = "worse"
+            shown = sprintf("%.3f [%.3f, %.3f]", exp(x), exp(x - half), exp(x + half))
+            log_sum[m] += x
+            if (!count[m]++ || x > worst[m]) worst[m] = x
+        }
+        if (failed > base_failed) verdict = "worse"
+        if (verdict != "equal") shown = shown ", " verdict
+        if (n_acc > 0) {
+            x = mean_interval(diff, n_acc)
+            acc = sprintf("%+.2f [%+.2f, %+.2f]", x, x - half, x + half)
+            if (m == "none") acc = sprintf("%.2f %%", x)
+            acc_better[m] += x - half > 0
+            acc_worse[m] += x + half < 0
+            acc_n[m]++
+        }
+        verdicts[m, verdict]++
+        all_failed[m] += failed
+        if (what == "table")
+            printf "| %s | %s | %s | %s | %s | %s | %d of %d |\n", s, m, rate[s, m],
+                n_logs ? sprintf("%.4g", exp(logs / n_logs)) : "-", m == "none" ? "1" : shown, acc, failed, n_judges
+    }
+    FILENAME == ARGV[1] {
+        split($0, f, " ")
+        rate[f[1], f[2]] = f[3]
+        if (!(f[1] in known)) order[++n_settings] = f[1]
+        known[f[1]] = 1
+        next
+    }
+    $1 == "setting" || sprintf("%.4g", $3) != rate[$1, $2] { next }
+    {
+        loss[$1, $2, $4] = $29
+        accuracy[$1, $2, $4] = $7
+    }
     END {
-        n_judges = split(judges, judge, " "); n_methods = split(methods, method, " ")
+        n_judges = split(judges, judge, " ")
+        n_methods = split(methods, method, " ")
         if (what == "table") {
             print "| setting | method | best rate | final loss | over none | test accuracy, points over none | failed |"
             print "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
         }
-        for (k = 1; k <= n_settings; k++) for (j = 1; j <= n_methods; j++) {
-            s = order[k]; m = method[j]; n = n_acc = failed = base_failed = logs = n_logs = 0
-            for (i = 1; i <= n_judges; i++) {
-                v = loss[s, m, judge[i]]; base = loss[s, "none", judge[i]]
-                if (v == "") continue
-                if (!fine(v)) failed++
-                if (!fine(base)) base_failed++
-                if (fine(v)) { logs += log(v); n_logs++ }
-                if (fine(v) && fine(base)) { ratio[++n] = log(v / base) }
-                a = accuracy[s, m, judge[i]]; b = accuracy[s, "none", judge[i]]
-                if (fine(v) && fine(base) && fine(a) && fine(b)) diff[++n_acc] = 100 * (a - b)
-            }
-            if (!n_logs && !failed) continue
-            shown = acc = "-"; verdict = "equal"
-            if (n > 0) {
-                x = mean_interval(ratio, n); low = exp(x - half); high = exp(x + half)
-                shown = sprintf("%.3f [%.3f, %.3f]", exp(x), low, high)
-                if (high < 1) verdict = "better"
-                if (low > 1) verdict = "worse"
-                if (m != "none") { log_sum[m] += x; count[m]++; if (x > worst[m] || count[m] == 1) worst[m] = x }
-            }
-            if (failed > base_failed) verdict = "worse"
-            if (n_acc > 0) { x = mean_interval(diff, n_acc); acc = sprintf("%+.2f [%+.2f, %+.2f]", x, x - half, x + half)
-                if (m != "none") { acc_better[m] += x - half > 0; acc_worse[m] += x + half < 0; acc_n[m]++ } }
-            if (m == "none") { shown = "1"; if (n_acc > 0) { sum = 0; for (i = 1; i <= n_judges; i++) sum += accuracy[s, m, judge[i]]
-                acc = sprintf("(%.2f %%)", 100 * sum / n_judges) } }
-            else { verdicts[m, verdict]++; all_failed[m] += failed }
-            if (what == "table")
-                printf "| %s | %s | %s | %s | %s | %s | %d of %d |\n", s, m, rate[s, m],
-                    n_logs ? sprintf("%.4g", exp(logs / n_logs)) : "-", shown (verdict == "equal" ? "" : ", " verdict), acc, failed, n_judges
-        }
+        for (k = 1; k <= n_settings; k++)
+            for (j = 1; j <= n_methods; j++) per_setting(order[k], method[j])
         if (what != "summary") exit
-        print "| method | settings | better | equal | worse | loss over none | the worst | accuracy better, worse of | failed runs |"
+        printf "| method | settings | better | equal | worse | loss over none | the worst "
+        print "| accuracy better, worse of | failed runs |"
         print "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
         for (j = 1; j <= n_methods; j++) {
             m = method[j]
             if (m == "none" || !count[m]) continue
-            printf "| %s | %d | %d | %d | %d | %.3f | %.3f | %d, %d of %d | %d |\n", m, count[m], verdicts[m, "better"], verdicts[m, "equal"],
-                verdicts[m, "worse"], exp(log_sum[m] / count[m]), exp(worst[m]), acc_better[m], acc_worse[m], acc_n[m], all_failed[m]
+            printf "| %s | %d | %d | %d | %d | %.3f | %.3f | %d, %d of %d | %d |\n", m, count[m],
+                verdicts[m, "better"], verdicts[m, "equal"], verdicts[m, "worse"], exp(log_sum[m] / count[m]),
+                exp(worst[m]), acc_better[m], acc_worse[m], acc_n[m], all_failed[m]
         }
+        printf "\nFailed runs of none: %d.\n", all_failed["none"]
     }' OFS=, "$out/best" "$csv"
 }
 
