@@ -906,7 +906,7 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     for (int i = 0; i < net.n_tensors; i++)
         tensors[i].reference = ldexp(1.0,
                                      scale.out + (tensors[i].role == RESCALE_BIAS ? 0 : scale.in));
-    const int status = rescale_run(&net, &o, report);
+    const int status = analysis_run(m->net.analysis, &net, &o, report);
     if (!status && scale.lost)
         snprintf(report->message, sizeof report->message,
                  "%zu of %zu entries of diag(G) are too small for floats, %d units stay as they "

@@ -1077,6 +1077,7 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     s.params = m->params;
     s.moment1 = m->moment1;
     s.moment2 = m->moment2;
+    s.analysis = m->net.analysis;
     memset(report, 0, sizeof *report);
     report->converged = 1;
     for (int set = 0; set < N_SETS; set++) m->set_report[set] = *report;

@@ -424,14 +424,14 @@ static int uses_data(const config *c) {
 
 // Rescales by the factors of --rescale-log, one for each hidden layer. Under SGD that is a learning
 // rate for each layer.
-static int rescale_by_list(const rescale_net *net, const rescale_options *o, const config *c,
-                           rescale_report *report) {
+static int rescale_by_list(const model *m, const rescale_net *net, const rescale_options *o,
+                           const config *c, rescale_report *report) {
     size_t units = 0, h = 0;
     for (int g = 0; g < net->n_groups; g++) units += (size_t)net->group[g].n;
     double *u = (double *)train_alloc(NULL, units, sizeof *u);
     for (int g = 0; g < net->n_groups; g++)
         for (int k = 0; k < net->group[g].n; k++) u[h++] = o->power * c->log_lambda[g];
-    const int status = rescale_apply(net, o, u, report);
+    const int status = analysis_apply(m->net.analysis, net, o, u, report);
     free(u);
     return status;
 }
@@ -447,8 +447,8 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
         tensors[i].g = m->net.grads + m->net.tensors[i].offset;
     train_count_paths(&c->train, tensors, net.n_tensors);
     device_synchronize();
-    if (c->log_text) return rescale_by_list(&net, &o, c, report) ? -1 : 0;
-    return rescale_run(&net, &o, report) ? -1 : 0;
+    if (c->log_text) return rescale_by_list(m, &net, &o, c, report) ? -1 : 0;
+    return analysis_run(m->net.analysis, &net, &o, report) ? -1 : 0;
 }
 
 enum { PROBE_ROWS = 64 };

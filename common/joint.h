@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "rescale.cuh"
+#include "analysis.h"
 #include "options.h"
 #include "run.h"
 #include "weights.h"
@@ -55,6 +56,8 @@ typedef struct joint {
     // The tensors of the trainer, and where the parameters and their optimizer state begin.
     const void *trainer, *block;
     rescale_real *params, *moment1, *moment2;
+    analysis_rows *analysis;      // of every part, or NULL; params are then those of its net
+    rescale_tensor_report *each;  // [4] of the part that runs, or NULL
     // Describes part k in s->part as the other parts leave it; alone: as the weights are.
     void (*describe)(struct joint *s, int k, int alone);
     double *memory;
@@ -189,6 +192,7 @@ static inline int joint_run(joint *s, int k, const double *given, int apply, res
     const rescale_group group = rescale_units(s->part.t[0].name, s->part.units, s->info[k].activation);
     const rescale_net net = {&group, 1, s->part.t, s->part.n};
     o.dry_run = !apply;
+    o.each = s->each;
     if (given) return rescale_apply(&net, &o, given, r) ? -1 : 0;
     o.u = s->next;
     return rescale_run(&net, &o, r) ? -1 : 0;
@@ -291,6 +295,32 @@ static inline int joint_apply(joint *s, int first, int last, const double before
     return 0;
 }
 
+// Adds the part k, solved and not applied yet, to the analysis. Before: the weights as they are. After: all parts that
+// were solved are applied. ENorm has no diag(G) to tell of. Returns 0, or -1 with the failed report in *failed.
+static inline int joint_analyse(joint *s, int k, rescale_report *failed) {
+    const int pathcond = s->options->rescale == RESCALE_BY_PATHCOND;
+    rescale_tensor_report before[4], after[4];
+    int status = 0;
+    s->each = after;
+    s->describe(s, k, 0);
+    if (pathcond) status = joint_run(s, k, s->u[k], 0, failed);
+    s->each = before;
+    for (size_t h = 0; h < s->units; h++) s->next[h] = 0;
+    s->describe(s, k, 1);
+    if (pathcond && !status) status = joint_run(s, k, s->next, 0, failed);
+    s->each = NULL;
+    if (status) return status;
+    for (int i = 0; i < s->part.n && pathcond; i++) {
+        before[i].share[1] = after[i].share[1];
+        before[i].spread[1] = after[i].spread[1];
+    }
+    const rescale_group group = rescale_units(s->part.t[0].name, s->part.units, s->info[k].activation);
+    const rescale_net net = {&group, 1, s->part.t, s->part.n};
+    analysis_add(s->analysis, s->info[k].name, s->params, &net, pathcond ? before : NULL, s->u[k],
+                 train_rescale_power(s->options));
+    return 0;
+}
+
 // Solves and applies the parts first .. last that were asked for; adds to the reports. Returns 0, or -1 with
 // total->status and total->message set.
 static inline int joint_rescale(joint *s, int first, int last, rescale_report *total) {
@@ -298,6 +328,8 @@ static inline int joint_rescale(joint *s, int first, int last, rescale_report *t
     double before[JOINT_PARTS];
     int status = joint_start(s, first, last, before, &one);
     if (!status) status = joint_solve(s, first, last, r, &one);
+    for (int k = first; k <= last && s->analysis && !status; k++)
+        if (joint_asked(s, k)) status = joint_analyse(s, k, &one);
     if (!status) status = joint_apply(s, first, last, before, r, &one, total);
     if (!status) return 0;
     total->status = one.status;

@@ -37,6 +37,9 @@
 //     if (log_json_open(&j, "report.json", err, sizeof err)) ...
 //     log_json_begin(&j, "train");  log_json_number(&j, "loss", 0.25);  log_json_end(&j);
 //     log_json_string(&j, "device", name);  log_json_int(&j, "steps", n);  log_json_bool(&j, "diverged", 0);
+//     log_json_list(&j, "layers");                    // [...] of objects, one a line
+//     log_json_row(&j);  log_json_int(&j, "units", 8);  log_json_end(&j);     // and so on
+//     log_json_end(&j);
 //     if (log_json_close(&j, err, sizeof err)) ...
 //   Non-finite numbers and LOG_NA become null, a NULL string too; invalid UTF-8 becomes U+FFFD. The file appears
 //   complete under its name or not at all; one that is not a regular file (/dev/stdout) is written directly.
@@ -581,8 +584,9 @@ static inline int log_close(log_csv *log, char *err, size_t err_size) {
 
 typedef struct {
     log_file file;
-    int depth;                     // open objects
-    int empty;                     // nothing was written into the current object yet
+    int depth;                     // open objects and lists
+    int empty;                     // nothing was written into the current one yet
+    int list;                      // depth within a list, 0: none is open
 } log_json;
 
 // Writes a quoted JSON string.
@@ -601,9 +605,13 @@ static inline void log_json_text(FILE *f, const char *s) {
     fputc('"', f);
 }
 
+// Whether what is open is a row of a list: its keys stand on one line.
+static inline int log_json_in_row(const log_json *j) { return j->list && j->depth > j->list; }
+
 // What stands before a value: comma, line, indentation, key.
 static inline void log_json_key(log_json *j, const char *key) {
-    fprintf(j->file.f, "%s\n%*s", j->empty ? "" : ",", 2 * j->depth, "");
+    if (log_json_in_row(j)) fputs(j->empty ? "" : ", ", j->file.f);
+    else fprintf(j->file.f, "%s\n%*s", j->empty ? "" : ",", 2 * j->depth, "");
     log_json_text(j->file.f, key);
     fputs(": ", j->file.f);
     j->empty = 0;
@@ -613,6 +621,7 @@ static inline void log_json_key(log_json *j, const char *key) {
 static inline int log_json_open(log_json *j, const char *path, char *err, size_t err_size) {
     j->depth = 1;
     j->empty = 1;
+    j->list = 0;
     if (log_file_open(&j->file, path, err, err_size)) return -1;
     fputc('{', j->file.f);
     return 0;
@@ -627,12 +636,31 @@ static inline void log_json_begin(log_json *j, const char *key) {
     j->empty = 1;
 }
 
-// Ends the object of the last log_json_begin.
+// Begins a list within the current object. It takes rows only, and a row takes no list.
+static inline void log_json_list(log_json *j, const char *key) {
+    if (!j->file.f) return;
+    log_json_key(j, key);
+    fputc('[', j->file.f);
+    j->list = ++j->depth;
+    j->empty = 1;
+}
+
+// Begins an object of a list.
+static inline void log_json_row(log_json *j) {
+    if (!j->file.f) return;
+    fprintf(j->file.f, "%s\n%*s{", j->empty ? "" : ",", 2 * j->depth, "");
+    j->depth++;
+    j->empty = 1;
+}
+
+// Ends what the last log_json_begin, log_json_list or log_json_row began.
 static inline void log_json_end(log_json *j) {
     if (!j->file.f || j->depth == 0) return;
+    const int one_line = j->empty || log_json_in_row(j), is_list = j->list == j->depth;
     j->depth--;
-    if (j->empty) fputc('}', j->file.f);
-    else fprintf(j->file.f, "\n%*s}", 2 * j->depth, "");
+    if (!one_line) fprintf(j->file.f, "\n%*s", 2 * j->depth, "");
+    fputc(is_list ? ']' : '}', j->file.f);
+    if (is_list) j->list = 0;
     j->empty = 0;
 }
 

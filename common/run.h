@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "rescale.cuh"
+#include "analysis.h"
 #include "checkpoint.h"
 #include "cli.h"
 #include "log.h"
@@ -125,6 +126,7 @@ typedef struct train_run {
     double first_loss;
     double loss, train_loss, test_loss, test_accuracy;
     rescale_report first_rescaling;  // right after initialisation
+    analysis_rows analysis;      // of it, where somebody asked: train_wants_analysis
     double output_moved;         // by it
     int stopped;                 // by an interruption, within a step or an evaluation
     int lock;                    // of the log folder, see log_claim; -1: none
@@ -321,13 +323,39 @@ static inline int train_evaluate(train_run *r) {
     return isfinite(r->train_loss) ? 0 : train_diverged(r, "the training loss", r->step);
 }
 
+// Whether the first rescaling is analysed: for the report, or for the table of a run without steps.
+static inline int train_wants_analysis(const train_run *r) {
+    return r->options->report || (r->total_steps == 0 && !r->options->quiet);
+}
+
+// Prints what a rescaling did, on one line.
+static inline void train_show_rescaling(train_run *r, const rescale_report *report, int analysed, double moved) {
+    char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION], trace[48] = "", spread[64] = "";
+    if (report->trace_ratio > 0) snprintf(trace, sizeof trace, ", trace of G times %.2f", report->trace_ratio);
+    if (analysed && r->analysis.spread_known)
+        snprintf(spread, sizeof spread, ", spread %.2f -> %.2f", report->spread_before, report->spread_after);
+    log_progress_line(
+        &r->progress,
+        "rescaled by %s: objective %.6g -> %.6g%s, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
+        "solve %s, apply %s; max |log lambda| %.2f%s, %d of %d units pinned; outputs moved by %.1e",
+        r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report->objective_before,
+        report->objective_after, spread, report->grad_inf, report->iterations, report->sweeps,
+        log_duration(diag, report->seconds_diag_g), log_duration(solve, report->seconds_solve),
+        log_duration(apply, report->seconds_apply), report->max_abs_log_lambda, trace, report->pinned_units,
+        report->units, moved);
+}
+
 // Rescales now and prints what it did; the report tells about the first one, right after initialisation. Returns 0, or
 // 1 after a message.
 static inline int train_rescale(train_run *r, int first) {
     rescale_report report;
     // measured where it is told: four passes, which a quiet run that rescales at every step would notice
     double moved = 0;
-    if (r->hooks.rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL)) {
+    r->analysis.net = r->net;
+    r->net->analysis = first && train_wants_analysis(r) ? &r->analysis : NULL;
+    const int failed = r->hooks.rescale(r->trainer, &report, first || !r->options->quiet ? &moved : NULL);
+    r->net->analysis = NULL;
+    if (failed) {
         const int diverged = !first &&
                              (report.status == RESCALE_ERROR_NON_FINITE || report.status == RESCALE_ERROR_RANGE);
         const int extreme = report.status == RESCALE_ERROR_RANGE || report.status == RESCALE_ERROR_CONVERGENCE;
@@ -345,16 +373,9 @@ static inline int train_rescale(train_run *r, int first) {
     }
     r->rescalings++;
     r->rescale_seconds += report.seconds_diag_g + report.seconds_solve + report.seconds_apply;
-    char diag[LOG_DURATION], solve[LOG_DURATION], apply[LOG_DURATION], trace[48] = "";
-    if (report.trace_ratio > 0) snprintf(trace, sizeof trace, ", trace of G times %.2f", report.trace_ratio);
-    log_progress_line(
-        &r->progress,
-        "rescaled by %s: objective %.6g -> %.6g, max gradient %.1e after %d Newton steps and %d sweeps; diag(G) %s, "
-        "solve %s, apply %s; max |log lambda| %.2f%s, %d of %d units pinned; outputs moved by %.1e",
-        r->options->rescale == RESCALE_BY_ENORM ? "ENorm" : "PathCond", report.objective_before, report.objective_after,
-        report.grad_inf, report.iterations, report.sweeps, log_duration(diag, report.seconds_diag_g),
-        log_duration(solve, report.seconds_solve), log_duration(apply, report.seconds_apply), report.max_abs_log_lambda,
-        trace, report.pinned_units, report.units, moved);
+    train_show_rescaling(r, &report, first, moved);
+    if (first && r->total_steps == 0 && train_wants_analysis(r))
+        analysis_print(&r->analysis, &report, r->options->rescale == RESCALE_BY_ENORM, &r->progress);
     r->mark = log_seconds();
     return 0;
 }

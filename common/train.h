@@ -84,38 +84,46 @@ static inline void train_report_run(log_json *j, const train_run *r) {
     free(command);
 }
 
-// The JSON report: what the rescaling did, how training went, what it ran on. Returns 0, or 1 after a message.
-static inline int train_write_report(train_run *r) {
+// The report's part on the first rescaling. Numbers that are not known are null.
+static inline void train_report_rescaling(log_json *j, const train_run *r) {
     const rescale_report *first = &r->first_rescaling;
-    const int rescaled = first->units > 0;
+    const int rescaled = first->units > 0, spread = r->analysis.spread_known;
     static const char *const method[] = {"none", "pathcond", "enorm"}, *const solver[] = {"newton", "sweeps",
                                                                                           "unit-sweeps"};
+    log_json_begin(j, "rescale");
+    log_json_string(j, "method", method[r->options->rescale]);
+    log_json_string(j, "solver", solver[r->options->rescale_solver]);
+    log_json_number(j, "objective_before", rescaled ? first->objective_before : LOG_NA);
+    log_json_number(j, "objective_after", rescaled ? first->objective_after : LOG_NA);
+    log_json_number(j, "trace_ratio",
+                    rescaled && r->options->rescale == RESCALE_BY_PATHCOND ? first->trace_ratio : LOG_NA);
+    log_json_number(j, "spread_before", spread ? first->spread_before : LOG_NA);
+    log_json_number(j, "spread_after", spread ? first->spread_after : LOG_NA);
+    log_json_number(j, "grad_inf", rescaled ? first->grad_inf : LOG_NA);
+    log_json_number(j, "grad_tolerance", rescaled ? first->grad_tolerance : LOG_NA);
+    log_json_int(j, "iterations", first->iterations);
+    log_json_int(j, "sweeps", first->sweeps);
+    log_json_number(j, "seconds_diag_g", first->seconds_diag_g);
+    log_json_number(j, "seconds_solve", first->seconds_solve);
+    log_json_number(j, "seconds_apply", first->seconds_apply);
+    log_json_int(j, "rescalings", r->rescalings);
+    log_json_number(j, "seconds", r->rescale_seconds);
+    log_json_number(j, "max_abs_log_lambda", first->max_abs_log_lambda);
+    log_json_int(j, "pinned_units", first->pinned_units);
+    log_json_int(j, "units", first->units);
+    log_json_int(j, "parameters", first->parameters);
+    log_json_number(j, "output_max_rel_diff", rescaled ? r->output_moved : LOG_NA);
+    analysis_json(&r->analysis, j);
+    log_json_end(j);
+}
+
+// The JSON report: what the rescaling did, how training went, what it ran on. Returns 0, or 1 after a message.
+static inline int train_write_report(train_run *r) {
     const double seconds = log_seconds() - r->started;
     char err[LOG_PATH + 256], device[256], rate[64];
     log_json j;
     if (log_json_open(&j, r->options->report, err, sizeof err)) return train_fail(r, err);
-    log_json_begin(&j, "rescale");
-    log_json_string(&j, "method", method[r->options->rescale]);
-    log_json_string(&j, "solver", solver[r->options->rescale_solver]);
-    log_json_number(&j, "objective_before", rescaled ? first->objective_before : LOG_NA);
-    log_json_number(&j, "objective_after", rescaled ? first->objective_after : LOG_NA);
-    log_json_number(&j, "trace_ratio",
-                    rescaled && r->options->rescale == RESCALE_BY_PATHCOND ? first->trace_ratio : LOG_NA);
-    log_json_number(&j, "grad_inf", rescaled ? first->grad_inf : LOG_NA);
-    log_json_number(&j, "grad_tolerance", rescaled ? first->grad_tolerance : LOG_NA);
-    log_json_int(&j, "iterations", first->iterations);
-    log_json_int(&j, "sweeps", first->sweeps);
-    log_json_number(&j, "seconds_diag_g", first->seconds_diag_g);
-    log_json_number(&j, "seconds_solve", first->seconds_solve);
-    log_json_number(&j, "seconds_apply", first->seconds_apply);
-    log_json_int(&j, "rescalings", r->rescalings);
-    log_json_number(&j, "seconds", r->rescale_seconds);
-    log_json_number(&j, "max_abs_log_lambda", first->max_abs_log_lambda);
-    log_json_int(&j, "pinned_units", first->pinned_units);
-    log_json_int(&j, "units", first->units);
-    log_json_int(&j, "parameters", first->parameters);
-    log_json_number(&j, "output_max_rel_diff", rescaled ? r->output_moved : LOG_NA);
-    log_json_end(&j);
+    train_report_rescaling(&j, r);
     log_json_begin(&j, "train");
     log_json_int(&j, "steps", r->step);
     log_json_number(&j, "final_train_loss", r->train_loss);
@@ -254,6 +262,7 @@ static inline int train_end(train_run *r) {
     const int has_weights = !r->status || (log_interrupted && r->status > 1);
     if (has_weights && o->save && train_save_weights(r->net, o->save, err, sizeof err)) r->status = train_fail(r, err);
     if (!r->status && o->report) r->status = train_write_report(r);
+    analysis_free(&r->analysis);
     if (r->csv.file.f && log_close(&r->csv, err, sizeof err) && !r->status) r->status = train_fail(r, err);
     if (r->csv.failed && !r->status) r->status = 1;  // rows are missing; it was said when it happened
     if (r->lock >= 0) close(r->lock);

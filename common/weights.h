@@ -97,6 +97,7 @@ typedef struct train_net {
     const char *prefix;            // that names in a file may lack: "transformer."; or NULL
     // another name of a tensor in files, lm_head.weight for transformer.wte.weight; or NULL
     const char *tied, *tied_to;
+    struct analysis_rows *analysis;  // wants to know what a rescaling does to every tensor (analysis.h); or NULL
 } train_net;
 
 // Appends a zeroed tensor to a table, which doubles when it is full.

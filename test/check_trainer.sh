@@ -11,9 +11,9 @@
 #     refuses STATUS TEXT ARGUMENTS   a run that ends with this status and exactly one line on stderr, with the text in
 #                                     it
 #     says TEXT, complains TEXT       stdout, stderr of the last run has the text
-# and the parts further down that are the same for every trainer, each a function: bad_options, reports, compared,
-# no_room, no_gpu, interrupted, again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread, except
-# where threads are what is compared.
+# and the parts further down that are the same for every trainer, each a function: bad_options, reports, analysed,
+# compared, no_room, no_gpu, interrupted, again, ends_exercised. Needs POSIX tools and a C compiler. Runs on one thread,
+# except where threads are what is compared.
 export LC_ALL=C # a locale would change what awk, sed, sort and printf read and write
 if [ $# -lt 1 ] || [ $# -gt 2 ] || [ ! -x "$1" ]; then
     echo "usage: sh $0 TRAINER [COMPARE]" >&2
@@ -320,8 +320,8 @@ no_room() {
 # reports FILE: a report has every key, and is JSON.
 reports() {
     report=$1
-    for key in rescale method solver objective_before objective_after grad_inf iterations seconds_diag_g seconds_solve \
-        seconds_apply \
+    for key in rescale method solver objective_before objective_after spread_before spread_after tensors groups \
+        grad_inf iterations seconds_diag_g seconds_solve seconds_apply \
         max_abs_log_lambda pinned_units units parameters output_max_rel_diff train steps final_train_loss \
             final_test_loss \
         final_test_accuracy rescalings samples_per_second device threads version; do
@@ -333,6 +333,51 @@ reports() {
     else
         skip 'JSON of the report: no python3'
     fi
+}
+
+# shares FILE KEY: the sum of a key over the rows of a report's list "tensors", over all sets divided by their number (a
+# set is one group); nothing where a row has it not. A row is on one line.
+shares() {
+    awk -v key="\"$2\": " '
+        /^      \{/ && /"energy_share_before"/ {
+            n++
+            sets = /"set": /
+            at = index($0, key)
+            if (!at) bad = 1
+            sum += substr($0, at + length(key))
+        }
+        /^      \{/ && /"log_lambda_mean"/ { groups++ }
+        END { if (n && groups && !bad) printf "%.12g\n", sets ? sum / groups : sum }' "$1"
+}
+
+# tables: the last run printed the tables of an analysis, with the sentence.
+tables() { says 'parameters   share  energy' && says 'log lambda   ' && grep -q '^Rescaling .* up to' "$work/out"; }
+
+# analysed ARGUMENTS: --steps 0 says of any weights what a rescaling does to them, and changes no file.
+analysed() {
+    ok 'weights to analyse' "$@" --quiet --steps 0 --rescale none --save "$work/analysed"
+    cp "$work/analysed" "$work/analysed.before"
+    set -- "$@" --load "$work/analysed" --steps 0
+    ok 'analysis' "$@" --rescale pathcond --report "$work/analysis.json"
+    check 'analysis: both tables and the sentence' tables
+    check 'analysis: the weights are as they were' same "$work/analysed" "$work/analysed.before"
+    sed -n '/^tensor  /,/^Rescaling/p' "$work/out" >"$work/table"
+    check 'analysis: at most 100 columns' eval '[ -s "$work/table" ] && [ -z "$(sed -n "/^.\{101\}/p" "$work/table")" ]'
+    check 'analysis: a line of the table for every row of the report' is "$(wc -l <"$work/table")" \
+        "$(($(grep -c '^      {' "$work/analysis.json") + 3))"
+    for key in parameter_share energy_share_before energy_share_after; do
+        check "analysis: $key sums to 1" near "$(shares "$work/analysis.json" $key)" 1 1e-9
+    done
+    reports "$work/analysis.json"
+    ok 'analysis for ENorm' "$@" --rescale enorm --report "$work/analysis.json"
+    check 'analysis for ENorm: log lambda alone' eval 'says "log lambda   " && ! says "parameters   share"'
+    check 'analysis for ENorm: no energy in the report' eval \
+        'grep -q "\"energy_share_after\": null" "$work/analysis.json" && grep -q log_lambda_std "$work/analysis.json"'
+    ok 'no rescaling' "$@" --rescale none --report "$work/analysis.json"
+    check 'no rescaling: no table' eval '! says "log lambda" && ! says "Rescaling "'
+    check 'no rescaling: no rows in the report' is "$(grep -c '^    "[a-z]*": \[\],*$' "$work/analysis.json")" 2
+    ok 'quiet analysis' "$@" --rescale pathcond --quiet --report "$work/analysis.json"
+    check 'quiet analysis: silent, and in the report' eval 'silent && grep -q log_lambda_mean "$work/analysis.json"'
 }
 
 # compared: dev/compare, where it is given, reads the log in $work/log.

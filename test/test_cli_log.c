@@ -732,6 +732,53 @@ static void test_json(void) {
     CHECK(log_json_close(&j, err, sizeof err) == 0, "its calls do nothing");
 }
 
+static void test_json_lists(void) {
+    char err[512] = "", text[4096];
+    log_json j;
+    CHECK(log_json_open(&j, in_dir("list.json"), err, sizeof err) == 0, "a report with lists");
+    log_json_list(&j, "none");
+    log_json_end(&j);
+    log_json_begin(&j, "within");
+    log_json_list(&j, "rows");
+    for (int i = 0; i < 2; i++) {
+        log_json_row(&j);
+        log_json_int(&j, "i", i);
+        log_json_string(&j, "name", "a, b");
+        log_json_end(&j);
+    }
+    log_json_row(&j);
+    log_json_end(&j);
+    log_json_end(&j);
+    log_json_int(&j, "after", 1);
+    log_json_end(&j);
+    log_json_list(&j, "left open");
+    log_json_row(&j);
+    log_json_bool(&j, "yes", 1);
+    CHECK(log_json_close(&j, err, sizeof err) == 0, "it is closed with its lists");
+    slurp(in_dir("list.json"), text, sizeof text);
+    same_text("lists", text,
+              "{\n"
+              "  \"none\": [],\n"
+              "  \"within\": {\n"
+              "    \"rows\": [\n"
+              "      {\"i\": 0, \"name\": \"a, b\"},\n"
+              "      {\"i\": 1, \"name\": \"a, b\"},\n"
+              "      {}\n"
+              "    ],\n"
+              "    \"after\": 1\n"
+              "  },\n"
+              "  \"left open\": [\n"
+              "    {\"yes\": true}\n"
+              "  ]\n"
+              "}\n");
+    CHECK(log_json_open(&j, in_dir("plain/x.json"), err, sizeof err) == -1, "a report that cannot be opened");
+    log_json_list(&j, "a");
+    log_json_row(&j);
+    log_json_end(&j);
+    log_json_end(&j);
+    CHECK(log_json_close(&j, err, sizeof err) == 0, "its lists do nothing");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Clock, signals, progress
 
@@ -1074,6 +1121,7 @@ int main(void) {
     test_unwritable();
     test_full_disk();
     test_json();
+    test_json_lists();
     test_clock();
     test_peak_memory();
     test_signals();

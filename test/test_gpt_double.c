@@ -253,8 +253,64 @@ static void test_joint_optimum(void) {
     }
 }
 
+// Mean and standard deviation of log(after / before) of n numbers are those of a group.
+static void check_log_lambda(const analysis_group *g, const real *before, const real *after, int n) {
+    double mean = 0, squares = 0;
+    for (int i = 0; i < n; i++) mean += log(after[i] / before[i]) / n;
+    for (int i = 0; i < n; i++) squares += pow(log(after[i] / before[i]) - mean, 2);
+    const double deviation = sqrt(squares / n);
+    CHECK(g->units == n, "a group has as many units");
+    test_close_d("mean log lambda", &g->mean, &mean, 1, 1e-9, 1e-12);
+    test_close_d("standard deviation of log lambda", &g->deviation, &deviation, 1, 1e-9, 1e-9);
+}
+
+// The analysis of a joint rescaling: its log lambda is what happened to the weights, and what it says of tensors
+// afterwards is what the next one says of them before.
+static void test_analysis(int tied, int of_block) {
+    const gpt_case k = {2, 3, 12, 17, 13, tied, 2, 17};
+    const int n_groups = 11 - tied, n_tensors = 43 - 3 * tied;
+    analysis_rows rows[2];
+    model m;
+    config c = gpt_config(&k);
+    rescale_report report;
+    gpt_make(&m, &k, 0);
+    c.sets = SETS_ALL;
+    double *start = ref_gpt_doubles(m.net.n_params);
+    memcpy(start, m.params, m.net.n_params * sizeof(double));
+    memset(rows, 0, sizeof rows);
+    for (int i = 0; i < 2; i++) {
+        rows[i].net = &m.net;
+        m.net.analysis = &rows[i];
+        CHECK(rescale_model(&m, &c, &report) == 0, report.message);
+        CHECK(rows[i].n_groups == n_groups && rows[i].n_tensors == n_tensors && !rows[i].spread_known,
+              "a row for every tensor and group of every set");
+        if (i == 0) {
+            const block *w = &m.w.block[of_block];
+            const real *const scaled[5] = {w->ln1_w, w->qkv_b, w->qkv_b + 2 * m.C, w->ln2_w, w->fc_b};
+            for (int part = 0; part < 5; part++)
+                check_log_lambda(&rows[0].groups[5 * of_block + part], start + (scaled[part] - m.params), scaled[part],
+                                 part == 4 ? 4 * m.C : m.C);
+        }
+    }
+    CHECK(!strcmp(rows[0].tensors[4].set, "qk") &&
+              !strcmp(rows[0].tensors[6].name, "transformer.h.0.attn.c_attn.weight (keys)"),
+          "the set, and the tensor's name with the part of it");
+    for (int i = 0; i < n_tensors; i++) {
+        const rescale_tensor_report *first = &rows[0].tensors[i].in, *second = &rows[1].tensors[i].in;
+        test_close_d("share after, and then before", &first->share[1], &second->share[0], 1, 1e-8, 1e-12);
+        test_close_d("spread after, and then before", &first->spread[1], &second->spread[0], 1, 1e-6, 1e-10);
+    }
+    for (int g = 0; g < n_groups; g++)
+        CHECK(fabs(rows[1].groups[g].least) < 1e-6 && fabs(rows[1].groups[g].largest) < 1e-6, "nothing is left to do");
+    for (int i = 0; i < 2; i++) analysis_free(&rows[i]);
+    free(start);
+    model_free(&m);
+}
+
 int main(void) {
     test_joint_optimum();
+    test_analysis(0, 0);
+    test_analysis(1, 1);
     test_reference();
     test_against_reference();
     test_finite_differences();

@@ -1069,6 +1069,93 @@ static void test_rescale_in_training(int optimizer, int norm) {
     release();
 }
 
+// What an analysis says of a group, from the factors that its units got: after / before of one number per unit.
+static void check_log_lambda(const analysis_group *g, const float *before, const float *after, int n) {
+    double mean = 0, squares = 0, least = INFINITY, largest = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        const double v = log((double)after[i] / (double)before[i]);
+        mean += v / n;
+        least = fmin(least, v);
+        largest = fmax(largest, v);
+    }
+    for (int i = 0; i < n; i++) squares += pow(log((double)after[i] / (double)before[i]) - mean, 2);
+    const double got[4] = {g->mean, g->deviation, g->least, g->largest};
+    const double want[4] = {mean, sqrt(squares / n), least, largest};
+    CHECK(g->units == n, "a group has as many units");
+    test_close_d("mean, deviation, least and largest log lambda", got, want, 4, 1e-5, 1e-6);
+}
+
+// The analysis of a rescaling: log lambda is what happened to biases or gains; shares sum to 1; without zeros F falls
+// by as much per parameter as the spread.
+static void test_analysis(int norm, int method, int power, int weights_only) {
+    const int dims[] = {20, 40, 30, 7};
+    config c = default_config();
+    c.norm = norm;
+    c.bias = 1;
+    c.init = INIT_KAIMING_UNIFORM;
+    c.train.rescale = method;
+    c.train.rescale_power = power == 1 ? POWER_ONE : POWER_TWO;
+    c.train.rescale_paths = weights_only;
+    model m;
+    rescale_report report;
+    analysis_rows rows;
+    memset(&rows, 0, sizeof rows);
+    build(&m, dims, 3, &c, PROBE_ROWS);
+    model_init(&m, &c);
+    m.net.analysis = &rows;
+    float *before = train_host_copy(m.net.params, m.net.n_params);
+    CHECK(rescale_model(&m, &c, &report) == 0, report.message);
+    float *after = train_host_copy(m.net.params, m.net.n_params);
+    CHECK(rows.n_groups == 2 && rows.n_tensors == m.net.n_tensors, "a row for every group and tensor");
+    for (int l = 0; l < 2 && rows.n_groups == 2; l++) {
+        const size_t at = (size_t)((norm ? m.gamma[l] : m.b[l]) - m.net.params);
+        check_log_lambda(&rows.groups[l], before + at, after + at, dims[l + 1]);
+    }
+    double share = 0, energy[2] = {0, 0};
+    int64_t counted = 0;
+    const int pathcond = method == RESCALE_BY_PATHCOND;
+    for (int i = 0; i < rows.n_tensors; i++) {
+        const analysis_tensor *t = &rows.tensors[i];
+        const int bias = m.net.tensors[i].role == RESCALE_BIAS;
+        CHECK(!strcmp(t->name, m.net.tensors[i].name) && !*t->set, "tensors keep their names");
+        CHECK(t->counted == (pathcond && !(weights_only && bias)), "a tensor that is not counted has no energy");
+        share += t->share;
+        if (t->counted) counted += t->parameters;
+        for (int k = 0; k < 2; k++) energy[k] += t->in.share[k];
+    }
+    CHECK(fabs(share - 1) < 1e-12, "parameter shares sum to 1");
+    CHECK(rows.spread_known == pathcond, "ENorm has no spread");
+    if (pathcond) {
+        const double fall = (report.objective_before - report.objective_after) / (double)counted;
+        CHECK(fabs(energy[0] - 1) < 1e-12, "energy shares before sum to 1");
+        CHECK(fabs(energy[1] - 1) < 1e-12, "energy shares after sum to 1");
+        CHECK(fabs(fall - (report.spread_before - report.spread_after)) < 1e-9, "F and the spread fall together");
+        CHECK(counted == report.parameters && report.spread_after > 0, "the report counts the same parameters");
+    }
+    free(before);
+    free(after);
+    analysis_free(&rows);
+    model_free(&m);
+}
+
+// A rescaling that fails leaves no rows.
+static void test_no_analysis(void) {
+    const int dims[] = {20, 40, 30, 7};
+    config c = default_config();
+    model m;
+    rescale_report report;
+    analysis_rows rows;
+    memset(&rows, 0, sizeof rows);
+    build(&m, dims, 3, &c, PROBE_ROWS);
+    model_init(&m, &c);
+    set(m.w[0], 1, NAN);
+    m.net.analysis = &rows;
+    CHECK(rescale_model(&m, &c, &report) == -1 && rows.n_groups == 0 && rows.n_tensors == 0 && !rows.spread_known,
+          "no rows of a rescaling that failed");
+    analysis_free(&rows);
+    model_free(&m);
+}
+
 static void test_rescaling(void) {
     const int deep[] = {3072, 500, 500, 500, 500, 500, 500, 500, 500, 10}, small[] = {20, 40, 30, 7};
     config c = default_config();
@@ -1082,9 +1169,14 @@ static void test_rescaling(void) {
         c.bias = 0;
         test_function_kept(c.norm ? "no bias, BatchNorm" : "no bias", small, 3, c, 1, 1);
         test_rescale_errors(c.norm);
+        test_analysis(c.norm, RESCALE_BY_PATHCOND, 2, 0);
+        test_analysis(c.norm, RESCALE_BY_PATHCOND, 1, 0);
+        test_analysis(c.norm, RESCALE_BY_PATHCOND, 2, 1);
+        test_analysis(c.norm, RESCALE_BY_ENORM, 2, 0);
         test_rescale_in_training(OPTIMIZER_MOMENTUM, c.norm);
         test_rescale_in_training(OPTIMIZER_ADAMW, c.norm);
     }
+    test_no_analysis();
 }
 
 // --------------------------------------------------------------------------------------------------------- 5. PyTorch

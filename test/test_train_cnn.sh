@@ -248,6 +248,7 @@ echo "test accuracy on synthetic images: $before before training, $after after 8
 check 'training improves accuracy' eval 'less "$before" 0.3 && less 0.5 "$after"'
 reports "$work/r.json"
 compared
+analysed $tiny --norm batch --init kaiming-normal
 losses s1 --data images --limit 1000 --width 0.2
 check 'saved weights have the losses that were reported' eval 'near "$test" "$(last_loss "$work/log" test)" 1e-6'
 ok 'quiet' $tiny --epochs 1 --quiet

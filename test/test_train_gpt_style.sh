@@ -253,6 +253,7 @@ check 'log.csv has a row per step and two per evaluation' is "$(wc -l <"$work/lo
 check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "$work/log/log.csv"'
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-40" ] && [ "$(newest "$work/log")" = 60 ]'
 reports "$work/r.json"
+analysed $tiny --untied
 for key in tokens_per_second peak_memory_mib gemm; do
     check "report: key $key, once" is "$(grep -c "^ *\"$key\":" "$work/r.json")" 1
 done

@@ -322,6 +322,12 @@ check 'log.csv: 9 columns everywhere' eval '! grep -v "^[^,]*\(,[^,]*\)\{8\}$" "
 check 'the two newest checkpoints are kept' eval '[ -d "$work/log/checkpoint-10" ] && [ "$(newest "$work/log")" = 20 ]'
 check 'the last checkpoint has the saved weights' same_tensors "$work/log/checkpoint-20/model.safetensors" "$work/s1"
 reports "$work/r.json"
+check 'a run with steps prints no table' eval 'says ", spread " && ! tables'
+analysed $moons
+ok 'analysis of given factors' --data moons --layers 2,16,16,2 --steps 0 --rescale-log 0.5,-0.25 \
+    --report "$work/r2.json"
+check 'analysis of given factors: they are log lambda' is "$(sed -n 's/.*"log_lambda_mean": \([^,]*\),.*/\1/p' \
+    "$work/r2.json" | awk '{ printf "%.6f ", $1 }')" '0.500000 -0.250000 '
 compared
 train=$(last_loss "$work/log" train)
 check 'the last row of the log is the report' near "$train" "$(number "$work/r.json" final_train_loss)" 1e-8
