@@ -117,7 +117,8 @@ $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu
 build/cpu/test/test_mlp build/cpu/test/test_mlp_kernel build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
 build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
 build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
-build/c/test/test_gpt build/c/test/test_gpt_double build/c/dev/bench/bench_gpt: train_gpt_style.c
+GPT_PROGRAMS := test/test_gpt test/test_gpt_double test/test_gpt_kernel dev/bench/bench_gpt
+$(addprefix build/c/,$(GPT_PROGRAMS)): train_gpt_style.c
 build/cuda/dev/kernels/max_pool: train_cnn.cu
 build/cpu/dev/kernels/layernorm build/cpu/dev/kernels/attention: train_gpt_style.c dev/kernels/gpt.h
 build/sanitize/dev/kernels/layernorm build/sanitize/dev/kernels/attention: train_gpt_style.c dev/kernels/gpt.h

@@ -6,7 +6,8 @@
 // no dropout, no other activation, no GPU, no second machine.
 //
 // Reads top to bottom: configuration, model, layers (each backward stands beside its forward),
-// forward, backward, optimizer, initialisation, rescaling, training, sampling, command line.
+// forward, backward, optimizer, initialisation, rescaling (the symmetries: common/gpt_rescale.h),
+// training, sampling, command line.
 // `train_gpt_style --help` lists the options.
 //
 // Letters: B sequences, T positions, N = B * T rows, C channels, NH heads of HS = C / NH channels,
@@ -37,7 +38,7 @@
 #include "common/log.h"          // progress line, log.csv, report.json, Ctrl-C
 #include "rescale.cuh"           // PathCond and ENorm
 #include "common/corpus.h"       // text files, token shards, the built-in grammar; windows
-#include "common/joint.h"        // small networks that share tensors, rescaled in turn
+#include "common/gpt_rescale.h"  // the symmetries of a transformer
 #include "common/sample.h"       // draws a token from logits
 #include "common/train.h"        // options, tensor table, checkpoints, the loop of all trainers
 
@@ -45,9 +46,6 @@
 
 enum { MAX_LAYERS = 128 };
 enum { MODEL_TINY, MODEL_SMALL, MODEL_124M };
-// Symmetries that can be rescaled.
-enum { SET_MLP = 1, SET_VO = 2, SET_QK = 4, SET_LN = 8, SETS_ALL = 15, N_SETS = 4 };
-static const char *const set_names[N_SETS] = {"mlp", "vo", "qk", "ln"};
 
 typedef struct config {
     train_options train;         // what all trainers share
@@ -56,7 +54,7 @@ typedef struct config {
     int micro_batch, recompute;
     double clip, beta1, beta2;
     const char *val_data, *rescale_sets;
-    int sets;                    // rescale_sets as bits
+    int sets;                    // rescale_sets as bits: SET_MLP, ...
     int sample, top_k;
     double temperature;
     const char *prompt;
@@ -76,7 +74,8 @@ enum { STRIP = 64, KEYS = 256 }; // attention: queries of a strip, keys of a blo
 enum { CHUNK = 1 << 18 };        // numbers of [rows][C] that go through a layer at a time: cached
 enum { LOGITS = 1 << 24 };       // logits that exist at a time, at most about so many
 
-// The parameters of a layer, or their gradients. In the order of the table below.
+// The parameters of a layer, or their gradients. In the order of the table below and of GPT_LN1_W,
+// ... in gpt_rescale.h.
 typedef struct block {
     real *ln1_w, *ln1_b;         // [C]
     real *qkv_w, *qkv_b;         // [3C][C], [3C]: rows of queries, keys, values; each NH x HS
@@ -142,6 +141,7 @@ typedef struct model {
     int *tokens, *targets;       // [N]
     real *lnf, *meanf, *rstdf;   // [head_rows][C], [head_rows]
     real *logits;                // [head_rows][V], then their gradient
+    real *drawn;                 // [V] where a token is drawn
     real *dx, *datt, *dqkv;      // [N][C], [N][C], [N][3C]
     real *dfc, *dln;             // [chunk][4C], [max(chunk, head_rows)][C]
     real *partial;               // sums over blocks of rows
@@ -150,6 +150,7 @@ typedef struct model {
     double *square_sums;
     struct scratch *scratch;     // [threads]
     gemm_context gemm;
+    real *diag_g;                // [net.n_params] --rescale-kernel data and fisher; NULL: paths
     rescale_report set_report[N_SETS];  // of the last rescaling: mlp, vo, qk, ln
 } model;
 
@@ -218,6 +219,7 @@ static size_t place_activations(model *m, real *base) {
     m->meanf = take(base, &used, head_rows);
     m->rstdf = take(base, &used, head_rows);
     m->logits = take(base, &used, head_rows * (size_t)m->V);
+    m->drawn = take(base, &used, (size_t)m->V);
     m->dx = take(base, &used, N * C);
     m->datt = take(base, &used, N * C);
     m->dqkv = take(base, &used, N * 3 * C);
@@ -308,6 +310,7 @@ static int model_create(model *m, const config *c, int max_B, int training, char
         m->moment1 = alloc_reals(m->net.n_params);
         m->moment2 = alloc_reals(m->net.n_params);
         point_weights(m, &m->dw, m->grads);
+        if (c->train.rescale && c->train.rescale_kernel) m->diag_g = alloc_reals(m->net.n_params);
     }
     point_weights(m, &m->w, m->params);
     if (sizeof(real) == sizeof(float)) {  // files hold floats; the tests in double have none
@@ -326,6 +329,7 @@ static void model_free(model *m) {
     free(m->grads);
     free(m->moment1);
     free(m->moment2);
+    free(m->diag_g);
     free(m->acts);
     for (int t = 0; m->scratch && t < m->threads; t++) gemm_destroy(&m->scratch[t].gemm);
     free(m->scratch);
@@ -763,6 +767,15 @@ static void compute_logits(model *m, int first, int rows) {
     linear(m, m->logits, m->lnf, m->w.head, rows, m->C, m->V);
 }
 
+// After compute_logits, with d logits in their place: the gradient of the head's parameters, and
+// in dx that of the stream that leaves the last layer. fresh: dw.head is replaced, not added to.
+static void head_backward(model *m, int first, int rows, int fresh) {
+    const size_t at = (size_t)first * (size_t)m->C;
+    linear_backward(m, m->dln, m->dw.head, m->logits, m->lnf, m->w.head, rows, m->C, m->V, fresh);
+    residual_layernorm_backward(m, m->dx + at, 0, m->dw.lnf_w, m->dw.lnf_b, bias_into(&m->dw, m->L),
+                                m->dln, m->a[m->L].x + at, m->meanf, m->rstdf, m->w.lnf_w, rows);
+}
+
 // After forward: the summed loss of the first N rows against m->targets; adds the hits to *hits.
 // scale != 0: also the gradient of scale times the loss, for the head's parameters and (in dx) for
 // the stream that leaves the last layer. Goes chunk by chunk: logits for all rows never exist.
@@ -770,19 +783,13 @@ static double loss_forward_backward(model *m, int N, double scale, double *hits)
     double loss = 0;
     for (int first = 0; first < N; first += m->head_rows) {
         const int rows = min_int(m->head_rows, N - first), fresh = !m->accumulate && first == 0;
-        const size_t at = (size_t)first * (size_t)m->C;
         compute_logits(m, first, rows);
         cross_entropy(m, m->targets + first, rows, (real)scale);
         for (int r = 0; r < rows; r++) {
             loss += m->row_loss[r];
             *hits += m->row_hit[r];
         }
-        if (scale == 0) continue;
-        linear_backward(m, m->dln, m->dw.head, m->logits, m->lnf, m->w.head, rows, m->C, m->V,
-                        fresh);
-        residual_layernorm_backward(m, m->dx + at, 0, m->dw.lnf_w, m->dw.lnf_b,
-                                    bias_into(&m->dw, m->L), m->dln, m->a[m->L].x + at, m->meanf,
-                                    m->rstdf, m->w.lnf_w, rows);
+        if (scale != 0) head_backward(m, first, rows, fresh);
     }
     return loss;
 }
@@ -941,155 +948,83 @@ static void model_init(model *m, const config *c) {
 }
 
 // -------------------------------------------------------------------------------------- rescaling
-// Four sets of symmetries of a block. Each is a small network of its own with inputs of ones:
-//     ln   LayerNorm's gain and bias enter C linear units, columns of the next layer leave them
-//     qk   rows of queries enter C units (of all heads), rows of keys leave them; q . k stays
-//     vo   rows of values enter C linear units, columns of attn.c_proj leave them
-//     mlp  rows of c_fc enter 4C ReLU units, columns of mlp.c_proj leave them
-// They share tensors, so joint.h solves them in turn, to the joint optimum. A block's two halves
-// share none. The final LayerNorm and the head are a network of set ln, unless the head is tied to
-// the embedding.
+// --rescale-kernel data and fisher measure diag(G) on training sequences x. With logits f_k of
+// every position and token,
+//     g_i = mean over x of sum over k of (d f_k(x) / d theta_i)^2.
+// One backward pass of sum_k s_k f_k with random signs s_k = +-1 does for a sequence: the square of
+// its gradient has that sum as its expectation. fisher: the gradient of the cross-entropy at tokens
+// drawn from the model's own probabilities. At power 1 the absolute value replaces the square.
 
-enum { PART_LN1, PART_QK, PART_VO, PART_LN2, PART_MLP, PART_HEAD, N_PARTS };
-enum { OF_MLP, OF_VO, OF_QK, OF_LN };  // numbers of the sets: SET_MLP is 1 << OF_MLP
-static const joint_info part_info[N_PARTS] = {
-    {OF_LN, RESCALE_IDENTITY, "ln"}, {OF_QK, RESCALE_IDENTITY, "qk"},
-    {OF_VO, RESCALE_IDENTITY, "vo"}, {OF_LN, RESCALE_IDENTITY, "ln"},
-    {OF_MLP, RESCALE_RELU, "mlp"},   {OF_LN, RESCALE_IDENTITY, "ln"},
-};
-
-// Set ln: gain and bias, then W [rows][C] with its own bias b (NULL: none), whose rows other sets
-// multiply. diag(G) is the sum of the squares of column c of W for gain and bias of channel c, and
-// gain^2 + bias^2 for W[r][c].
-static void describe_ln(joint *s, int C, real *gain, real *bias, real *W, real *b, int rows) {
-    joint_part *p = &s->part;
-    const real *on_paths = s->options->rescale_paths ? NULL : bias;
-    joint_weighted_square_sums(p->going, W, NULL, rows, C, 1, s->row, NULL);
-    joint_square_sums(p->arriving, gain, on_paths, C, 1, 0);
-    joint_enters(s, "LayerNorm weight", gain, C, 1, RESCALE_GAIN, p->going, NULL);
-    joint_enters(s, "LayerNorm bias", bias, C, 1, RESCALE_BIAS, p->going, NULL);
-    joint_leaves(s, "weight after LayerNorm", W, rows, C, p->arriving, s->row);
-    joint_beside(s, "bias after LayerNorm", b, rows, s->row);
-}
-
-// Set qk: a path goes from an input through q_c and k_c to another. So diag(G) of every parameter
-// of q_c is the squared size of k_c's row with its bias, and the other way round. Set ln multiplies
-// the columns.
-static void describe_qk(joint *s, int C, const block *w) {
-    joint_part *p = &s->part;
-    real *queries = w->qkv_w, *keys = w->qkv_w + (size_t)C * (size_t)C;
-    real *query_bias = w->qkv_b, *key_bias = w->qkv_b + C;
-    const int weights_only = s->options->rescale_paths;
-    const real *q_on_paths = weights_only ? NULL : query_bias;
-    const real *k_on_paths = weights_only ? NULL : key_bias;
-    joint_weighted_square_sums(p->arriving, queries, q_on_paths, C, C, 0, NULL, s->col);
-    joint_weighted_square_sums(p->going, keys, k_on_paths, C, C, 0, NULL, s->col);
-    joint_enters(s, "attn.c_attn.weight (queries)", queries, C, C, RESCALE_WEIGHT, p->going,
-                 s->col);
-    joint_enters(s, "attn.c_attn.bias (queries)", query_bias, C, 1, RESCALE_BIAS, p->going, NULL);
-    joint_enters(s, "attn.c_attn.weight (keys)", keys, C, C, RESCALE_WEIGHT, p->arriving, s->col);
-    joint_enters(s, "attn.c_attn.bias (keys)", key_bias, C, 1, RESCALE_BIAS, p->arriving, NULL);
-    p->t[2].flags = RESCALE_ROWS_LEAVE;
-    p->t[3].flags = RESCALE_ROWS_LEAVE;
-}
-
-// Sets vo and mlp: rows of A [units][C] and its bias a enter the units, columns of B [C][units]
-// leave them, B has the bias b. Set ln multiplies the columns of A.
-static void describe_hidden(joint *s, int C, const char *const name[4], int units, real *A, real *a,
-                            real *B, real *b) {
-    joint_part *p = &s->part;
-    const real *on_paths = s->options->rescale_paths ? NULL : a;
-    joint_weighted_square_sums(p->arriving, A, on_paths, units, C, 0, NULL, s->col);
-    joint_square_sums(p->going, B, NULL, C, units, 1);
-    joint_enters(s, name[0], A, units, C, RESCALE_WEIGHT, p->going, s->col);
-    joint_enters(s, name[1], a, units, 1, RESCALE_BIAS, p->going, NULL);
-    joint_leaves(s, name[2], B, C, units, p->arriving, NULL);
-    joint_beside(s, name[3], b, C, NULL);
-}
-
-// Sets s->row and s->col, by which the other parts multiply squares of part k's tensors. Set ln
-// divides the columns of the weight after it. Sets qk, vo and mlp multiply the rows of that weight;
-// keys get the inverse of queries.
-static void other_parts(joint *s, const model *m, int k) {
-    const int C = m->C;
-    const double *ln = s->u[k <= PART_VO ? PART_LN1 : PART_LN2];
-    for (int i = 0; i < C; i++) s->col[i] = exp(-ln[i]);
-    for (int i = 0; i < C && k == PART_LN1; i++) {
-        s->row[i] = exp(s->u[PART_QK][i]);
-        s->row[C + i] = 1 / s->row[i];
-        s->row[2 * C + i] = exp(s->u[PART_VO][i]);
+// signs[i] = the sign of element first + i of a stream, as in common/kernel.cuh; four at once.
+static void draw_signs(real *signs, int n, uint64_t first, uint64_t seed, uint64_t stream) {
+    uint32_t words[4];
+    for (int i = 0; i < n; i++) {
+        const uint64_t at = first + (uint64_t)i;
+        if (i == 0 || at % 4 == 0) rng_philox(seed, stream, at / 4, words);
+        signs[i] = (real)rng_sign(rng_word_of(words, (uint32_t)(at % 4)));
     }
-    for (int i = 0; i < 4 * C && k == PART_LN2; i++) s->row[i] = exp(s->u[PART_MLP][i]);
 }
 
-// Describes part k as the other parts leave it in s->part; alone: as the weights are.
-static void describe_part(joint *s, int k, int alone) {
-    static const char *const values[4] = {
-        "attn.c_attn.weight (values)", "attn.c_attn.bias (values)", "attn.c_proj.weight",
-        "attn.c_proj.bias"};
-    static const char *const hidden[4] = {
-        "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"};
-    const model *m = (const model *)s->trainer;
-    const block *w = (const block *)s->block;
-    const int C = m->C;
-    joint_begin(s, k == PART_MLP ? 4 * C : C, alone);
-    for (int i = 0; i < max_int(4 * C, m->V); i++) s->row[i] = 1;
-    for (int i = 0; i < C; i++) s->col[i] = 1;
-    if (!alone) other_parts(s, m, k);
-    switch (k) {
-    case PART_LN1:
-        describe_ln(s, C, w->ln1_w, w->ln1_b, w->qkv_w, w->qkv_b, 3 * C);
-        break;
-    case PART_QK:
-        describe_qk(s, C, w);
-        break;
-    case PART_VO: {
-        real *value_rows = w->qkv_w + 2 * (size_t)C * (size_t)C, *value_bias = w->qkv_b + 2 * C;
-        describe_hidden(s, C, values, C, value_rows, value_bias, w->out_w, w->out_b);
-        break;
+// The rows of logits become signs. fisher: the gradient of the cross-entropy at drawn tokens.
+// first: number of the first of them among the positions of all samples.
+static void draw_output_gradient(model *m, const train_options *o, uint64_t stream, uint64_t first,
+                                 int rows) {
+    const uint64_t seed = (uint64_t)o->seed, V = (uint64_t)m->V;
+    if (o->rescale_kernel != KERNEL_FISHER) {
+        PARALLEL_FOR
+        for (int r = 0; r < rows; r++)
+            draw_signs(m->logits + (uint64_t)r * V, m->V, (first + (uint64_t)r) * V, seed, stream);
+        return;
     }
-    case PART_LN2:
-        describe_ln(s, C, w->ln2_w, w->ln2_b, w->fc_w, w->fc_b, 4 * C);
-        break;
-    case PART_MLP:
-        describe_hidden(s, C, hidden, 4 * C, w->fc_w, w->fc_b, w->proj_w, w->proj_b);
-        break;
-    case PART_HEAD:
-        describe_ln(s, C, m->w.lnf_w, m->w.lnf_b, m->w.head, NULL, m->V);
-        break;
-    default:
-        abort();  // a part without a description
+    for (int r = 0; r < rows; r++) {
+        const double uniform = (double)rng_uniform_at(seed, stream, first + (uint64_t)r);
+        const real *logits = m->logits + (uint64_t)r * V;
+        m->targets[r] = sample_draw(logits, m->V, 1, 0, uniform, m->drawn);
     }
-    train_count_paths(s->options, s->part.t, s->part.n);
+    cross_entropy(m, m->targets, rows, 1);
+}
+
+// m->grads = the gradient of sum_k s_k f_k for the sequence in m->tokens, which is sample i.
+static void kernel_gradient(model *m, const train_options *o, uint64_t stream, int i) {
+    const uint64_t row = (uint64_t)i * (uint64_t)m->T;
+    zero_gradients(m);
+    forward(m, 1, m->T, 0);
+    for (int first = 0; first < m->T; first += m->head_rows) {
+        const int rows = min_int(m->head_rows, m->T - first);
+        compute_logits(m, first, rows);
+        draw_output_gradient(m, o, stream, row + (uint64_t)first, rows);
+        head_backward(m, first, rows, first == 0);
+    }
+    backward(m, 1, m->T);
+}
+
+// diag_g += scale |gradient|^power.
+static void kernel_add(model *m, real scale, int power) {
+    const int64_t n = (int64_t)m->net.n_params;
+    PARALLEL_FOR
+    for (int64_t k = 0; k < n; k++) {
+        const real g = m->grads[k];
+        m->diag_g[k] += scale * (power == 1 ? (real)fabs(g) : g * g);
+    }
 }
 
 // Rescales the sets that were asked for, parameters and optimizer state, in place. Returns 0, or -1
 // with report->message set. Each set's own report is in m->set_report.
 static int rescale_model(model *m, const config *c, rescale_report *report) {
-    const size_t units = 4 * (size_t)m->C, wide = (size_t)max_int(4 * m->C, m->V);
-    const size_t copies = (wide + units) * (size_t)m->C + 8 * units + 2 * wide;
-    joint s;
-    joint_create(&s, &c->train, part_info, N_PARTS, units, wide, copies);
+    gpt_rescale s;
+    s.options = &c->train;
     s.sets = c->sets;
-    s.set_reports = m->set_report;
-    s.trainer = m;
-    s.describe = describe_part;
+    s.net = &m->net;
     s.params = m->params;
     s.moment1 = m->moment1;
     s.moment2 = m->moment2;
-    s.analysis = m->net.analysis;
-    memset(report, 0, sizeof *report);
-    report->converged = 1;
-    for (int set = 0; set < N_SETS; set++) m->set_report[set] = *report;
-    int status = 0;
-    for (int l = 0; l < m->L && !status; l++) {
-        s.block = &m->w.block[l];
-        status = joint_rescale(&s, PART_LN1, PART_VO, report);
-        if (!status) status = joint_rescale(&s, PART_LN2, PART_MLP, report);
-    }
-    if (!m->tied && !status) status = joint_rescale(&s, PART_HEAD, PART_HEAD, report);
-    joint_free(&s);
-    return status;
+    s.g = m->diag_g;
+    s.layers = m->L;
+    s.channels = m->C;
+    s.vocabulary = m->V;
+    s.tied = m->tied;
+    s.set_reports = m->set_report;
+    return gpt_rescale_run(&s, report);
 }
 
 // Logits of a fixed random sequence, as floats in fresh memory; *n of them.
@@ -1183,20 +1118,50 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
     *accuracy = hits / (double)(windows * T);
 }
 
+// Measures m.diag_g on windows of the training data, the first in an order of their own, by seed
+// and step. Overwrites m.grads.
+static void measure_diag_g(trainer *t) {
+    model *m = &t->m;
+    const train_options *o = &t->c->train;
+    const uint64_t stream = rng_stream(RNG_KERNEL, (uint32_t)t->run.step);
+    const size_t T = (size_t)m->T, windows = (t->data.n_train - 1) / T;
+    const size_t asked = (size_t)o->rescale_samples, n = asked < windows ? asked : windows;
+    const uint64_t key = rng_permute_key((uint64_t)o->seed, (uint64_t)(-1 - t->run.step));
+    memset(m->diag_g, 0, m->net.n_params * sizeof(real));
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t window = rng_permute((uint32_t)i, (uint32_t)windows, key);
+        load_window(m, t->data.train, window * T, 0);
+        kernel_gradient(m, o, stream, (int)i);
+        kernel_add(m, 1 / (real)n, train_rescale_power(o));
+    }
+}
+
+// What the last rescaling did to each set. With a measured diag(G) all sets have one objective.
+static void show_sets(trainer *t) {
+    for (int k = 0; k < N_SETS; k++) {
+        const rescale_report *r = &t->m.set_report[k];
+        char objective[128] = "";
+        if (!(t->c->sets >> k & 1)) continue;
+        if (!t->m.diag_g)
+            snprintf(objective, sizeof objective,
+                     "objective %.6g -> %.6g, max gradient %.1e (optimum: below %.1e), ",
+                     r->objective_before, r->objective_after, r->grad_inf, r->grad_tolerance);
+        log_progress_line(&t->run.progress, "set %s: %smax |log lambda| %.2f", set_names[k],
+                          objective, r->max_abs_log_lambda);
+    }
+}
+
 // moved = NULL: only rescales; else measures how far the logits moved and shows each set's report.
 static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
-    if (!moved) return rescale_model(&t->m, t->c, report);
-    if (rescale_and_measure(&t->m, t->c, report, moved)) return -1;
-    for (int k = 0; k < N_SETS; k++) {
-        const rescale_report *r = &t->m.set_report[k];
-        if (!(t->c->sets >> k & 1)) continue;
-        log_progress_line(&t->run.progress, "set %s: objective %.6g -> %.6g, max gradient %.1e "
-                          "(optimum: below %.1e), max |log lambda| %.2f", set_names[k],
-                          r->objective_before, r->objective_after, r->grad_inf, r->grad_tolerance,
-                          r->max_abs_log_lambda);
-    }
-    return 0;
+    const double start = log_seconds();
+    if (t->m.diag_g) measure_diag_g(t);
+    const double seconds = log_seconds() - start;
+    const int status = moved ? rescale_and_measure(&t->m, t->c, report, moved)
+                             : rescale_model(&t->m, t->c, report);
+    report->seconds_diag_g += seconds;
+    if (!status && moved) show_sets(t);
+    return status;
 }
 static float *outputs(void *self, size_t *n) { return probe_outputs(&((trainer *)self)->m, n); }
 static double norm_of(void *self, const float *array) {
@@ -1325,6 +1290,7 @@ static config default_config(void) {
     c.beta2 = 0.999;
     // With AdamW it gained nothing where we measured it: dev/paper/shakespeare.sh.
     c.train.rescale = RESCALE_OFF;
+    c.train.rescale_samples = 32;  // about a step of the default batch, in time
     c.rescale_sets = "mlp,vo,qk,ln";
     c.temperature = 0.8;
     c.prompt = "";

@@ -136,7 +136,8 @@ static inline int analysis_apply(analysis_rows *a, const rescale_net *net, const
     size_t units = 0;
     for (int g = 0; g < net->n_groups; g++) units += (size_t)net->group[g].n;
     const int pathcond = o.method == RESCALE_PATHCOND;
-    o.u = (double *)train_alloc(NULL, units, sizeof *o.u);
+    double *own = o.u ? NULL : (double *)train_alloc(NULL, units, sizeof *o.u);
+    if (own) o.u = own;
     o.each = (rescale_tensor_report *)train_alloc(NULL, (size_t)net->n_tensors, sizeof *o.each);
     rescale_tensor_report *each = o.each;
     if (!pathcond) o.each = NULL;
@@ -144,7 +145,7 @@ static inline int analysis_apply(analysis_rows *a, const rescale_net *net, const
     if (!status) analysis_add(a, "", NULL, net, o.each, o.u, o.power == 1 ? 1 : 2);
     a->spread_known = !status && pathcond;
     free(each);
-    free(o.u);
+    free(own);
     return status;
 }
 static inline int analysis_run(analysis_rows *a, const rescale_net *net, const rescale_options *options,

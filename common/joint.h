@@ -5,7 +5,7 @@
 // another. They are solved in turn until no u changes. Each starts from the original weights with the others applied.
 // In the end each part is at its optimum given all others.
 //
-// Outline (train_gpt_style.c):
+// Outline (gpt_rescale.h):
 //     joint s;
 //     joint_create(&s, options, info, n_parts, units, wide, copies)
 //     s.describe = ...         describes part k: joint_begin, then joint_enters, joint_leaves, joint_beside
@@ -36,7 +36,7 @@ typedef struct joint_info {
 typedef struct joint_part {
     rescale_tensor t[4];
     int n, units;
-    double *arriving, *going;  // [units] sums of squared paths that arrive at a unit, that go on from it
+    double *arriving, *going;  // [units] sums over paths that arrive at a unit, that go on from it: joint_sums
     double *ones;              // [wide]
     int with_copy;             // ENorm reads weights: t holds copies of them as the other parts leave them
     rescale_real *copy;        // [copies]
@@ -47,10 +47,11 @@ typedef struct joint {
     const train_options *options;
     const joint_info *info;       // [n_parts]
     int sets;                     // bits of the sets that were asked for
+    int power;                    // of weights in diag(G): 2, or 1
     size_t units;                 // of the largest part
     double *u[JOINT_PARTS];       // [units] of every part: 0 at first, then the solution
     double *next;                 // [units] u that is being solved
-    double *row, *col;            // [wide]: the other parts multiply squares of a tensor's rows and columns by these
+    double *row, *col;            // [wide]: the other parts multiply |w|^power of a tensor's rows and columns by these
     joint_part part;
     rescale_report *set_reports;  // one for each set; what the parts report is added
     // The tensors of the trainer, and where the parameters and their optimizer state begin.
@@ -69,6 +70,7 @@ static inline void joint_create(joint *s, const train_options *o, const joint_in
     memset(s, 0, sizeof *s);
     s->options = o;
     s->info = info;
+    s->power = train_rescale_power(o);
     s->units = units;
     s->memory = (double *)train_alloc(NULL, units * ((size_t)n_parts + 3) + 3 * wide, sizeof *s->memory);
     double *at = s->memory;
@@ -94,16 +96,17 @@ static inline void joint_free(joint *s) {
 // ---------------------------------------------------------------------------------------------------------------
 // Describing a part
 
-// Sums of squares of W [rows][cols] and of b. A square in row r counts row[r] times, one in column c col[c] times.
-//     by rows:      out[r] = row[r] (b[r]^2 + sum over c of col[c] W[r][c]^2)
-//     of_columns:   out[c] = col[c] sum over r of row[r] W[r][c]^2; b is NULL
+// Sums of |w|^power, power 2 or 1, over W [rows][cols] and b. One in row r counts row[r] times, one in column c col[c]
+// times.
+//     by rows:      out[r] = row[r] (|b[r]|^power + sum over c of col[c] |W[r][c]|^power)
+//     of_columns:   out[c] = col[c] sum over r of row[r] |W[r][c]|^power; b is NULL
 // NULL for row and col: ones; for b: zeros.
-static inline void joint_weighted_square_sums(double *out, const rescale_real *W, const rescale_real *b, int rows,
-                                              int cols, int of_columns, const double *row, const double *col) {
+static inline void joint_weighted_sums(double *out, const rescale_real *W, const rescale_real *b, int rows, int cols,
+                                       int of_columns, int power, const double *row, const double *col) {
     const int n = of_columns ? cols : rows;
     for (int i = 0; i < n; i++) {
         const double bias = b ? (double)b[i] : 0;
-        out[i] = bias * bias;
+        out[i] = power == 1 ? fabs(bias) : bias * bias;
         if (b && row) out[i] *= row[i];
     }
     for (int r = 0; r < rows; r++) {
@@ -111,13 +114,14 @@ static inline void joint_weighted_square_sums(double *out, const rescale_real *W
         for (int c = 0; c < cols; c++) {
             const double w = (double)W[(size_t)r * (size_t)cols + (size_t)c];
             const double of_col = col ? col[c] : 1;
-            out[of_columns ? c : r] += w * w * of_row * of_col;
+            const double raised = power == 1 ? fabs(w) : w * w;
+            out[of_columns ? c : r] += raised * of_row * of_col;
         }
     }
 }
-static inline void joint_square_sums(double *out, const rescale_real *W, const rescale_real *b, int rows, int cols,
-                                     int of_columns) {
-    joint_weighted_square_sums(out, W, b, rows, cols, of_columns, NULL, NULL);
+static inline void joint_sums(double *out, const rescale_real *W, const rescale_real *b, int rows, int cols,
+                              int of_columns, int power) {
+    joint_weighted_sums(out, W, b, rows, cols, of_columns, power, NULL, NULL);
 }
 
 // Empties s->part for a part of `units` units.
@@ -128,8 +132,8 @@ static inline void joint_begin(joint *s, int units, int alone) {
     s->part.with_copy = !alone && s->options->rescale == RESCALE_BY_ENORM;
 }
 
-// Adds a tensor that is part of the parameters, with its optimizer state, or a copy of it with the square of row r
-// multiplied by row[r] and that of column c by col[c] (NULL: ones). A tensor without data is left out.
+// Adds a tensor that is part of the parameters, with its optimizer state, or for ENorm a copy of it with the square of
+// row r multiplied by row[r] and that of column c by col[c] (NULL: ones). A tensor without data is left out.
 static inline void joint_add(joint *s, rescale_tensor t, int rows, int cols, const double *row, const double *col) {
     joint_part *p = &s->part;
     const rescale_real *data = t.data;
@@ -152,7 +156,7 @@ static inline void joint_add(joint *s, rescale_tensor t, int rows, int cols, con
 }
 
 // Adds a tensor whose rows enter the units (cols 1: a vector). g [rows]: diag(G) of a row's parameters. Other parts
-// multiply squares of its columns by col.
+// multiply its columns by col, as in joint_sums.
 static inline void joint_enters(joint *s, const char *name, rescale_real *data, int rows, int cols, int role,
                                 const double *g, const double *col) {
     rescale_tensor t = rescale_weight(name, data, rows, cols, 1, 0, RESCALE_NONE);
@@ -162,8 +166,8 @@ static inline void joint_enters(joint *s, const char *name, rescale_real *data, 
     joint_add(s, t, rows, cols, NULL, col);
 }
 
-// Adds a weight whose columns leave the units. g [cols]: diag(G) of a column's parameters. Other parts multiply squares
-// of its rows by row.
+// Adds a weight whose columns leave the units. g [cols]: diag(G) of a column's parameters. Other parts multiply its
+// rows by row, as in joint_sums.
 static inline void joint_leaves(joint *s, const char *name, rescale_real *data, int rows, int cols, const double *g,
                                 const double *row) {
     rescale_tensor t = rescale_weight(name, data, rows, cols, 1, RESCALE_NONE, 0);

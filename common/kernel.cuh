@@ -26,7 +26,7 @@
 
 // +1 or -1 for element i of a stream.
 RNG_FN float kernel_sign(uint64_t seed, uint64_t stream, uint64_t i) {
-    return rng_word_at(seed, stream, i) & 1 ? 1.0f : -1.0f;
+    return rng_sign(rng_word_at(seed, stream, i));
 }
 
 // d[r][k] = a sign for sample first + r and output k.

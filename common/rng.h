@@ -21,6 +21,7 @@
 //
 //     rng_uniform(word)                        float in [0, 1), a multiple of 2^-24
 //     rng_uniform_open0(word)                  float in (0, 1], likewise; safe to take a logarithm of
+//     rng_sign(word)                           +1 or -1
 //     rng_uniform_range(word, lo, hi)          float from lo to hi, the element of rng_fill_uniform
 //     rng_below(word, n)                       integer in [0, n), n >= 1; probabilities are off by less than n / 2^32
 //     rng_normal(word0, word1, out)            two independent standard normal floats, |z| <= 6.67
@@ -113,6 +114,11 @@ RNG_FN float rng_uniform(uint32_t word) {
 // Float in (0, 1].
 RNG_FN float rng_uniform_open0(uint32_t word) {
     return (float)((word >> 8) + 1) * (1.0f / 16777216.0f);
+}
+
+// +1 or -1.
+RNG_FN float rng_sign(uint32_t word) {
+    return word & 1 ? 1.0f : -1.0f;
 }
 
 // Integer in [0, n).

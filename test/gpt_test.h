@@ -28,12 +28,10 @@ static config gpt_config(const gpt_case *k) {
     return c;
 }
 
-// A model with random parameters (nothing at zero or one), and random tokens and targets.
-static void gpt_make(model *m, const gpt_case *k, int recompute) {
+// A model of a configuration with random parameters (nothing at zero or one), and random tokens and targets.
+static void gpt_make_as(model *m, const gpt_case *k, const config *c) {
     char err[256];
-    config c = gpt_config(k);
-    c.recompute = recompute;
-    if (model_create(m, &c, k->B, 1, err, sizeof err)) {
+    if (model_create(m, c, k->B, 1, err, sizeof err)) {
         fprintf(stderr, "%s\n", err);
         exit(1);
     }
@@ -50,6 +48,12 @@ static void gpt_make(model *m, const gpt_case *k, int recompute) {
         m->tokens[r] = (int)((test_random() + 1) / 2 * k->V) % k->V;
         m->targets[r] = (int)((test_random() + 1) / 2 * k->V) % k->V;
     }
+}
+
+static inline void gpt_make(model *m, const gpt_case *k, int recompute) {
+    config c = gpt_config(k);
+    c.recompute = recompute;
+    gpt_make_as(m, k, &c);
 }
 
 // The reference's view of a case, and the model's arrays in its order, without padding.

@@ -6,6 +6,8 @@
 //     ref_gpt_size(&r)                                    parameters, in the order wte, wpe, layers, ln_f, head
 //     (untied) ref_gpt_loss(&r, theta, tokens, targets, B, T, logits, dtheta)
 //         mean cross-entropy over B * T tokens; logits[B * T][V] and dtheta[size] are filled where not NULL
+//     ref_gpt_output_gradient(&r, theta, tokens, B, T, given, dtheta)
+//         dtheta = gradient of sum of given[B * T][V] times the logits
 //     ref_gpt_layernorm, ref_gpt_attention, ref_gpt_cross_entropy and ..._backward: the pieces
 // A layer's parameters: ln_1 weight and bias, c_attn weight [3C][C] and bias, c_proj, ln_2, c_fc [4C][C], c_proj
 // [C][4C].
@@ -251,16 +253,18 @@ static inline void ref_gpt_layer_backward(const RefGpt *r, const RefGptPlaces *o
 }
 
 // From the last layer's output x[C] of one token to its share of the mean loss over `tokens` tokens. row[V] receives
-// the logits; where dtheta is not NULL, dx[C] receives the gradient of x.
+// the logits; where dtheta is not NULL, dx[C] receives the gradient of x. given[V], unless NULL: the gradient of the
+// logits, in place of the loss's.
 static inline double ref_gpt_head(const RefGpt *r, const RefGptPlaces *o, const double *theta, const double *x,
-                                  int target, int tokens, double *row, double *dtheta, double *dx) {
+                                  int target, int tokens, const double *given, double *row, double *dtheta,
+                                  double *dx) {
     const int C = r->C, V = r->V;
     const size_t c = (size_t)C;
     double *last = ref_gpt_doubles(c), *dlast = ref_gpt_doubles(c), *drow = ref_gpt_doubles((size_t)V);
     ref_gpt_layernorm(last, x, theta + o->lnf, theta + o->lnf + C, C);
     ref_gpt_linear(row, theta + o->head, NULL, last, V, C);
     const double loss = ref_gpt_cross_entropy(drow, row, target, V) / tokens;
-    for (int v = 0; v < V; v++) drow[v] /= tokens;
+    for (int v = 0; v < V; v++) drow[v] = given ? given[v] : drow[v] / tokens;
     if (dtheta) {
         memset(dx, 0, c * sizeof(double));
         ref_gpt_linear_backward(dlast, dtheta + o->head, NULL, theta + o->head, last, drow, V, C);
@@ -272,9 +276,9 @@ static inline double ref_gpt_head(const RefGpt *r, const RefGptPlaces *o, const 
     return loss;
 }
 
-// The whole network; see the head of this file.
-static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const int *tokens, const int *targets, int B,
-                                  int T, double *logits, double *dtheta) {
+// The whole network. given: as for ref_gpt_loss, or [B * T][V] with the gradient of the logits.
+static inline double ref_gpt_pass(const RefGpt *r, const double *theta, const int *tokens, const int *targets, int B,
+                                  int T, const double *given, double *logits, double *dtheta) {
     const int C = r->C, V = r->V, L = r->L;
     const RefGptPlaces o = ref_gpt_places(r);
     RefGptLayer *a = ref_gpt_layers_create(r, T);
@@ -288,7 +292,8 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
         for (int l = 0; l < L; l++)
             ref_gpt_layer_forward(r, &o, &a[l], a[l + 1].x, theta + o.blocks + (size_t)l * o.layer, T);
         for (int t = 0; t < T; t++) {
-            loss += ref_gpt_head(r, &o, theta, a[L].x + t * C, target[t], B * T, row, dtheta, dx + t * C);
+            const double *d = given ? given + (size_t)(b * T + t) * (size_t)V : NULL;
+            loss += ref_gpt_head(r, &o, theta, a[L].x + t * C, target[t], B * T, d, row, dtheta, dx + t * C);
             if (logits) memcpy(logits + (size_t)(b * T + t) * (size_t)V, row, (size_t)V * sizeof(double));
         }
         if (!dtheta) continue;
@@ -306,4 +311,13 @@ static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const in
     free(row);
     free(dx);
     return loss;
+}
+static inline double ref_gpt_loss(const RefGpt *r, const double *theta, const int *tokens, const int *targets, int B,
+                                  int T, double *logits, double *dtheta) {
+    return ref_gpt_pass(r, theta, tokens, targets, B, T, NULL, logits, dtheta);
+}
+// dtheta = the gradient of the sum of given[B * T][V] times the logits.
+static inline void ref_gpt_output_gradient(const RefGpt *r, const double *theta, const int *tokens, int B, int T,
+                                           const double *given, double *dtheta) {
+    ref_gpt_pass(r, theta, tokens, tokens, B, T, given, NULL, dtheta);
 }

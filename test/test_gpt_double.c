@@ -197,8 +197,8 @@ static void test_qk_closed_form(void) {
     rescale_model(&m, &c, &report);
     const block *w = &m.w.block[0];
     double q[8], kk[8];
-    joint_square_sums(q, w->qkv_w, w->qkv_b, 8, 8, 0);
-    joint_square_sums(kk, w->qkv_w + 64, w->qkv_b + 8, 8, 8, 0);
+    joint_sums(q, w->qkv_w, w->qkv_b, 8, 8, 0, 2);
+    joint_sums(kk, w->qkv_w + 64, w->qkv_b + 8, 8, 8, 0, 2);
     test_close_d("|q row| = |k row|", q, kk, 8, 1e-9, 0);
     model_free(&m);
 }

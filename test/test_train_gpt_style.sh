@@ -49,6 +49,19 @@ refuses 2 --temperature $tiny --temperature -1
 refuses 2 --top-k $tiny --top-k -1
 refuses 2 --sample $tiny --sample -1
 refuses 2 --micro-batch $tiny --micro-batch -1
+refuses 2 --rescale-kernel $tiny --rescale-kernel weights
+refuses 2 --rescale-samples $tiny --rescale-samples 0
+refuses 2 --rescale-power $tiny --rescale-power 3
+refuses 2 --rescale-level $tiny --rescale-level block
+for option in 'kernel data' 'kernel fisher' 'power 1' 'power auto' 'level layer'; do
+    # shellcheck disable=SC2086
+    refuses 2 'need --rescale pathcond' $tiny --rescale enorm --rescale-$option
+done
+refuses 2 '--rescale-level layer excludes' $tiny --rescale pathcond --rescale-level layer --rescale-within
+refuses 2 '--rescale-level layer excludes' $tiny --rescale pathcond --rescale-level layer --rescale-solver unit-sweeps
+refuses 2 '--rescale-paths weights needs' $tiny --rescale pathcond --rescale-kernel data --rescale-paths weights
+run --help
+check '--help: how many sequences are measured' says 'training samples of --rescale-kernel (default 32)'
 for list in '' mlp, ,mlp mlp,,vo mlp,attn MLP all; do refuses 2 --rescale-sets $tiny --rescale-sets "$list"; done
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -237,6 +250,65 @@ for how in 'strength 0.5' within 'paths weights' 'max-trace 1'; do
     check "--rescale-$how: other weights" not same "$work/none" "$work/variant"
     check "--rescale-$how: outputs stay" less "$(number "$work/r.json" output_max_rel_diff)" 2e-5
 done
+# Every option of diag(G): other weights than with paths and squares, the same function; in training, too; powers of two
+# bit for bit.
+start paths --rescale pathcond
+for how in 'power 1' 'power auto' 'level layer' 'kernel data' 'kernel fisher' 'kernel data --rescale-power 1' \
+    'kernel fisher --rescale-power 1' 'kernel data --rescale-level layer' 'kernel data --rescale-samples 5' \
+    'kernel data --rescale-sets mlp,qk' 'kernel data --untied' 'kernel data --recompute'; do
+    # shellcheck disable=SC2086
+    ok "--rescale-$how" $tiny --steps 4 --rescale-every 2steps --rescale pathcond --rescale-$how --report "$work/r.json"
+    check "--rescale-$how: the function stays each time" less "$(moved)" 2e-5
+    # shellcheck disable=SC2086
+    start variant --rescale pathcond --rescale-$how --report "$work/r.json"
+    check "--rescale-$how: other weights" not same "$work/paths" "$work/variant"
+    check "--rescale-$how: a certificate" \
+        less "$(number "$work/r.json" grad_inf)" "$(number "$work/r.json" grad_tolerance)"
+    case $how in kernel*)
+        check "--rescale-$how: a lower objective" \
+            less "$(number "$work/r.json" objective_after)" "$(number "$work/r.json" objective_before)"
+        ;;
+    esac
+    # shellcheck disable=SC2086
+    start twice --rescale pathcond --rescale-$how
+    check "--rescale-$how: the same seed gives the same bits" same "$work/variant" "$work/twice"
+    OMP_NUM_THREADS=2
+    # shellcheck disable=SC2086
+    start twice --rescale pathcond --rescale-$how
+    OMP_NUM_THREADS=1
+    if [ "$(number "$work/r.json" gemm)" != '"OpenBLAS"' ]; then
+        check "--rescale-$how: 1 and 2 threads give the same bits" same "$work/variant" "$work/twice"
+    fi
+    # shellcheck disable=SC2086
+    start pow2 --rescale pathcond --rescale-$how --rescale-pow2 --report "$work/r.json"
+    check "--rescale-$how in powers of two: outputs moved by exactly 0" is \
+        "$(number "$work/r.json" output_max_rel_diff)" 0
+done
+ok 'a measured diag(G)' $tiny --steps 0 --rescale pathcond --rescale-kernel data --report "$work/r.json"
+check 'a measured diag(G): a line for every set, without an objective of its own' eval \
+    '[ "$(grep -c "^set [a-z]*: max |log lambda|" "$work/out")" -eq 4 ]'
+check 'a measured diag(G): analysed as one network' eval \
+    'tables && says "changes F by -" && says "h.1.attn.c_attn.weight (keys)"'
+for key in parameter_share energy_share_before energy_share_after; do
+    check "a measured diag(G): $key sums to 1" near "$(shares "$work/r.json" $key)" 1 1e-9
+done
+check 'a measured diag(G): a smaller spread' \
+    less "$(number "$work/r.json" spread_after)" "$(number "$work/r.json" spread_before)"
+start auto --rescale pathcond --rescale-power auto
+start one --rescale pathcond --rescale-power 1
+check '--rescale-power auto: first powers, as this trainer has AdamW' same "$work/auto" "$work/one"
+start data --rescale pathcond --rescale-kernel data
+start fisher --rescale pathcond --rescale-kernel fisher
+start few --rescale pathcond --rescale-kernel data --rescale-samples 5
+start many --rescale pathcond --rescale-kernel data --rescale-samples 2000
+start all --rescale pathcond --rescale-kernel data --rescale-samples 200
+check 'data is not fisher' not same "$work/data" "$work/fisher"
+check 'another number of samples: other weights' not same "$work/data" "$work/few"
+check 'more samples than there are: all of them' same "$work/many" "$work/all"
+ok 'training without rescaling' $tiny --steps 6 --rescale none --quiet --save "$work/a"
+ok 'training beside measurements' $tiny --steps 6 --rescale pathcond --rescale-kernel data --rescale-strength 0 \
+    --rescale-every 2steps --quiet --save "$work/b"
+check 'measuring moves nothing else: the same bits' same "$work/a" "$work/b"
 start small --init-scale 1e-3
 start seeded --seed 2 --rescale none
 check 'another seed: other weights' not same "$work/none" "$work/seeded"

@@ -23,7 +23,7 @@
 #include "common/log.h"
 #include "rescale.cuh"
 #include "common/corpus.h"
-#include "common/joint.h"
+#include "common/gpt_rescale.h"
 #include "common/sample.h"
 #include "common/train.h"
 #undef RESCALE_REAL  // the trainer says so itself: float
