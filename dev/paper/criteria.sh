@@ -382,7 +382,7 @@ compares() {
                 exp(worst[m]), acc_better[m], acc_worse[m], acc_n[m], all_failed[m]
         }
         printf "\nFailed runs of none: %d.\n", all_failed["none"]
-    }' OFS=, "$out/best" "$csv"
+    }' "$out/best" "$csv"
 }
 
 mkdir -p "$out" "$results"
