@@ -7,7 +7,7 @@
 // (train_gpt_style.c), large images, several devices.
 //
 // Reads top to bottom: configuration, model, kernels (each forward beside its backward), forward,
-// backward, initialisation, diag(G) and rescaling, data, training, command line. `train_cnn --help`
+// backward, initialisation, data, diag(G) and rescaling, training, command line. `train_cnn --help`
 // lists the options. Convolutions, by hand, are in common/conv.cuh; kernels that the MLP has as
 // well in common/layers.cuh.
 //
@@ -32,6 +32,7 @@
 #include "common/train.h"        // the training run around a model: options, files, loop, report
 #include "common/layers.cuh"     // BatchNorm, bias and ReLU, loss, optimizers, data on the device
 #include "common/conv.cuh"       // convolutions by im2col and Winograd
+#include "common/kernel.cuh"     // diagonal of the tangent kernel: output gradients, sums of powers
 
 // ----------------------------------------------------------------------------------- configuration
 
@@ -108,6 +109,9 @@ typedef struct model {
     int n_layers, classes;
     layer layers[MAX_LAYERS];
     int pool_max;                       // diag(G) follows the largest of a pool, not all
+    // of --rescale-kernel data and fisher: the training set, and the steps done when it is computed
+    const device_data *samples;
+    int64_t step;
     float smoothing;                    // of labels
     // parameters and running statistics by PyTorch's names; device memory
     train_net net;
@@ -296,11 +300,14 @@ static void plan_gradients(model *m) {
     }
 }
 
-// The convolution of a layer in this mode: diag(G) is a sum of positive terms, which Winograd's
-// differences would spoil.
+// The convolution of a layer in this mode. For diag(G) not Winograd's: over paths it is a sum of
+// positive terms, which his differences would spoil; on data a gradient of zero would not stay
+// zero. An image at a time, which needs the least memory.
 static conv_plan plan_of(const layer *l, int mode) {
     conv_plan p = l->conv;
-    if (mode == MODE_SQUARED && p.algorithm == CONV_WINOGRAD) p.algorithm = CONV_IM2COL;
+    if (p.algorithm != CONV_WINOGRAD || (!power_of(mode) && mode != MODE_KERNEL)) return p;
+    p.algorithm = CONV_IM2COL;
+    p.limit = 0;
     return p;
 }
 
@@ -584,11 +591,6 @@ static __global__ void add_relu_kernel(float *__restrict__ y, const float *__res
     y[i] = (int)(v <= 0.0f) & relu ? 0.0f : v;
 }
 
-static __global__ void square_kernel(float *__restrict__ out, const float *__restrict__ in, int n) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = in[i] * in[i];
-}
-
 // v *= factor.
 static __global__ void multiply_kernel(float *__restrict__ v, float factor, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -611,7 +613,7 @@ static pool_shape pool_of(const layer *l) {
 // Weight of a pixel in an average pool, squared with the other weights.
 static float average_factor(const layer *l, int mode) {
     const float f = 1.0f / (float)(l->in_h * l->in_w);
-    return mode == MODE_SQUARED ? f * f : f;
+    return power_of(mode) == 2 ? f * f : f;
 }
 
 // One convolution with what follows it: BatchNorm or bias, residual, ReLU.
@@ -636,25 +638,43 @@ static void conv_layer_forward(model *m, layer *l, int n, int mode) {
     }
 }
 
-// Its backward: d, the gradient of y, is masked by the ReLU in place and is then also the
-// residual's gradient.
-static void conv_layer_backward(model *m, layer *l, int n, int mode, float *dx) {
-    // squares are not negative: every ReLU passes
-    const int rows = n * l->h * l->w, relu = l->relu && mode != MODE_SQUARED;
+// Its backward for images first .. first + n - 1 of the last forward: d, the gradient of y, is
+// masked by the ReLU in place and is then also the residual's gradient.
+static void conv_layer_backward(model *m, layer *l, int first, int n, int mode, float *dx) {
+    // powers are not negative: every ReLU passes
+    const int rows = n * l->h * l->w, relu = l->relu && !power_of(mode);
     const conv_plan plan = plan_of(l, mode);
-    float *d = m->gradient[l->gradient], *dz = d;
+    const size_t before = (size_t)first * conv_out_floats(&plan);
+    const size_t before_x = (size_t)first * conv_in_floats(&plan);
+    const float *x = activation(m, l->input) + before_x, *y = l->y + before;
+    float *d = m->gradient[l->gradient] + before, *dz = d;
     if (l->gamma != NONE) {
         dz = m->dz;
-        bn_relu_backward(dz, d, l->y, l->z, l->mean, l->rstd, value_of(m, l->gamma),
+        bn_relu_backward(dz, d, y, l->z + before, l->mean, l->rstd, value_of(m, l->gamma),
                          grad_of(m, l->gamma), grad_of(m, l->beta), m->partial, rows, l->c, mode,
                          relu);
         if (l->bias != NONE)
-            bias_relu_backward(dz, l->y, grad_of(m, l->bias), m->partial, rows, l->c, 0);
+            bias_relu_backward(dz, y, grad_of(m, l->bias), m->partial, rows, l->c, 0);
     } else if (relu || l->bias != NONE) {
-        bias_relu_backward(d, l->y, grad_of(m, l->bias), m->partial, rows, l->c, relu);
+        bias_relu_backward(d, y, grad_of(m, l->bias), m->partial, rows, l->c, relu);
     }
-    conv_backward(&m->gemm, &plan, n, activation(m, l->input), value_of(m, l->weight), dz,
-                  grad_of(m, l->weight), dx, l->accumulate, l->u, m->work);
+    conv_backward(&m->gemm, &plan, n, x, value_of(m, l->weight), dz, grad_of(m, l->weight),
+                  dx ? dx + before_x : NULL, l->accumulate, l->u, m->work);
+}
+
+// The same for n images one by one, whose gradients are not added up: |gradient|^power of every
+// image is added to g[n_params].
+static void conv_layer_backward_each(model *m, layer *l, int n, int mode, float *dx, float *g,
+                                     int power) {
+    const train_net *net = &m->net;
+    int end = l->weight;
+    while (end < net->n_tensors && &m->layers[net->tensors[end].layer] == l) end++;
+    const size_t at = net->tensors[l->weight].offset;
+    const size_t after = end < net->n_tensors ? net->tensors[end].offset : net->n_params;
+    for (int i = 0; i < n; i++) {
+        conv_layer_backward(m, l, i, 1, mode, dx);
+        kernel_add(g + at, net->grads + at, after - at, power, 1.0f);
+    }
 }
 
 // Forward of n images in activation 0.
@@ -666,7 +686,7 @@ static void forward(model *m, int n, int mode) {
         switch (l->kind) {
         case LAYER_CONV: conv_layer_forward(m, l, n, mode); break;
         case LAYER_MAX_POOL:
-            if (mode == MODE_SQUARED && !m->pool_max)
+            if (power_of(mode) && !m->pool_max)
                 sum_pool_kernel<<<grid, block_of(l->c)>>>(l->y, x, pool_of(l));
             else
                 max_pool_kernel<<<grid, block_of(l->c)>>>(l->y, l->arg, x, pool_of(l));
@@ -683,16 +703,19 @@ static void forward(model *m, int n, int mode) {
 }
 
 // Backward of the last forward: the gradient of the last activation lies in its buffer; writes
-// every tensor of grads.
-static void backward(model *m, int n, int mode) {
+// every tensor of grads. With g[n_params]: |gradient|^power of each of the n images is added to g.
+static void backward_into(model *m, int n, int mode, float *g, int power) {
     for (int k = m->n_layers - 1; k >= 0; k--) {
         layer *l = &m->layers[k];
         float *d = m->gradient[l->gradient], *dx = NULL;
         if (l->input != IMAGE) dx = m->gradient[m->layers[l->input - 1].gradient];
         const dim3 grid = grid_of_images(l->c, l->in_h * l->in_w, n);
-        const int sum = mode == MODE_SQUARED && !m->pool_max;
+        const int sum = power_of(mode) && !m->pool_max;
         switch (l->kind) {
-        case LAYER_CONV: conv_layer_backward(m, l, n, mode, dx); break;
+        case LAYER_CONV:
+            if (g) conv_layer_backward_each(m, l, n, mode, dx, g, power);
+            else conv_layer_backward(m, l, 0, n, mode, dx);
+            break;
         case LAYER_MAX_POOL:
             max_pool_backward_kernel<<<grid, block_of(l->c)>>>(dx, d, l->arg, pool_of(l), sum);
             break;
@@ -705,6 +728,8 @@ static void backward(model *m, int n, int mode) {
     }
     CUDA_CHECK_LAUNCH();
 }
+
+static void backward(model *m, int n, int mode) { backward_into(m, n, mode, NULL, 0); }
 
 // Loss of the logits; its gradient, of the mean over the batch, goes to their buffer; the mean loss
 // to step_loss[slot].
@@ -761,41 +786,63 @@ static void model_init(model *m, const config *c) {
     free(stats);
 }
 
+// -------------------------------------------------------------------------------------------- data
+
+// Loads images first .. first + rows - 1 of the epoch's order into activation 0, cropped and
+// mirrored at random if crop_seed >= 0.
+static void load_batch(model *m, const device_data *d, int first, int rows, int64_t crop_seed,
+                       int64_t epoch) {
+    const int *order = d->order + first, *crop = NULL;
+    if (crop_seed >= 0) {
+        crop_kernel<<<ceil_div(rows, BLOCK), BLOCK>>>(
+            m->crop, order, rows, m->max_rows, (uint64_t)crop_seed,
+            rng_stream(RNG_AUGMENTATION, (uint32_t)epoch));
+        crop = m->crop;
+    }
+    const dim3 grid((unsigned)ceil_div(d->width, 32), (unsigned)d->height, (unsigned)rows);
+    gather_images_kernel<<<grid, 32>>>(m->image, d->pixels, order, crop, m->max_rows, d->channels,
+                                       d->width, d->norm);
+    gather_labels(m->label, d, first, rows);
+    CUDA_CHECK_LAUNCH();
+}
+
 // --------------------------------------------------------------------------- diag(G) and rescaling
 
 // Writes diag(G) of the path-lifting into grads, that of a bias times 2^out, all others times 2^(in
-// + out): the trainer's own passes, once, with squared parameters, on one image of 2^in and output
-// gradients of 2^out. Max-pools are sums over their windows, or follow the largest (--rescale-pool
-// max). Every path begins at the image or at a bias, so squared biases are times 2^in as well; with
-// BatchNorm, whose means begin paths, in is 0.
-static void scaled_diag_g(model *m, int bias_paths, int in, int out) {
-    const int n = (int)m->net.n_params,
-              pixels = m->layers[0].in_h * m->layers[0].in_w * m->layers[0].in_c;
-    float *params = m->net.params, *squares = device_floats(m->net.n_params);
+// + out): the trainer's own passes, once, with squared parameters (power 1: with their absolute
+// values), on one image of 2^in and output gradients of 2^out. Max-pools are sums over their
+// windows, or follow the largest (--rescale-pool max). Every path begins at the image or at a bias,
+// so powers of biases are times 2^in as well; with BatchNorm, whose means begin paths, in is 0.
+static void scaled_diag_g(model *m, int power, int bias_paths, int in, int out) {
+    const int pixels = m->layers[0].in_h * m->layers[0].in_w * m->layers[0].in_c;
+    const int mode = power == 1 ? MODE_ABSOLUTE : MODE_SQUARED;
+    float *params = m->net.params, *powers = device_floats(m->net.n_params);
     const int precision = m->gemm.precision;
     gemm_set_precision(&m->gemm, GEMM_FP32, NULL, 0);  // also with --precision tf32 or bf16
-    square_kernel<<<ceil_div(n, BLOCK), BLOCK>>>(squares, params, n);
+    kernel_raise(powers, params, m->net.n_params, power);
     fill_kernel<<<ceil_div(pixels, BLOCK), BLOCK>>>(m->image, ldexpf(1.0f, in), pixels);
     for (int i = 0; i < m->net.n_tensors; i++) {
         const train_tensor *t = &m->net.tensors[i];
-        float *square = squares + t->offset;
+        float *bias = powers + t->offset;
         if (t->role != RESCALE_BIAS) continue;
-        if (!bias_paths) CUDA_CHECK(cudaMemset(square, 0, (size_t)t->rows * sizeof(float)));
+        if (!bias_paths) CUDA_CHECK(cudaMemset(bias, 0, (size_t)t->rows * sizeof(float)));
         else if (in)
-            multiply_kernel<<<ceil_div(t->rows, BLOCK), BLOCK>>>(square, ldexpf(1.0f, in), t->rows);
+            multiply_kernel<<<ceil_div(t->rows, BLOCK), BLOCK>>>(bias, ldexpf(1.0f, in), t->rows);
     }
-    m->net.params = squares;
-    forward(m, 1, MODE_SQUARED);
+    m->net.params = powers;
+    forward(m, 1, mode);
     fill_kernel<<<ceil_div(m->classes, BLOCK), BLOCK>>>(
         m->gradient[m->layers[m->n_layers - 1].gradient], ldexpf(1.0f, out), m->classes);
-    backward(m, 1, MODE_SQUARED);
+    backward(m, 1, mode);
     device_synchronize();
     m->net.params = params;
-    CUDA_CHECK(cudaFree(squares));
+    CUDA_CHECK(cudaFree(powers));
     gemm_set_precision(&m->gemm, precision, NULL, 0);
 }
 
-static void diag_g(model *m, int bias_paths) { scaled_diag_g(m, bias_paths, 0, 0); }
+static void diag_g(model *m, int power, int bias_paths) {
+    scaled_diag_g(m, power, bias_paths, 0, 0);
+}
 
 // What is in grads: the smallest positive and the largest number, and how many are zero.
 typedef struct g_range {
@@ -824,11 +871,11 @@ typedef struct g_scale {
 // diag(G) into grads, with powers of two that keep it within the range of floats where ones do not.
 // Layers of small weights, one after the other, leave that range: their g would be zero, and their
 // channels would be taken for dead.
-static g_scale diag_g_in_range(model *m, int bias_paths) {
+static g_scale diag_g_in_range(model *m, int power, int bias_paths) {
     const double comfortable = 1e-30;
     const g_scale ones = {0, 0, 0};
     int norm = 0;
-    diag_g(m, bias_paths);
+    diag_g(m, power, bias_paths);
     g_range range = range_of_g(m);
     if (range.most <= FLT_MAX && range.zeros == 0 && range.least >= comfortable) return ones;
     for (int k = 0; k < m->n_layers; k++)
@@ -837,13 +884,76 @@ static g_scale diag_g_in_range(model *m, int bias_paths) {
     for (int shift = (range.most <= FLT_MAX ? 100 : -20) - most; shift > -240; shift -= 20) {
         g_scale scale = {norm ? 0 : shift / 2, 0, 0};
         scale.out = shift - scale.in < 120 ? shift - scale.in : 120;
-        scaled_diag_g(m, bias_paths, scale.in, scale.out);
+        scaled_diag_g(m, power, bias_paths, scale.in, scale.out);
         range = range_of_g(m);
         if (!(range.most <= FLT_MAX)) continue;
         if (range.least < comfortable) scale.lost = range.zeros;
         return scale;
     }
     return ones;  // rescale.cuh refuses what overflows
+}
+
+// Adds to g[n_params] what the n images in activation 0 contribute to the diagonal of the tangent
+// kernel (or of the Fisher matrix), n times their mean, with output gradients of 2^out. They are
+// samples first .. first + n - 1 of the draw, which decides on signs and labels. One forward for
+// all; the backward takes every image by itself. BatchNorm: mean and variance are those of the n
+// images, and are constants to the backward.
+static void add_kernel(model *m, const config *c, int first, int n, int out, float *g) {
+    const layer *last = &m->layers[m->n_layers - 1];
+    const int fisher = c->train.rescale_kernel == KERNEL_FISHER, size = n * m->classes;
+    float *d = m->gradient[last->gradient];
+    forward(m, n, MODE_KERNEL);
+    kernel_output_gradient(d, last->y, fisher, first, n, m->classes, c->train.seed, m->step);
+    if (out) multiply_kernel<<<ceil_div(size, BLOCK), BLOCK>>>(d, ldexpf(1.0f, out), size);
+    backward_into(m, n, MODE_KERNEL, g, train_rescale_power(&c->train));
+}
+
+// Training samples of the kernel's diagonal: --rescale-samples, or all.
+static int kernel_samples(const config *c, int n) {
+    return c->train.rescale_samples < n ? c->train.rescale_samples : n;
+}
+
+// Writes the diagonal of the tangent kernel (or of the Fisher matrix) on training samples into
+// grads, times 2^(out power): the mean over samples drawn by (seed, step), without augmentation.
+// More than the model holds at a time go through it in parts of nearly the same size; with
+// BatchNorm, each has its own mean and variance, as a training batch has.
+static void kernel_diagonal(model *m, const config *c, int out) {
+    const int n = kernel_samples(c, m->samples->n), parts = ceil_div(n, m->max_rows);
+    const int n_params = (int)m->net.n_params, precision = m->gemm.precision;
+    float *g = device_floats(m->net.n_params);
+    gemm_set_precision(&m->gemm, GEMM_FP32, NULL, 0);
+    // Epochs count from 0, so none of them has this order.
+    order_samples(m->samples, c->train.seed, INT64_MAX - m->step, 1);
+    for (int i = 0; i < parts; i++) {
+        const int first = (int)((int64_t)n * i / parts), end = (int)((int64_t)n * (i + 1) / parts);
+        load_batch(m, m->samples, first, end - first, -1, 0);
+        add_kernel(m, c, first, end - first, out, g);
+    }
+    multiply_kernel<<<ceil_div(n_params, BLOCK), BLOCK>>>(g, 1.0f / (float)n, n_params);
+    CUDA_CHECK(cudaMemcpy(m->net.grads, g, m->net.n_params * sizeof(float),
+                          cudaMemcpyDeviceToDevice));
+    CUDA_CHECK(cudaFree(g));
+    gemm_set_precision(&m->gemm, precision, NULL, 0);
+}
+
+// The same with output gradients of a power of two that keeps it within the range of floats. A zero
+// says nothing here: on these samples a ReLU may be off. So it is the largest that is looked at.
+static g_scale kernel_in_range(model *m, const config *c) {
+    const double comfortable = 1e-20;
+    int out = 0;
+    kernel_diagonal(m, c, out);
+    double most = range_of_g(m).most;
+    if (!(most <= FLT_MAX)) {
+        out = -60;
+        kernel_diagonal(m, c, out);  // rescale.cuh refuses what overflows still
+    }
+    while (most < comfortable && out < 120) {
+        out += 60;
+        kernel_diagonal(m, c, out);
+        most = range_of_g(m).most;
+    }
+    const g_scale scale = {0, out * train_rescale_power(&c->train), 0};
+    return scale;
 }
 
 // Describes the model to rescale.cuh; returns the number of groups. The channels of an activation
@@ -898,7 +1008,8 @@ static int rescale_model(model *m, const config *c, rescale_report *report) {
     device_synchronize();
     const double start = log_seconds();
     g_scale scale = {0, 0, 0};
-    if (pathcond) scale = diag_g_in_range(m, !c->train.rescale_paths);
+    if (pathcond && c->train.rescale_kernel) scale = kernel_in_range(m, c);
+    else if (pathcond) scale = diag_g_in_range(m, o.power, !c->train.rescale_paths);
     const double seconds = log_seconds() - start;
     const rescale_net net = {group, describe(m, group, tensors, pathcond), tensors,
                              m->net.n_tensors};
@@ -960,24 +1071,6 @@ typedef struct trainer {
     int64_t ordered;                    // epoch whose sample order is on the device, or -1
 } trainer;
 
-// Loads images first .. first + rows - 1 of the epoch's order into activation 0, cropped and
-// mirrored at random if crop_seed >= 0.
-static void load_batch(model *m, const device_data *d, int first, int rows, int64_t crop_seed,
-                       int64_t epoch) {
-    const int *order = d->order + first, *crop = NULL;
-    if (crop_seed >= 0) {
-        crop_kernel<<<ceil_div(rows, BLOCK), BLOCK>>>(
-            m->crop, order, rows, m->max_rows, (uint64_t)crop_seed,
-            rng_stream(RNG_AUGMENTATION, (uint32_t)epoch));
-        crop = m->crop;
-    }
-    const dim3 grid((unsigned)ceil_div(d->width, 32), (unsigned)d->height, (unsigned)rows);
-    gather_images_kernel<<<grid, 32>>>(m->image, d->pixels, order, crop, m->max_rows, d->channels,
-                                       d->width, d->norm);
-    gather_labels(m->label, d, first, rows);
-    CUDA_CHECK_LAUNCH();
-}
-
 // Loads the batch of the step to come; returns its rows.
 static int next_batch(trainer *t) {
     const train_options *o = t->run.options;
@@ -1017,6 +1110,8 @@ static void evaluate(void *self, int test, double *loss, double *accuracy) {
 
 static int rescale_now(void *self, rescale_report *report, double *moved) {
     trainer *t = (trainer *)self;
+    t->m.step = t->run.step;
+    t->ordered = -1;  // the kernel's samples are in their own order
     return moved ? rescale_and_measure(&t->m, t->c, report, moved)
                  : rescale_model(&t->m, t->c, report);
 }
@@ -1085,6 +1180,8 @@ static void parse_command_line(config *c, int argc, char **argv) {
     if (c->model == MODEL_RESNET18 && !cli_given(options, n, "norm")) c->norm = NORM_BATCH;
     if (c->model != MODEL_RESNET18 && cli_given(options, n, "shortcut") == CLI_TYPED)
         cli_usage_error("train_cnn", "--shortcut: only --model resnet18 has shortcuts");
+    if (c->rescale_pool && o->rescale_kernel)
+        cli_usage_error("train_cnn", "--rescale-pool max needs --rescale-kernel paths");
 }
 
 // Height x width of the smallest map that BatchNorm normalises; 0 where none is.
@@ -1131,6 +1228,8 @@ static int run(const config *c) {
     if (failed) return train_fail(&t.run, err);
     const int normed = smallest_normed_map(&t.m);
     if (normed) train_check_batch_norm(&t.run, normed);
+    if (normed == 1 && c->train.rescale_kernel && kernel_samples(c, train.n) == 1)
+        cli_usage_error("train_cnn", "--rescale-samples: BatchNorm expects 2 samples or more");
     t.train = device_data_create(&train, 1);
     t.test = device_data_create(&test, 1);
     device_describe(device, sizeof device);
@@ -1147,6 +1246,7 @@ static int run(const config *c) {
     t.run.step_loss = t.m.step_loss;
     t.run.backend = gemm_backend();
     t.run.trainer = &t;
+    t.m.samples = &t.train;
     t.run.hooks.evaluate = evaluate;
     t.run.hooks.rescale = rescale_now;
     t.run.hooks.outputs = outputs;

@@ -50,7 +50,15 @@ enum { MAX_ROWS = 65535 * ROW_CHUNK };  // of a matrix: CUDA allows 65,535 block
 //     MODE_PROBE      the batch's statistics; the running ones stay
 //     MODE_EVAL       the running statistics
 //     MODE_SQUARED    evaluation with squared parameters, for diag(G)
-enum { MODE_TRAIN, MODE_PROBE, MODE_EVAL, MODE_SQUARED };
+//     MODE_ABSOLUTE   evaluation with absolute values of parameters, for diag(G) of first powers
+//     MODE_KERNEL     the batch's statistics, as constants: nothing flows back through them
+enum { MODE_TRAIN, MODE_PROBE, MODE_EVAL, MODE_SQUARED, MODE_ABSOLUTE, MODE_KERNEL };
+
+// The power of every factor of a path in this mode; 0 where the network computes its own function.
+static inline int power_of(int mode) {
+    if (mode == MODE_SQUARED) return 2;
+    return mode == MODE_ABSOLUTE ? 1 : 0;
+}
 
 // Grid and block of a kernel with a thread per column; blockIdx.y is a row or a chunk of rows.
 // Narrow matrices get narrow blocks.
@@ -364,20 +372,21 @@ static __global__ void bn_finish_kernel(float *__restrict__ mean, float *__restr
     }
 }
 
-// Evaluation mode: the running statistics, shifted by the bias so that they apply to z. squared:
-// for diag(G) every factor is squared and every path counts by itself, so (z - mean + b) rstd
-// becomes (z + mean^2 + b) rstd^2; b is a square already.
+// Evaluation mode: the running statistics, shifted by the bias so that they apply to z. power 2 and
+// 1: for diag(G) every factor is |.|^power and every path counts by itself, so (z - mean + b) rstd
+// becomes (z + |mean|^power + b) rstd^power; b is a power already.
 static __global__ void bn_running_kernel(float *__restrict__ mean, float *__restrict__ rstd,
                                          const float *__restrict__ running_mean,
                                          const float *__restrict__ running_var,
-                                         const float *__restrict__ b, int cols, int squared) {
+                                         const float *__restrict__ b, int cols, int power) {
     const int c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= cols) return;
     const float m = running_mean[c];
     const float s = 1.0f / sqrtf(running_var[c] + BN_EPS);
     const float bias = b ? b[c] : 0.0f;
-    mean[c] = squared ? -(m * m + bias) : m - bias;
-    rstd[c] = squared ? s * s : s;
+    const float path = power == 1 ? fabsf(m) : m * m;
+    mean[c] = power ? -(path + bias) : m - bias;
+    rstd[c] = power == 2 ? s * s : s;
 }
 
 // mean[cols] and rstd[cols] of z[rows][cols] in the given mode; MODE_TRAIN moves the running
@@ -389,9 +398,9 @@ static inline void bn_statistics(float *mean, float *rstd, float *running_mean, 
     const int chunks = ceil_div(rows, ROW_CHUNK);
     const dim3 columns = grid_of(cols, 1);
     const unsigned block = block_of(cols);
-    if (mode == MODE_EVAL || mode == MODE_SQUARED) {
+    if (mode == MODE_EVAL || power_of(mode)) {
         bn_running_kernel<<<columns, block>>>(mean, rstd, running_mean, running_var, b, cols,
-                                              mode == MODE_SQUARED);
+                                              power_of(mode));
     } else {
         float *sums = scratch + column_scratch(rows, cols) - 2 * (size_t)cols;
         bn_moments_kernel<<<grid_of(cols, chunks), block>>>(scratch, z, rows, cols);
@@ -511,7 +520,8 @@ static inline void bn_relu_backward(float *dz, float *d, const float *y, const f
     const int chunks = ceil_div(rows, ROW_CHUNK);
     const dim3 grid = grid_of(cols, chunks);
     const unsigned block = block_of(cols);
-    const int constant = mode == MODE_EVAL || mode == MODE_SQUARED;  // mean and variance are
+    // mean and variance are
+    const int constant = mode == MODE_EVAL || mode == MODE_KERNEL || power_of(mode);
     const float inverse_rows = constant ? 0.0f : 1.0f / (float)rows;
     float *sums = scratch + column_scratch(rows, cols) - 2 * (size_t)cols;
     bn_relu_backward_sums_kernel<<<grid, block>>>(d, y, z, mean, rstd, scratch, rows, cols, relu);

@@ -171,7 +171,7 @@ static void test_diag_g(const char *name, const RefCnnConfig *k, int pool, int d
     float *params = train_host_copy(m.net.params, m.net.n_params), *stats = train_host_copy(m.net.stats, m.net.n_stats);
     CUDA_CHECK(cudaMemset(m.acts, 0xff, m.n_acts * sizeof(float)));
     CUDA_CHECK(cudaMemset(m.net.grads, 0xff, m.net.n_params * sizeof(float)));
-    diag_g(&m, 1);
+    diag_g(&m, 2, 1);
     for (int i = 0; i < m.net.n_tensors; i++) {
         const train_tensor *t = &m.net.tensors[i];
         const RefTensor *r = ref_cnn_tensor(&ref, t->name);
@@ -208,7 +208,7 @@ static void test_extreme_weights(const char *name, const RefCnnConfig *k, float 
     copy_to_model(&m, &ref);
     double *g = doubles(ref_cnn_param_count(&ref));
     ref_cnn_diag_g(&ref, REF_PATHS_SUM, g);
-    const g_scale scale = diag_g_in_range(&m, 1);
+    const g_scale scale = diag_g_in_range(&m, 2, 1);
     CHECK(scale.out != 0 && scale.lost == 0, "ones would not do, a power of two does");
     for (int i = 0; i < m.net.n_tensors; i++) {
         const train_tensor *t = &m.net.tensors[i];
@@ -238,7 +238,7 @@ static void test_pytorch_sums(const RefCnnParityCase *k) {
         c.rescale_pool = pool;
         build(&m, &k->config, &c, 1);
         copy_to_model(&m, &ref);
-        diag_g(&m, 1);
+        diag_g(&m, 2, 1);
         float *g = train_host_copy(m.net.grads, m.net.n_params);
         for (int i = 0; i < m.net.n_tensors; i++) {
             const train_tensor *t = &m.net.tensors[i];
@@ -431,7 +431,7 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
     const size_t n_out = (size_t)(ROWS * m.classes);
     const float *before[2] = {outputs_of(&m, MODE_EVAL, ROWS), outputs_of(&m, MODE_PROBE, ROWS)};
 
-    diag_g(&m, 1);
+    diag_g(&m, 2, 1);
     describe_model(&d, &m, 1);
     const solution dry = solve(&d, &m, &c);
     n_max = dry.n_max;
@@ -448,7 +448,7 @@ static void test_full_size(const char *name, const RefCnnConfig *k, int init, in
     }
     CHECK(own <= 2e-5, "the function stays, measured here");
 
-    diag_g(&m, 1);
+    diag_g(&m, 2, 1);
     RefPairs again = pairs_of(&d, &m, &n_max);
     memset(dry.u, 0, (size_t)d.n_units * sizeof *dry.u);
     const double itself = ref_pairs_grad(&again, dry.u, dry.gradient, dry.pinned) / n_max;
@@ -529,7 +529,7 @@ static void test_published_values(int64_t weights_seed) {
     snprintf(label, sizeof label, "published values, seed %lld", (long long)weights_seed);
     build(&m, &k, &c, 1);
     model_init(&m, &c);
-    diag_g(&m, 1);
+    diag_g(&m, 2, 1);
     describe_model(&d, &m, 1);
     RefPairs pairs = pairs_of(&d, &m, &n_max);
     const size_t n = (size_t)d.n_units;
@@ -818,7 +818,7 @@ static void test_diag_g_precision(const char *name, const RefCnnConfig *k) {
         snprintf(label, sizeof label, "diag(G) of %s, precision %d", name, precisions[i]);
         build(&m, k, &c, PROBE_ROWS);
         model_init(&m, &c);
-        diag_g(&m, 1);
+        diag_g(&m, 2, 1);
         CHECK(m.gemm.precision == precisions[i], "the precision is as before");
         if (!want) want = train_host_copy(m.net.grads, m.net.n_params);
         same_bits("diag(G)", m.net.grads, want, m.net.n_params * sizeof(float));
