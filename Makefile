@@ -115,7 +115,8 @@ $(TIMED) $(addprefix build/c/dev/bench/,$(C_BENCH)): dev/timing.h
 $(addprefix $(B)/test/,$(CU_TESTS)): $(wildcard test/*.h) train_mlp.cu train_cnn.cu
 $(addprefix $(B)/dev/bench/,$(CU_BENCH)): $(wildcard dev/bench/*.h) train_mlp.cu train_cnn.cu
 build/cpu/test/test_mlp build/cpu/test/test_mlp_kernel build/cpu/dev/bench/bench_rescale: build/cpu/train_mlp.cu
-build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
+build/cpu/test/test_cnn build/cpu/test/test_cnn_rescale build/cpu/test/test_cnn_kernel: build/cpu/train_cnn.cu
+build/cpu/dev/bench/bench_cnn: build/cpu/train_cnn.cu
 build/cpu/dev/kernels/max_pool: build/cpu/train_cnn.cu
 GPT_PROGRAMS := test/test_gpt test/test_gpt_double test/test_gpt_kernel dev/bench/bench_gpt
 $(addprefix build/c/,$(GPT_PROGRAMS)): train_gpt_style.c

@@ -844,20 +844,28 @@ static void diag_g(model *m, int power, int bias_paths) {
     scaled_diag_g(m, power, bias_paths, 0, 0);
 }
 
-// What is in grads: the smallest positive and the largest number, and how many are zero.
+// What is in grads: the smallest positive and the largest number, the smallest that is the largest
+// of a tensor, and how many are zero.
 typedef struct g_range {
-    double least, most;
+    double least, most, faintest;
     size_t zeros;
 } g_range;
 static g_range range_of_g(const model *m) {
-    float *g = train_host_copy(m->net.grads, m->net.n_params);
-    g_range r = {INFINITY, 0, 0};
-    for (size_t i = 0; i < m->net.n_params; i++) {
-        if (g[i] == 0) r.zeros++;
-        else if (!(g[i] >= r.least)) r.least = g[i];
-        if (!(g[i] <= r.most)) r.most = g[i];
+    float *host = train_host_copy(m->net.grads, m->net.n_params);
+    g_range r = {INFINITY, 0, INFINITY, 0};
+    for (int k = 0; k < m->net.n_tensors; k++) {
+        const train_tensor *t = &m->net.tensors[k];
+        const float *g = host + t->offset;
+        double most = 0;
+        for (size_t i = 0; i < (size_t)t->rows * (size_t)t->cols; i++) {
+            if (g[i] == 0) r.zeros++;
+            else if (!(g[i] >= r.least)) r.least = g[i];
+            if (!(g[i] <= most)) most = g[i];
+        }
+        if (!(most <= r.most)) r.most = most;
+        r.faintest = fmin(r.faintest, most);
     }
-    free(g);
+    free(host);
     return r;
 }
 
@@ -936,23 +944,21 @@ static void kernel_diagonal(model *m, const config *c, int out) {
     gemm_set_precision(&m->gemm, precision, NULL, 0);
 }
 
-// The same with output gradients of a power of two that keeps it within the range of floats. A zero
-// says nothing here: on these samples a ReLU may be off. So it is the largest that is looked at.
+// The same, with output gradients of a power of two that keeps it within the range of floats where
+// ones would not do. A zero says nothing here, as a ReLU may be off on all samples, and the biases
+// of the logits have g of about one. So it is the largest number of every tensor that is looked at.
 static g_scale kernel_in_range(model *m, const config *c) {
     const double comfortable = 1e-20;
+    const int power = train_rescale_power(&c->train);
     int out = 0;
     kernel_diagonal(m, c, out);
-    double most = range_of_g(m).most;
-    if (!(most <= FLT_MAX)) {
-        out = -60;
-        kernel_diagonal(m, c, out);  // rescale.cuh refuses what overflows still
-    }
-    while (most < comfortable && out < 120) {
-        out += 60;
-        kernel_diagonal(m, c, out);
-        most = range_of_g(m).most;
-    }
-    const g_scale scale = {0, out * train_rescale_power(&c->train), 0};
+    const g_range range = range_of_g(m);
+    if (!(range.most <= FLT_MAX)) out = -60;
+    else if (range.most == 0) out = 120;
+    else if (range.faintest < comfortable) out = (100 - ilogb(range.most)) / power;
+    if (out > 120) out = 120;
+    if (out) kernel_diagonal(m, c, out);  // rescale.cuh refuses what overflows still
+    const g_scale scale = {0, out * power, 0};
     return scale;
 }
 

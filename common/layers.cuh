@@ -57,7 +57,7 @@ enum { MODE_TRAIN, MODE_PROBE, MODE_EVAL, MODE_SQUARED, MODE_ABSOLUTE, MODE_KERN
 // The power of every factor of a path in this mode; 0 where the network computes its own function.
 static inline int power_of(int mode) {
     if (mode == MODE_SQUARED) return 2;
-    return mode == MODE_ABSOLUTE ? 1 : 0;
+    return mode == MODE_ABSOLUTE;
 }
 
 // Grid and block of a kernel with a thread per column; blockIdx.y is a row or a chunk of rows.

@@ -84,6 +84,7 @@ typedef struct {
     double label_smoothing;
     int track_running;   // 1: training passes move the running statistics
     int arithmetic;      // REF_VALUES, except during ref_cnn_diag_g
+    int path_power;      // then: the power of the factors of a path, 1 or 2
     // of the last pass
     int n, mode, correct;
     double *x;           // [n][in_c][in_h][in_w]
@@ -407,6 +408,12 @@ static inline int ref_cnn_add_layer(RefCnn *m, int kind, const char *name, int i
     return m->n_layers++;
 }
 
+// Weight of an entry of an average pool over a map.
+static inline double ref_cnn_average(const RefCnn *m, int map) {
+    const int squared = m->arithmetic != REF_VALUES && m->path_power == 2;
+    return squared ? 1.0 / map / map : 1.0 / map;
+}
+
 // Shape of what layer `input` hands on (-1: the image).
 static inline void ref_cnn_shape(const RefCnn *m, int input, int *c, int *h, int *w) {
     const RefWindow *s = input >= 0 ? &m->layers[input].win : NULL;
@@ -667,7 +674,7 @@ static inline void ref_cnn_layer_forward(RefCnn *m, RefCnnLayer *l, const double
         if (!l->arg) ref_cnn_stop("out of memory");
         ref_max_pool_forward(l->y, l->arg, x, n, s);
         break;
-    default: ref_avg_pool_forward(l->y, x, n * s->in_c, map, paths ? 1.0 / map / map : 1.0 / map);
+    default: ref_avg_pool_forward(l->y, x, n * s->in_c, map, ref_cnn_average(m, map));
     }
 }
 
@@ -695,7 +702,7 @@ static inline void ref_cnn_layer_backward(RefCnn *m, RefCnnLayer *l, double *dx,
         if (m->arithmetic == REF_PATHS_SUM) ref_sum_pool_backward(dx, dy, n, s);
         else ref_max_pool_backward(dx, dy, l->arg, n, s);
         break;
-    default: ref_avg_pool_backward(dx, dy, n * s->in_c, map, paths ? 1.0 / map / map : 1.0 / map);
+    default: ref_avg_pool_backward(dx, dy, n * s->in_c, map, ref_cnn_average(m, map));
     }
 }
 

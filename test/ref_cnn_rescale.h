@@ -5,7 +5,8 @@
 // CONTENTS
 //   ref_cnn_get_theta, ref_cnn_set_theta     all parameters as one array theta[p], in the order of m.tensors
 //   ref_cnn_groups                           which scalar parameter enters and leaves which unit, from the layers alone
-//   ref_cnn_diag_g                           diag(G) by one squared forward and backward pass of one sample of ones
+//   ref_cnn_diag_g                           diag(G) by one squared forward and backward pass of one sample of ones;
+//                                            ref_cnn_path_sums: of absolute values as well
 //   ref_cnn_graph                            the network as a graph of scalar units: diag(G) by enumerating its paths
 //   ref_cnn_problem                          the criterion F of ref_rescale.h: ref_F, ref_grad_F, ref_optimum
 //   (dense), ... ref_pairs, ref_pairs_F, _grad, _unit_sweeps, _block_sweeps, _optimum
@@ -172,16 +173,16 @@ static inline void ref_cnn_rescale(RefCnn *m, const RefCnnGroups *gr, const doub
 // diag(G) into g[p]: parameters squared, BatchNorm as in evaluation mode (xhat = rstd^2 x + (mean rstd)^2), average
 // pooling 1/k^2, no clipping, one sample of ones. Then g is the gradient of the sum of the outputs with respect to the
 // squared parameters. Max-pooling: REF_PATHS_SUM adds its window, REF_PATHS_MAX follows the largest entry (as
-// published). The gradients and all that the last pass kept are overwritten (layers[].arg keeps the arg-max);
-// parameters and statistics are not changed.
-static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
+// published). power 1: absolute values take the place of squares, everywhere. The gradients and all that the last pass
+// kept are overwritten (layers[].arg keeps the arg-max); parameters and statistics are not changed.
+static inline void ref_cnn_path_sums(RefCnn *m, int pool, int power, double *g) {
     const size_t p = ref_cnn_param_count(m), inputs = (size_t)(m->in_c * m->in_h * m->in_w);
     const int outputs = (int)ref_window_out(&m->layers[m->n_layers - 1].win);
     double *theta = ref_doubles(p), *squared = ref_doubles(p);
     double *ones = ref_doubles(inputs), *d = ref_doubles((size_t)outputs);
     double *saved[REF_CNN_MAX_LAYERS][2] = {{0}};
     ref_cnn_get_theta(m, theta);
-    for (size_t i = 0; i < p; i++) squared[i] = theta[i] * theta[i];
+    for (size_t i = 0; i < p; i++) squared[i] = pow(fabs(theta[i]), power);
     for (size_t i = 0; i < inputs; i++) ones[i] = 1;
     for (int o = 0; o < outputs; o++) d[o] = 1;
     ref_cnn_set_theta(m, squared);
@@ -196,11 +197,12 @@ static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
         layer->running_var = ref_doubles(c);
         for (size_t o = 0; o < c; o++) {
             const double var = saved[l][1][o] + REF_BN_EPS;
-            layer->running_mean[o] = -saved[l][0][o] * saved[l][0][o];
-            layer->running_var[o] = var * var;
+            layer->running_mean[o] = -pow(fabs(saved[l][0][o]), power);
+            layer->running_var[o] = pow(var, power);
         }
     }
     m->arithmetic = pool;
+    m->path_power = power;
     ref_cnn_forward_layers(m, REF_EVAL, ones, 1);
     ref_cnn_backward_from(m, d);
     m->arithmetic = REF_VALUES;
@@ -219,6 +221,8 @@ static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) {
     free(ones);
     free(d);
 }
+
+static inline void ref_cnn_diag_g(RefCnn *m, int pool, double *g) { ref_cnn_path_sums(m, pool, 2, g); }
 
 // Sum over the kernel positions (or the columns that a channel owns) of tensor t: M[rows][in channels] from g[p]; for a
 // vector M[rows] is its part of g.

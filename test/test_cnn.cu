@@ -8,8 +8,9 @@
 // 3. fifty training steps of every run of reference_pytorch_cnn.csv against PyTorch's losses; the same bits again
 // 4. what a model refuses, its working memory, weight files
 // 5. a hash of trained parameters, on the line `bits ...`: test/sanitize.sh compares it over thread orders and counts
-// Convolutions are in test_conv.cu, diag(G) and rescaling in test_cnn_rescale.cu, BatchNorm, loss and optimizers
-// (layers.cuh) in test_mlp.cu, the command line in test_train_cnn.sh.
+// Convolutions are in test_conv.cu, diag(G) and rescaling in test_cnn_rescale.cu, the tangent kernel in
+// test_cnn_kernel.cu, BatchNorm, loss and optimizers (layers.cuh) in test_mlp.cu, the command line in
+// test_train_cnn.sh.
 #define TESTING
 #include "train_cnn.cu"
 
@@ -220,7 +221,7 @@ static void test_avg_pool(int n, int c, int h, int w) {
 static void test_elementwise(int n) {
     const size_t s = (size_t)n;
     float *y = floats(s), *r = floats(s);
-    double *sum = doubles(s), *clipped = doubles(s), *square = doubles(s), *constant = doubles(s);
+    double *sum = doubles(s), *clipped = doubles(s), *square = doubles(s), *positive = doubles(s), *constant = doubles(s);
     snprintf(label, sizeof label, "element by element, n=%d", n);
     fill(y, s, 0, 1);
     fill(r, s, 0, 1);
@@ -230,17 +231,20 @@ static void test_elementwise(int n) {
         sum[i] = v;
         clipped[i] = v > 0 ? v : 0;
         square[i] = (double)y[i] * (double)y[i];
+        positive[i] = fabs((double)y[i]);
         constant[i] = -2.5;
     }
     const int blocks = ceil_div(n, BLOCK);
-    float *plain = in(y, s), *relu = in(y, s), *squared = out(s), *filled = out(s);
+    float *plain = in(y, s), *relu = in(y, s), *squared = out(s), *absolute = out(s), *filled = out(s);
     add_relu_kernel<<<blocks, BLOCK>>>(plain, in(r, s), n, 0);
     add_relu_kernel<<<blocks, BLOCK>>>(relu, in(r, s), n, 1);
-    square_kernel<<<blocks, BLOCK>>>(squared, in(y, s), n);
+    kernel_raise(squared, in(y, s), s, 2);
+    kernel_raise(absolute, in(y, s), s, 1);
     fill_kernel<<<blocks, BLOCK>>>(filled, -2.5f, n);
     same("sum", plain, sum, s, 1e-6, 1e-7);
     same("sum through ReLU", relu, clipped, s, 1e-6, 1e-7);
     same("square", squared, square, s, 1e-6, 0);
+    same("absolute value", absolute, positive, s, 0, 0);
     same("filled", filled, constant, s, 0, 0);
     const float bad[3] = {NAN, 1, -1}, zero[3] = {0, 0, 0};
     float *kept = in(bad, 3);
@@ -545,27 +549,6 @@ static void test_networks(void) {
 
 // --------------------------------------------------------------------------------------------------------- 3. training
 
-// A trainer on a data set in memory, which is training and test set.
-static void make_trainer(trainer *t, const config *c, const RefCnnConfig *k, const dataset *d, int max_rows) {
-    memset(t, 0, sizeof *t);
-    t->c = c;
-    t->ordered = -1;
-    train_run_init(&t->run, "test_cnn", VERSION, &c->train);
-    train_set_length(&t->run, d->n);
-    build(&t->m, k, c, max_rows);
-    t->train = device_data_create(d, 1);
-    t->test = device_data_create(d, 1);
-    t->run.net = &t->m.net;
-    t->run.step_loss = t->m.step_loss;
-    t->run.trainer = t;
-    model_init(&t->m, c);
-}
-static void free_trainer(trainer *t) {
-    model_free(&t->m);
-    device_data_free(&t->train);
-    device_data_free(&t->test);
-}
-
 // One step; returns its loss.
 static float step(trainer *t) {
     float loss;
@@ -578,29 +561,6 @@ static float step(trainer *t) {
     train_download(&loss, m->step_loss + slot, sizeof loss);
     t->run.step++;
     return loss;
-}
-
-// n images in memory of the case: those of ref_cnn_parity.h, repeated, or with `noise` random ones.
-static dataset images_of(const RefCnnConfig *k, int n, int noise) {
-    dataset d;
-    memset(&d, 0, sizeof d);
-    d.n = n;
-    d.channels = k->in_c;
-    d.height = k->in_h;
-    d.width = k->in_w;
-    d.features = k->in_c * k->in_h * k->in_w;
-    d.classes = k->classes;
-    d.pixels = (unsigned char *)host_bytes((size_t)n * (size_t)d.features);
-    d.labels = (unsigned char *)host_bytes((size_t)n);
-    for (int i = 0; i < n; i++) {
-        d.labels[i] = (unsigned char)(noise ? (i * 7 + 3) % k->classes : ref_cnn_parity_label(i));
-        unsigned char *p = d.pixels + (size_t)i * (size_t)d.features;
-        if (!noise) ref_cnn_parity_image(i, k->in_c, k->in_h, k->in_w, p);
-        for (int j = 0; noise && j < d.features; j++) p[j] = (unsigned char)(128 + 128 * uniform());
-    }
-    dataset other = d;
-    dataset_statistics(&d, &other);
-    return d;
 }
 
 // One run of reference_pytorch_cnn.csv by the trainer's own steps: 50 losses, and an evaluation by batches of 13.

@@ -288,6 +288,12 @@ static void check_tiny(const char *name, RefCnn *m) {
         CHECK(paths > 50 && paths < 3000000, what);
         test_close_d(what, by_pass, by_paths, p, 1e-10, 1e-300);
         test_close_d(what, by_graph, by_paths, p, 1e-10, 1e-300);
+        // Squares of square roots: the same enumeration adds up absolute values.
+        for (int e = 0; e < net.n_edges; e++) net.edges[e].factor = sqrt(fabs(net.edges[e].factor));
+        for (size_t i = 0; i < p; i++) want[i] = sqrt(fabs(theta[i]));
+        ref_net_walk_diag_g(&net, want, by_paths);
+        ref_cnn_path_sums(m, pool, 1, by_graph);
+        test_close_d("sums of absolute values", by_graph, by_paths, p, 1e-10, 1e-300);
         ref_net_free(&net);
         // under a rescaling g becomes g exp(Bu), also along arg-max paths: a channel keeps its winners
         const RefProblem q = ref_cnn_problem(&gr, by_pass);

@@ -6,6 +6,8 @@
 //     model m;  build(&m, &k, &c, rows);          for up to `rows` images at a time
 //     RefCnn ref = ref_cnn_create(&k);  randomise(&ref);  copy_to_model(&m, &ref);
 //     upload_images(&m, x, n);                    x[n][c][h][w] in double
+//     dataset d = images_of(&k, n, noise);        n images in memory of the case
+//     make_trainer(&t, &c, &k, &d, rows);         a trainer on them, as run() makes it;  free_trainer(&t);
 // TEST_REDUCED makes the large nets small: test/sanitize.sh checks every access, which costs ten times as much.
 #pragma once
 #include "ref_cnn_parity.h"
@@ -108,4 +110,49 @@ static inline void upload_images(model *m, const double *x, int n) {
             for (size_t p = 0; p < map; p++) nhwc[(i * map + p) * channels + c] = *x++;
     upload(m->image, nhwc, (size_t)n * channels * map);
     free(nhwc);
+}
+
+// A trainer on a data set in memory, which is training and test set.
+static inline void make_trainer(trainer *t, const config *c, const RefCnnConfig *k, const dataset *d, int max_rows) {
+    memset(t, 0, sizeof *t);
+    t->c = c;
+    t->ordered = -1;
+    train_run_init(&t->run, "trainer_cnn.h", VERSION, &c->train);
+    train_set_length(&t->run, d->n);
+    build(&t->m, k, c, max_rows);
+    t->train = device_data_create(d, 1);
+    t->test = device_data_create(d, 1);
+    t->run.net = &t->m.net;
+    t->run.step_loss = t->m.step_loss;
+    t->run.trainer = t;
+    t->m.samples = &t->train;
+    model_init(&t->m, c);
+}
+static inline void free_trainer(trainer *t) {
+    model_free(&t->m);
+    device_data_free(&t->train);
+    device_data_free(&t->test);
+}
+
+// n images in memory of the case: those of ref_cnn_parity.h, repeated, or with `noise` random ones.
+static inline dataset images_of(const RefCnnConfig *k, int n, int noise) {
+    dataset d;
+    memset(&d, 0, sizeof d);
+    d.n = n;
+    d.channels = k->in_c;
+    d.height = k->in_h;
+    d.width = k->in_w;
+    d.features = k->in_c * k->in_h * k->in_w;
+    d.classes = k->classes;
+    d.pixels = (unsigned char *)host_bytes((size_t)n * (size_t)d.features);
+    d.labels = (unsigned char *)host_bytes((size_t)n);
+    for (int i = 0; i < n; i++) {
+        d.labels[i] = (unsigned char)(noise ? (i * 7 + 3) % k->classes : ref_cnn_parity_label(i));
+        unsigned char *p = d.pixels + (size_t)i * (size_t)d.features;
+        if (!noise) ref_cnn_parity_image(i, k->in_c, k->in_h, k->in_w, p);
+        for (int j = 0; noise && j < d.features; j++) p[j] = (unsigned char)(128 + 128 * uniform());
+    }
+    dataset other = d;
+    dataset_statistics(&d, &other);
+    return d;
 }
