@@ -931,7 +931,7 @@ static void kernel_diagonal(model *m, const config *c, int out) {
     float *g = device_floats(m->net.n_params);
     gemm_set_precision(&m->gemm, GEMM_FP32, NULL, 0);
     // Epochs count from 0, so none of them has this order.
-    order_samples(m->samples, c->train.seed, INT64_MAX - m->step, 1);
+    order_samples(m->samples, c->train.seed, -1 - m->step, 1);
     for (int i = 0; i < parts; i++) {
         const int first = (int)((int64_t)n * i / parts), end = (int)((int64_t)n * (i + 1) / parts);
         load_batch(m, m->samples, first, end - first, -1, 0);

@@ -221,7 +221,8 @@ static void test_avg_pool(int n, int c, int h, int w) {
 static void test_elementwise(int n) {
     const size_t s = (size_t)n;
     float *y = floats(s), *r = floats(s);
-    double *sum = doubles(s), *clipped = doubles(s), *square = doubles(s), *positive = doubles(s), *constant = doubles(s);
+    double *sum = doubles(s), *clipped = doubles(s), *square = doubles(s), *positive = doubles(s);
+    double *constant = doubles(s);
     snprintf(label, sizeof label, "element by element, n=%d", n);
     fill(y, s, 0, 1);
     fill(r, s, 0, 1);

@@ -34,6 +34,17 @@ refuses 2 --width $tiny --width wide
 refuses 2 --norm $tiny --norm layer
 refuses 2 --init $tiny --init xavier
 refuses 2 --rescale-pool $tiny --rescale-pool min
+refuses 2 --rescale-kernel $tiny --rescale-kernel ntk
+refuses 2 --rescale-power $tiny --rescale-power 3
+refuses 2 --rescale-level $tiny --rescale-level net
+refuses 2 --rescale-samples $tiny --rescale-kernel data --rescale-samples 0
+refuses 2 '--rescale-pool max needs --rescale-kernel paths' $tiny --rescale-kernel data --rescale-pool max
+refuses 2 '--rescale-paths weights needs --rescale-kernel paths' $tiny --rescale-kernel fisher --rescale-paths weights
+refuses 2 'need --rescale pathcond' $tiny --rescale enorm --rescale-kernel data
+refuses 2 'need --rescale pathcond' $tiny --rescale enorm --rescale-power 1
+refuses 2 'need --rescale pathcond' $tiny --rescale enorm --rescale-level layer
+refuses 2 '--rescale-level layer excludes' $tiny --rescale-level layer --rescale-within
+refuses 2 '--rescale-level layer excludes' $tiny --rescale-level layer --rescale-solver unit-sweeps
 refuses 2 --label-smoothing $tiny --label-smoothing 1
 refuses 2 --label-smoothing $tiny --label-smoothing -0.1
 refuses 2 --label-smoothing $tiny --label-smoothing nan
@@ -169,7 +180,11 @@ rescaled() {
     train0=$train test0=$test
     for how in 'pathcond' 'enorm' 'pathcond --rescale-solver sweeps --rescale-sweeps 2' \
         'pathcond --rescale-max-log 0.3' 'pathcond --rescale-pool max' 'pathcond --rescale-strength 0.5' \
-        'pathcond --rescale-within' 'pathcond --rescale-paths weights' 'pathcond --rescale-max-trace 1'; do
+        'pathcond --rescale-within' 'pathcond --rescale-paths weights' 'pathcond --rescale-max-trace 1' \
+        'pathcond --rescale-power 1' 'pathcond --rescale-level layer' \
+        'pathcond --rescale-kernel data --rescale-max-log 1' \
+        'pathcond --rescale-kernel fisher --rescale-samples 24 --rescale-max-log 1' \
+        'pathcond --rescale-kernel data --rescale-power 1 --rescale-level layer --rescale-max-log 1'; do
         # shellcheck disable=SC2086
         start rescaled "$@" --rescale $how --report "$work/how.json"
         check "$net, $how: the report says that outputs stayed" less "$(number "$work/how.json" output_max_rel_diff)" \
@@ -179,7 +194,8 @@ rescaled() {
             "$(number "$work/how.json" solver) $(number "$work/how.json" sweeps)" '"sweeps" 2' ;;
         *max-trace*) check "$net, $how: the trace of G does not grow" less "$(number "$work/how.json" trace_ratio)" \
             1.000001 ;;
-        *max-log*) check "$net, $how: the bound holds" less "$(number "$work/how.json" max_abs_log_lambda)" 0.3000001 ;;
+        *'max-log 0.3') check "$net, $how: the bound holds" less "$(number "$work/how.json" max_abs_log_lambda)" \
+            0.3000001 ;;
         esac
         losses rescaled "$@"
         check "$net, $how: not the same weights" not same "$work/$net.none" "$work/rescaled"
@@ -273,6 +289,9 @@ repeats() {
 repeats 'small, augmented' $tiny --epochs 3 --norm batch --augment --optimizer momentum --lr 0.02
 repeats 'resnet18' $cifar --model resnet18 --epochs 2 --optimizer adamw --lr 0.002 --augment
 repeats 'allconv' $cifar --model allconv --epochs 1 --optimizer sgd --lr 0.01
+repeats 'small, kernel on data' $tiny --norm batch --epochs 2 --rescale-kernel data --rescale-every 3steps
+repeats 'resnet18, Fisher' $cifar --model resnet18 --epochs 1 --rescale-kernel fisher --rescale-power 1 \
+    --rescale-every 2steps
 ok 'augmented' $tiny --epochs 1 --quiet --augment --save "$work/a"
 ok 'not augmented' $tiny --epochs 1 --quiet --save "$work/b"
 check '--augment changes training' not same "$work/a" "$work/b"
@@ -290,6 +309,27 @@ done
 ok 'rescaling every epoch' $cifar --model resnet18 --rescale enorm --rescale-every 1epochs --epochs 3 --lr 0.01
 check 'rescaling every epoch: 1 + 2 times' is "$(grep -c '^rescaled by ENorm' "$work/out")" 3
 check 'rescaling with BatchNorm and shortcuts: outputs stay' less "$(moved)" 2e-5
+for kernel in data fisher; do
+    ok "rescaling every 3 steps, $kernel" $tiny --norm batch --optimizer adamw --lr 0.001 --rescale-kernel $kernel \
+        --rescale-power auto --rescale-every 3steps --epochs 3
+    check "rescaling every 3 steps, $kernel: 1 + 3 times" is "$(grep -c '^rescaled by PathCond' "$work/out")" 4
+    check "rescaling, $kernel: outputs stay" less "$(moved)" 2e-5
+done
+# The samples of the kernel leave the batches alone: a rescaling that does nothing, between the steps, changes nothing.
+ok 'no rescaling' $tiny --rescale none --epochs 2 --augment --quiet --save "$work/a"
+ok 'rescalings of strength 0' $tiny --rescale-kernel data --rescale-strength 0 --rescale-every 1steps --epochs 2 \
+    --augment --quiet --save "$work/b"
+check 'rescalings of strength 0: the same training bit for bit' same "$work/a" "$work/b"
+start other $tiny --rescale-kernel data --load "$work/small.none"
+start all $tiny --rescale-kernel data --rescale-samples 64 --load "$work/small.none"
+start more $tiny --rescale-kernel data --rescale-samples 1000 --load "$work/small.none"
+check 'more samples than there are: all' same "$work/all" "$work/more"
+start seven $tiny --rescale-kernel data --seed 7 --load "$work/small.none"
+check 'another seed, other signs' not same "$work/other" "$work/seven"
+start one $tiny --rescale-kernel data --rescale-power auto --optimizer adamw --load "$work/small.none"
+start two $tiny --rescale-kernel data --rescale-power 1 --load "$work/small.none"
+check '--rescale-power auto: 1 with AdamW' same_tensors "$work/one" "$work/two"
+check '--rescale-power 1: other weights' not same "$work/two" "$work/other"
 ok 'rescaling by powers of two' $cifar --model allconv --norm batch --rescale-pow2 --rescale-every 2steps --steps 5 \
     --lr 0.01
 check 'powers of two: outputs moved by 0, every time' is "$(sed -n 's/.*outputs moved by //p' "$work/out" | sort -u)" \
@@ -313,6 +353,8 @@ ok 'BatchNorm, a last batch of two images' $tiny --limit 8 --batch-size 3 --norm
 check 'BatchNorm counts its batches' is "$("$damage" read "$work/a" bn1.num_batches_tracked)" 'I64 [] 6'
 refuses 2 'the last batch of an epoch has 1 sample (of 7, in batches of 3): choose another --batch-size or --limit' \
     $tiny --limit 7 --batch-size 3 --norm batch
+refuses 2 '--rescale-samples: BatchNorm expects 2 samples or more' $tiny --norm batch --rescale-kernel data \
+    --rescale-samples 1
 refuses 2 'a batch has 1 sample' $tiny --limit 7 --batch-size 1 --norm batch
 ok 'BatchNorm, batches of one image with maps of more than one pixel' --data images --limit 3 --limit-test 3 \
     --batch-size 1 --width 0.1 --norm batch --epochs 1 --quiet
