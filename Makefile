@@ -230,7 +230,7 @@ paper-report: build/c/dev/paper/report compare
 
 tables: build/c/dev/paper/report compare ## develop: writes the tables in the documents anew from their CSV files
 	@sh dev/tables.sh README.md doc/results.md doc/house.md dev/kernels/README.md \
-	    dev/paper/README.md doc/faults.md
+	    dev/paper/README.md dev/paper/criteria.md doc/faults.md
 
 gpu-check:                         ## gpu: all checks in stages, STAGE=build|tests|compare|sanitizer|bench|kernels
 	@DEVICE=cuda sh dev/gpu_check.sh $(or $(STAGE),all) $(or $(DIR),out/gpu)

@@ -93,7 +93,8 @@ static inline train_options train_default_options(void) {
     CLI_GROUP("Rescaling"),                                                                                            \
         CLI_CHOICE("rescale", &(o)->rescale, "none|pathcond|enorm", "method, applied after initialisation"),           \
         CLI_CHOICE("rescale-kernel", &(o)->rescale_kernel, "paths|data|fisher",                                        \
-                   "of PathCond: diag(G) over paths, or of the tangent kernel or Fisher matrix on samples"),           \
+                   "of PathCond: diag(G) over paths, or of the tangent kernel or Fisher matrix on samples; deep or "   \
+                   "badly scaled nets: fisher with --rescale-level layer"),                                            \
         CLI_INT("rescale-samples", &(o)->rescale_samples, "N", 1, INT_MAX, "training samples of --rescale-kernel"),    \
         CLI_CHOICE("rescale-power", &(o)->rescale_power, "2|1|auto",                                                   \
                    "of PathCond: squares or first powers; auto: 1 with AdamW, else 2"),                                \

@@ -188,4 +188,39 @@ METHODS=nonesuch OUT="$work/other" quietly sh dev/paper/run.sh moons
 status=$?
 check 'an unknown method stops it' eval '[ $status -ne 0 ] && complains nonesuch && complains "is not complete"'
 refused 2 usage sh dev/paper/run.sh nosuchexperiment
+
+# -------------------------------------------------------------------------------------------------------- second study
+criteria() { # criteria COMMAND: of one small setting
+    OUT="$work/criteria" SETTINGS=moons-8x2/sgd/20steps METHODS="none data-layer" \
+        quietly sh dev/paper/criteria.sh "$1" choose
+}
+csv=$work/results/criteria_choose.csv
+check 'the search for the best rates' criteria rates
+check 'it trains three rates first, with two methods and two seeds' says '12 runs'
+check 'a row per run, 30 columns' is "$(awk -F, 'NF != 30' "$csv" | wc -l | tr -d ' ')" 0
+check 'the best rates' criteria best
+while read -r setting method best; do
+    for factor in 0.5 2; do
+        beside=$(echo "$best" | awk -v f=$factor '{ printf "%.4g", f * $1 }')
+        check "$method: $beside beside the best rate $best was tried" is \
+            "$(awk -F, -v m="$method" -v r="$beside" '$2 == m && $3 == r' "$csv" | wc -l | tr -d ' ')" 2
+    done
+done <"$work/out"
+cp "$csv" "$work/before"
+check 'the same search again' criteria rates
+check 'repeats nothing' eval 'same "$work/before" "$csv" && [ ! -s "$work/out" ]'
+check 'judging' criteria judge
+check 'with the two seeds that are missing' says '4 runs'
+check 'a summary' criteria summary
+check 'one setting, one verdict' eval 'grep -Eq "^[|] data-layer [|] 1 [|] [01] [|] [01] [|] [01] [|]" "$work/out"'
+check 'a table' criteria table
+# The ratio of geometric means over four seeds, computed apart.
+best=$(sed -n 's/^| moons[^|]*| none | \([^ ]*\) .*/\1/p' "$work/out")
+mean=$(awk -F, -v r="$best" '$2 == "none" && $3 == r { s += log($29); n++ } END { printf "%.4g", exp(s / n) }' "$csv")
+check 'the final loss of none is the geometric mean' says "| none | $best | $mean | 1 |"
+METHODS=nonesuch OUT="$work/criteria" quietly sh dev/paper/criteria.sh rates choose
+status=$?
+check 'an unknown method of the study' eval '[ $status -ne 0 ] && complains nonesuch'
+refused 2 usage sh dev/paper/criteria.sh
+refused 2 'unknown study' sh dev/paper/criteria.sh rates nosuch
 summary

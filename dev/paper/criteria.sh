@@ -325,7 +325,7 @@ compares() {
         if (!n_logs && !failed) return
         shown = acc = "-"
         verdict = "equal"
-        if (n > 0) {
+        if (n > 1) {
             x = mean_interval(ratio, n)
             if (x + half < 0) verdict = "better"
             if (x - half > 0) verdict = "worse"
@@ -377,7 +377,8 @@ compares() {
         for (j = 1; j <= n_methods; j++) {
             m = method[j]
             if (m == "none" || !count[m]) continue
-            printf "| %s | %d | %d | %d | %d | %.3f | %.3f | %d, %d of %d | %d |\n", m, count[m],
+            settings = verdicts[m, "better"] + verdicts[m, "equal"] + verdicts[m, "worse"]
+            printf "| %s | %d | %d | %d | %d | %.3f | %.3f | %d, %d of %d | %d |\n", m, settings,
                 verdicts[m, "better"], verdicts[m, "equal"], verdicts[m, "worse"], exp(log_sum[m] / count[m]),
                 exp(worst[m]), acc_better[m], acc_worse[m], acc_n[m], all_failed[m]
         }
@@ -396,7 +397,7 @@ rates | judge)
     lists "$2" && trains "$1"
     ;;
 table | summary)
-    lists "$2" && sums >"$out/sums" && compares "$1"
+    lists "$2" && sums >"$out/sums" && echo && compares "$1"
     ;;
 control)
     lists "$2" && sums >"$out/sums" && control
